@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Both create the environment first.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vadtune needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Search, export the best three, retest them beside the baselines.
+demo: install
+	$(BIN)/vadtune search search_spaces/digits.yaml
+	$(BIN)/vadtune export digits --top 3 --out best --overwrite
+	$(BIN)/vadtune retest best --ratios 0.1:0.9:0.1 --seeds 5
+	@echo "Browse the trials: $(BIN)/vadtune ui"
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Results (runs/, best/, mlflow.db, mlruns/) stay.
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,35 @@
+"""Shared helpers: small configurations and data that train in a fraction of a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vadtune.config import TrialConfig
+from vadtune.data import IncompleteDataset, load_dataset
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trial_config(**sections: dict[str, Any]) -> TrialConfig:
+    """Returns a small iris configuration; keyword arguments replace values of its sections."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"source": "iris", "missing": {"ratio": 0.3}},
+        "model": {"latent": 2, "hidden": 8, "layers": 1},
+        "train": {"epochs": 4, "batch_size": 32},
+        "infer": {"steps": 10},
+    }
+    for section, replacement in sections.items():
+        values[section] = {**values[section], **replacement}
+    return TrialConfig.model_validate(values)
+
+
+@pytest.fixture(scope="session")
+def iris() -> IncompleteDataset:
+    return load_dataset(trial_config().data)

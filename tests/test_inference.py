@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import trial_config
+from tests.test_training import KINDS, trained
+from vadtune import inference
+from vadtune.data import IncompleteDataset, Part
+from vadtune.inference import FittedModel, reconstruct
+from vadtune.metrics import score
+
+
+def fitted(rows: Part, **sections: dict[str, object]) -> FittedModel:
+    return trained(trial_config(**sections), rows).models()[0]
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_observed_cells_survive_imputation_bit_for_bit(model: dict[str, str], iris: IncompleteDataset) -> None:
+    part = iris.test_part(0.5, 1)
+    x_imputed = fitted(iris.train, model=model).impute(part)
+    assert x_imputed.dtype == np.float32
+    np.testing.assert_array_equal(x_imputed[part.mask].view(np.uint32), part.x[part.mask].view(np.uint32))
+    assert np.isfinite(x_imputed).all()
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_inference_leaves_the_model_as_it_was(model: dict[str, str], iris: IncompleteDataset) -> None:
+    fit = fitted(iris.train, model=model)
+    weights, latents = fit.weights.clone(), fit.latents.clone()
+    fit.reconstruct(iris.test_part(0.5, 1))
+    assert torch.equal(fit.weights, weights)
+    assert torch.equal(fit.latents, latents)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_a_row_does_not_depend_on_its_neighbours(
+    model: dict[str, str], iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, part = fitted(iris.train, model=model), iris.test_part(0.5, 1)
+    together = fit.reconstruct(part)
+    alone = np.concatenate([fit.reconstruct(Part(part.x[i : i + 1], part.mask[i : i + 1])) for i in range(len(part.x))])
+    np.testing.assert_allclose(alone, together, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(inference, "_CHUNK_FLOATS", 1000)
+    np.testing.assert_allclose(fit.reconstruct(part), together, rtol=1e-3, atol=1e-4)
+
+
+def test_several_models_at_once_equal_each_alone(iris: IncompleteDataset) -> None:
+    models = [fitted(iris.train, train={"kl_weight": w}, infer={"lr": lr}) for w, lr in ((0.0, 0.1), (0.5, 0.2))]
+    part = iris.test_part(0.5, 1)
+    for model, x_hat in zip(models, reconstruct(models, part), strict=True):
+        np.testing.assert_allclose(x_hat, model.reconstruct(part), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"start": "zeros"}, {"prior": "train"}, {"kl_weight": 0.01}])
+def test_every_option_has_an_effect(options: dict[str, object], iris: IncompleteDataset) -> None:
+    part = iris.test_part(0.5, 1)
+    assert not np.allclose(fitted(iris.train).reconstruct(part), fitted(iris.train, infer=options).reconstruct(part))
+
+
+def test_fitting_brings_observed_cells_closer(iris: IncompleteDataset) -> None:
+    part = iris.test_part(0.3, 0)
+    sections = {"train": {"epochs": 60, "kl_weight": 0.01}}
+
+    def observed_rmse(steps: int) -> float:
+        population = trained(trial_config(**sections, infer={"steps": steps}), iris.train, epochs=60)
+        return score(population.models()[0].reconstruct(part), iris.test_truth, part.mask).rmse
+
+    assert observed_rmse(60) < observed_rmse(0)
+
+
+def test_the_nearest_start_is_the_nearest_reconstruction_over_observed_cells(iris: IncompleteDataset) -> None:
+    population = trained(trial_config(infer={"steps": 0}), iris.train)
+    (model,) = population.models()
+    decoded = population.family.decode(population.family.layers(model.weights[None]), model.latents[None, :, :2])[
+        0
+    ].numpy()
+    part = iris.test_part(0.5, 1)
+    distance = np.nansum((part.x[:, None] - decoded[None]) ** 2, axis=-1)
+    np.testing.assert_allclose(model.reconstruct(part), decoded[distance.argmin(1)], rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_any_observed_cell_gets_a_finite_imputation(iris: IncompleteDataset) -> None:
+    part = Part.hide(iris.test_truth, np.zeros_like(iris.test_truth, dtype=bool))
+    assert np.isfinite(fitted(iris.train).impute(part)).all()
+
+
+def test_a_searched_vad_beats_the_column_means(iris: IncompleteDataset) -> None:
+    sections = {
+        "model": {"layers": 0},
+        "train": {"epochs": 200, "kl_weight": 0.3, "net_lr": 1e-2},
+        "infer": {"steps": 60},
+    }
+    population = trained(trial_config(**sections), iris.train, epochs=200)
+    part = iris.test_part(0.3, 0)
+    vad = score(population.models()[0].reconstruct(part), iris.test_truth, ~part.mask).rmse
+    mean = score(np.zeros_like(part.x), iris.test_truth, ~part.mask).rmse
+    assert vad < 0.8 * mean

@@ -1,0 +1,141 @@
+"""Networks and objective against automatic differentiation and torch.distributions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from vadtune import config as config_module
+from vadtune.model import MODELS, Architecture, build_family
+from vadtune.model.networks import ACTIVATIONS, MLP
+from vadtune.model.objective import Posterior, Prior, objective
+from vadtune.model.objective import kl_divergence as our_kl
+from vadtune.optimiser import SCHEDULES, adamw_
+
+P, B, D, K = 3, 5, 7, 4
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
+    assert set(config_module.FAMILIES) == set(MODELS)
+    assert set(config_module.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(config_module.SCHEDULES) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 5, 7)])
+def test_gradients_of_a_perceptron_are_those_of_autograd(sizes: tuple[int, ...], activation: str) -> None:
+    mlp = MLP(sizes, activation)
+    flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
+    x = randn(P, B, sizes[0], seed=2).requires_grad_()
+    upstream = randn(P, B, sizes[-1], seed=3)
+
+    h = x
+    for i, (weight, bias) in enumerate(mlp.layers(flat)):
+        h = h @ weight + bias
+        if i < len(sizes) - 2:
+            h = getattr(torch, activation)(h)
+    want_flat, want_x = torch.autograd.grad((h * upstream).sum(), [flat, x])
+
+    with torch.no_grad():
+        grad = torch.full_like(flat, torch.nan)  # every entry must be written
+        layers = mlp.layers(flat)
+        outputs = mlp.forward(layers, x)
+        grad_x = mlp.backward(layers, outputs, upstream, mlp.layers(grad))
+    torch.testing.assert_close(outputs[-1], h.detach())
+    torch.testing.assert_close(grad, want_flat)
+    torch.testing.assert_close(grad_x, want_x)
+
+
+def test_initial_weights_are_spread_as_in_torch() -> None:
+    initial = MLP((100, 50), "relu").initial(torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    linear = nn.Linear(100, 50)
+    assert initial.abs().max() <= 0.1
+    assert initial.std() == pytest.approx(float(linear.weight.detach().std()), rel=0.05)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_kl_is_that_of_torch_distributions(learned: bool) -> None:
+    mean = randn(P, B, K, seed=1)
+    log_var = randn(P, B, K, seed=2) if learned else randn(P, 1, 1, seed=2)
+    prior_mean, prior_scale = randn(P, 1, K, seed=3), randn(P, 1, K, seed=4).abs() + 0.1
+    posterior = Normal(mean, (0.5 * log_var).exp().expand_as(mean))
+    torch.testing.assert_close(
+        our_kl(Posterior(mean, log_var)),
+        kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).sum(-1),
+    )
+    torch.testing.assert_close(
+        our_kl(Posterior(mean, log_var), Prior(prior_mean, prior_scale**-2)),
+        kl_divergence(posterior, Normal(prior_mean.expand_as(mean), prior_scale.expand_as(mean))).sum(-1),
+    )
+
+
+@pytest.mark.parametrize("posterior_kind", ["learned", "fixed", "none"])
+@pytest.mark.parametrize("family_name", MODELS)
+def test_gradients_of_the_objective_are_those_of_autograd(family_name: str, posterior_kind: str) -> None:
+    family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind))
+    flat = randn(P, family.n_parameters, seed=1).requires_grad_()
+    rows = randn(P, B, family.row_parameters, seed=2).requires_grad_() if family.row_parameters else None
+    mask = (randn(B, D, seed=3) > 0).double()
+    x, noise = randn(B, D, seed=4) * mask, randn(B, K, seed=5)
+    kl_weight, log_var = randn(P, 1, 1, seed=6).abs(), randn(P, 1, 1, seed=7)
+
+    networks = family.layers(flat)
+    statistics, _ = family.statistics(networks, rows, x, mask)
+    posterior = family.posterior(statistics, log_var)
+    std = 0.0 if posterior.log_var is None else (0.5 * posterior.log_var).exp()
+    x_hat = family.decode(networks, posterior.mean + std * noise)
+    loss = ((x_hat - x).square() * mask).sum((1, 2)) + kl_weight.flatten() * our_kl(posterior).sum(1)
+    sources = [flat] if rows is None else [flat, rows]
+    want = torch.autograd.grad(loss.sum() / mask.sum(), sources)
+
+    with torch.no_grad():
+        grad = torch.full_like(flat, torch.nan)
+        networks, into = family.layers(flat), family.layers(grad)
+        statistics, tape = family.statistics(networks, rows, x, mask)
+        _, gradients = objective(
+            family.networks["decoder"],
+            networks["decoder"],
+            family.posterior(statistics, log_var),
+            x,
+            mask,
+            noise=noise,
+            kl_weight=kl_weight,
+            normaliser=mask.sum(),
+            learned=posterior_kind == "learned",
+            into=into["decoder"],
+        )
+        grad_rows = family.backward(networks, tape, family.join(gradients), into)
+    torch.testing.assert_close(grad, want[0])
+    if rows is None:
+        assert grad_rows is None
+    else:
+        torch.testing.assert_close(grad_rows, want[1])
+
+
+def test_adamw_is_torchs_with_each_members_hyperparameters() -> None:
+    start, lr, decay = randn(P, 6), torch.tensor([[0.1], [0.01], [0.3]]), torch.tensor([[0.0], [0.5], [0.1]])
+    ours, moments = start.clone(), torch.zeros(2, P, 6, dtype=torch.float64)
+    theirs = [row.clone().requires_grad_() for row in start]
+    optimisers = [
+        torch.optim.AdamW([row], lr=float(lr[i]), weight_decay=float(decay[i])) for i, row in enumerate(theirs)
+    ]
+    for step in range(1, 6):
+        grad = randn(P, 6, seed=step)
+        adamw_(ours, grad, moments, step=step, lr=lr.double(), decay=decay.double())
+        for i, optimiser in enumerate(optimisers):
+            theirs[i].grad = grad[i]
+            optimiser.step()
+    torch.testing.assert_close(ours, torch.stack([row.detach() for row in theirs]), rtol=1e-6, atol=1e-7)
+
+
+def test_a_population_of_linear_decoders_has_no_hidden_width_in_its_architecture() -> None:
+    one = config_module.ModelConfig(latent=3, layers=0, hidden=128)
+    other = config_module.ModelConfig(latent=3, layers=0, hidden=256)
+    assert Architecture.of(one, D) == Architecture.of(other, D)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import trial_config
+from vadtune.config import REPORTED_METRICS, TrialConfig
+from vadtune.data import IncompleteDataset, Part
+from vadtune.errors import ConfigError, TrialDiverged
+from vadtune.evaluation import evaluate
+from vadtune.model import MODELS
+from vadtune.training import Population
+
+KINDS = [
+    pytest.param({"family": family, "posterior": posterior}, id=f"{family}-{posterior}")
+    for family in MODELS
+    for posterior in ("learned", "fixed", "none")
+]
+
+
+def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
+    population = Population([config], train)
+    population.train_until(epochs)
+    return population
+
+
+def assert_same_state(one: Population, other: Population) -> None:
+    for name, tensor in one.state().items():
+        if name != "progress":  # holds seconds
+            torch.testing.assert_close(other.state()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_training_lowers_the_loss(model: dict[str, str], iris: IncompleteDataset) -> None:
+    config = trial_config(model=model, train={"epochs": 60})
+    population = Population([config], iris.train)
+    population.train_until(1)
+    before = float(population.metrics["train_loss"])
+    population.train_until(60)
+    assert float(population.metrics["train_loss"]) < 0.8 * before
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_same_seed_same_result_whatever_ran_before(model: dict[str, str], iris: IncompleteDataset) -> None:
+    config = trial_config(model=model)
+    first = trained(config, iris.train)
+    torch.randn(7)
+    np.random.rand(3)
+    trained(trial_config(model={"latent": 3}), iris.train)
+    assert_same_state(first, trained(config, iris.train))
+    other_seed = trained(trial_config(model=model, train={"seed": 1}), iris.train)
+    assert not torch.equal(first.state()["weights"], other_seed.state()["weights"])
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_contents_of_missing_cells_reach_nothing(model: dict[str, str], iris: IncompleteDataset) -> None:
+    """NaN, infinities or anything else under the mask gives the very same weights and scores."""
+    config = trial_config(model=model)
+    clean = trained(config, iris.train)
+    for content in (np.inf, -100.0, 1e30):
+        dirty = Part(np.where(iris.train.mask, iris.train.x, np.float32(content)), iris.train.mask)
+        assert_same_state(clean, trained(config, dirty))
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_packed_equals_alone(model: dict[str, str], iris: IncompleteDataset) -> None:
+    configs = [
+        trial_config(
+            model={**model, "log_var": -3.0 + i},
+            train={
+                "kl_weight": 0.05 * i,
+                "net_lr": 1e-3 * (i + 1),
+                "latent_lr": 0.05 * (i + 1),
+                "weight_decay": 0.1 * i,
+            },
+        )
+        for i in range(3)
+    ]
+    packed = Population(configs, iris.train)
+    packed.train_until(4)
+    scores = evaluate(packed, iris.search_data)
+    for i, config in enumerate(configs):
+        alone = trained(config, iris.train)
+        torch.testing.assert_close(packed.state()["weights"][i], alone.state()["weights"][0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(packed.state()["rows"][i], alone.state()["rows"][0], rtol=1e-4, atol=1e-5)
+        own = evaluate(alone, iris.search_data)[0]
+        assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_resuming_from_a_state_changes_nothing(model: dict[str, str], iris: IncompleteDataset) -> None:
+    config = trial_config(model=model)
+    whole = trained(config, iris.train)
+    state = {name: tensor.clone() for name, tensor in trained(config, iris.train, epochs=2).state().items()}
+    resumed = Population([config], iris.train)
+    resumed.load_state(state)
+    assert resumed.epoch == 2
+    resumed.train_until(4)
+    assert_same_state(whole, resumed)
+
+
+def test_a_state_of_another_architecture_is_refused(iris: IncompleteDataset) -> None:
+    state = trained(trial_config(), iris.train, epochs=1).state()
+    with pytest.raises(ConfigError, match="weights of shape"):
+        Population([trial_config(model={"hidden": 9})], iris.train).load_state(state)
+
+
+def test_every_row_is_visited_once_an_epoch_and_the_last_partial_batch_is_used(iris: IncompleteDataset) -> None:
+    assert len(iris.train.x) % 32 != 0
+    population = Population([trial_config()], iris.train)
+    before = population.state()["rows"].clone()
+    population.train_until(1)
+    moved = (population.state()["rows"] != before).any(-1)
+    assert moved.all()
+    assert (population.state()["row_moments"][1] > 0).any(-1).all()
+
+
+def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> None:
+    large = trained(trial_config(train={"batch_size": 10_000}), iris.train)
+    exact = trained(trial_config(train={"batch_size": len(iris.train.x)}), iris.train)
+    assert_same_state(large, exact)
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_reported_loss_is_the_documented_one(model: dict[str, str], iris: IncompleteDataset) -> None:
+    """train_loss = train_reconstruction + kl_weight · train_kl · rows / observed cells."""
+    population = trained(trial_config(model=model, train={"kl_weight": 0.3}), iris.train)
+    values = {name: float(value) for name, value in population.metrics.items()}
+    rows, cells = len(iris.train.x), iris.train.mask.sum()
+    expected = values["train_reconstruction"] + 0.3 * values["train_kl"] * rows / cells
+    assert values["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_diverged_configuration_says_so(iris: IncompleteDataset) -> None:
+    population = Population([trial_config(train={"net_lr": 1e30})], iris.train)
+    with pytest.raises(TrialDiverged, match=r"diverged: train_\w+ became NaN or infinite in epoch \d"):
+        population.train_until(4)
+
+
+def test_configurations_of_different_shape_cannot_share_a_population(iris: IncompleteDataset) -> None:
+    with pytest.raises(ConfigError, match="equal architecture"):
+        Population([trial_config(), trial_config(model={"latent": 3})], iris.train)
+
+
+def test_evaluation_reports_every_metric_of_the_list(iris: IncompleteDataset) -> None:
+    (scores,) = evaluate(trained(trial_config(), iris.train), iris.search_data)
+    assert set(scores) == set(REPORTED_METRICS)
+    assert all(math.isfinite(value) for value in scores.values())
+
+
+def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -> None:
+    population = trained(trial_config(), iris.train)
+    data = iris.search_data
+    given, truth, cells = data.validation
+    shifted = data._replace(validation=data.validation._replace(truth=np.where(cells, truth + 1, truth)))
+    (one,), (other,) = evaluate(population, data), evaluate(population, shifted)
+    assert one["val_observed_rmse"] == other["val_observed_rmse"]
+    assert one["val_missing_rmse"] != other["val_missing_rmse"]
+
+
+def test_truth_of_test_cells_changes_nothing_but_test_scores(iris: IncompleteDataset) -> None:
+    hidden = ~iris.test_mask(0.3, 0)
+    other = dataclasses.replace(iris, test_truth=np.where(hidden, 1e6, iris.test_truth).astype(np.float32))
+    (model,) = trained(trial_config(), iris.train).models()
+    part = iris.test_part(0.3, 0)
+    np.testing.assert_array_equal(model.reconstruct(part), model.reconstruct(other.test_part(0.3, 0)))

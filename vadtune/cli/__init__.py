@@ -1,0 +1,61 @@
+"""The command line: one module per command, each with ``add_parser`` and ``run``.
+
+Heavy imports (torch, ray, mlflow) stand inside ``run``, so that ``vadtune --help`` is instant. Data goes to stdout,
+progress and logs to stderr. Exit codes: 0 done, 1 trials failed, 2 the user's mistake, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from vadtune import __version__
+from vadtune.errors import ConfigError, VadtuneError
+
+COMMANDS = ("validate", "train")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
+    parser = argparse.ArgumentParser(
+        prog="vadtune", description="Find the best VAD or VAE for data with missing values."
+    )
+    parser.add_argument("--version", action="version", version=f"vadtune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"vadtune.cli.{name}").add_parser(commands, [common])
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    # Nothing about a user's work leaves the machine unless the user turns it on.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(args.run(args))
+    except VadtuneError as error:
+        if args.debug:
+            logging.getLogger(__name__).exception("traceback of the error below")
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        for problem in problems:
+            print(f"vadtune: error: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of stdout went away, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("vadtune: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""``vadtune train CONFIG``: train one configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "train",
+        parents=parents,
+        help="train one configuration",
+        description="Train one trial configuration and print its scores as JSON.",
+        epilog="example: vadtune train best/1-*/config.yaml train.epochs=500 --out longer/",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="CONFIG", help="a trial configuration, such as export writes")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    parser.add_argument("--out", type=Path, help="write the trained model to this new folder")
+    parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default: cpu)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, prints the scores, writes the model folder."""
+    import torch
+
+    from vadtune.checkpoint import check_new_folder, save_model
+    from vadtune.data import load_dataset
+    from vadtune.errors import ConfigError
+    from vadtune.evaluation import evaluate
+    from vadtune.search_file import load_trial
+    from vadtune.training import Population
+
+    config = load_trial(args.file, args.overrides)
+    if args.out is not None:
+        check_new_folder(args.out)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: {args.device} is not to be had here ({str(error).splitlines()[0]})") from error
+    dataset = load_dataset(config.data)
+    population = Population([config], dataset.train, args.device)
+    tenth = max(1, config.train.epochs // 10)
+    while population.epoch < config.train.epochs:
+        population.train_until(min(population.epoch + tenth, config.train.epochs))
+        loss = float(population.metrics["train_loss"])
+        logger.info("epoch %d of %d: train_loss %.4f", population.epoch, config.train.epochs, loss)
+    (scores,) = evaluate(population, dataset.search_data)
+    if args.out is not None:
+        (model,) = population.models()
+        save_model(args.out, model.described(dataset.scaler, dataset.feature_names), metrics=scores)
+        logger.info("wrote %s; retest it: vadtune retest %s", args.out, args.out)
+    print(json.dumps(scores, indent=1))
+    return 0

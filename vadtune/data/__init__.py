@@ -1,0 +1,17 @@
+"""Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
+
+from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, Scaler, SearchData, load_dataset
+from vadtune.data.missingness import MECHANISMS, mask_sha256
+from vadtune.data.sources import SOURCES
+
+__all__ = [
+    "MECHANISMS",
+    "SOURCES",
+    "HeldOut",
+    "IncompleteDataset",
+    "Part",
+    "Scaler",
+    "SearchData",
+    "load_dataset",
+    "mask_sha256",
+]

@@ -1,0 +1,205 @@
+"""IncompleteDataset: values, masks, and which rows and cells a search may see.
+
+Three walls keep selection honest. Values of missing cells are removed (NaN) from the parts that train and infer. A
+search receives a SearchData, which holds no test row at all. Validation is scored on *observed* validation cells that
+were hidden on purpose, so that it works the same on data whose missing cells nobody knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vadtune.config import DataConfig, HoldoutConfig
+from vadtune.data.missingness import PartName, draw_mask
+from vadtune.data.sources import SOURCES
+from vadtune.errors import ConfigError, DataError, unknown_name
+
+# The split of the published comparison figures: a permutation cut at 70 % and 85 %.
+_SPLIT_SEED = 0
+_TRAIN_END, _VALIDATION_END = 0.7, 0.85
+
+
+class Part(NamedTuple):
+    """Rows with holes.
+
+    Attributes:
+        x: float32 (n, d), in the scaler's units, NaN where not observed.
+        mask: bool (n, d), True = observed.
+    """
+
+    x: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def hide(cls, x: np.ndarray, mask: np.ndarray) -> Part:
+        """Returns the rows with every cell outside ``mask`` removed."""
+        return cls(np.where(mask, x, np.nan).astype(np.float32), mask)
+
+
+class HeldOut(NamedTuple):
+    """Validation rows with observed cells hidden, the hold-out repeats stacked along the rows.
+
+    Attributes:
+        given: Part of (r*n, d): what inference may see.
+        truth: float32 (r*n, d): values of observed validation cells, NaN elsewhere.
+        cells: bool (r*n, d): the held-out observed cells, to be scored.
+    """
+
+    given: Part
+    truth: np.ndarray
+    cells: np.ndarray
+
+
+class SearchData(NamedTuple):
+    """All a search sees. Holds no test row and no truly missing cell."""
+
+    train: Part
+    validation: HeldOut
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Column-wise affine map between a source's units and the units models train in.
+
+    Attributes:
+        offset: float64 (d,), subtracted.
+        scale: float64 (d,), divided by; positive.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, mask: np.ndarray) -> Scaler:
+        """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
+
+        A column without two different observed values keeps scale 1.
+        """
+        count = np.maximum(mask.sum(0), 1)
+        filled = np.where(mask, x, 0.0)
+        offset = filled.sum(0) / count
+        scale = np.sqrt((np.where(mask, x - offset, 0.0) ** 2).sum(0) / count)
+        return cls(offset, np.where(scale > 1e-12 * np.maximum(np.abs(offset), 1.0), scale, 1.0))
+
+    @classmethod
+    def identity(cls, d: int) -> Scaler:
+        """Returns the scaler that changes nothing, for ``d`` columns."""
+        return cls(np.zeros(d), np.ones(d))
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``x`` (..., d) in training units, float32."""
+        return ((x - self.offset) / self.scale).astype(np.float32)
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``x`` (..., d) in the source's units, float64."""
+        return np.asarray(x, dtype=np.float64) * self.scale + self.offset
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Returns plain lists, for JSON."""
+        return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scaler:
+        """Returns the scaler that ``to_dict`` described."""
+        return cls(np.asarray(values["offset"], dtype=np.float64), np.asarray(values["scale"], dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class IncompleteDataset:
+    """A dataset with missing cells, split into train, validation and test rows.
+
+    Attributes:
+        config: The section of the configuration that made it.
+        feature_names: One name per column.
+        scaler: Fitted on the observed cells of the train rows only.
+        train: The train rows, as models see them.
+        validation: The validation rows, as models see them.
+        test_truth: float32 (n_test, d), in the scaler's units, NaN where the source itself has a hole. Sealed: nothing
+            but a retest reads it.
+    """
+
+    config: DataConfig
+    feature_names: list[str]
+    scaler: Scaler
+    train: Part
+    validation: Part
+    test_truth: np.ndarray
+
+    @cached_property
+    def search_data(self) -> SearchData:
+        """What a search may see, with the hold-outs of ``config.holdout``."""
+        return SearchData(self.train, hold_out(self.validation, self.config.holdout, seed=self.config.missing.seed))
+
+    def test_mask(self, missing_ratio: float, seed: int) -> np.ndarray:
+        """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments."""
+        mechanism = self.config.missing.mechanism
+        return draw_mask(mechanism, self.test_truth, missing_ratio, seed=seed, part="test")
+
+    def test_part(self, missing_ratio: float, seed: int) -> Part:
+        """Returns the test rows under the mask of this ratio and mask seed."""
+        return Part.hide(self.test_truth, self.test_mask(missing_ratio, seed))
+
+
+def hold_out(part: Part, config: HoldoutConfig, *, seed: int) -> HeldOut:
+    """Hides a fraction of the observed cells, ``config.repeats`` times over, for scoring.
+
+    Args:
+        part: Rows with holes (n, d).
+        config: Fraction of the observed cells to hide, and how many independent times.
+        seed: Same seed, same cells.
+
+    Returns:
+        The repeats stacked along the rows, repeat after repeat.
+    """
+    rng = np.random.default_rng([seed, 1])
+    cells = np.concatenate([part.mask & (rng.random(part.mask.shape) < config.fraction) for _ in range(config.repeats)])
+    x = np.tile(part.x, (config.repeats, 1))
+    given = Part.hide(x, np.tile(part.mask, (config.repeats, 1)) & ~cells)
+    return HeldOut(given, x, cells)
+
+
+def load_dataset(config: DataConfig) -> IncompleteDataset:
+    """Loads a source, splits its rows and hides cells as the configuration says.
+
+    Raises:
+        ConfigError: The source or mechanism is unknown.
+        DataError: The data cannot be used: too few rows, or no cell left to score.
+    """
+    if config.source not in SOURCES:
+        raise ConfigError(f"data.source: {unknown_name('source', config.source, SOURCES)}")
+    source = SOURCES[config.source]()
+    x = source.x
+    n, d = x.shape
+    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
+    rows = dict(zip(("train", "validation", "test"), np.split(order, _cuts(n)), strict=True))
+    if min(map(len, rows.values())) == 0:
+        raise DataError(f"data.source: {config.source} has {n} rows, too few for train, validation and test rows")
+
+    def mask_of(part: PartName) -> np.ndarray:
+        missing = config.missing
+        return draw_mask(missing.mechanism, x[rows[part]], missing.ratio, seed=missing.seed, part=part)
+
+    train_mask, validation_mask = mask_of("train"), mask_of("validation")
+    scaler = Scaler.fit(x[rows["train"]], train_mask) if source.standardise else Scaler.identity(d)
+    dataset = IncompleteDataset(
+        config=config,
+        feature_names=source.feature_names,
+        scaler=scaler,
+        train=Part.hide(scaler.transform(x[rows["train"]]), train_mask),
+        validation=Part.hide(scaler.transform(x[rows["validation"]]), validation_mask),
+        test_truth=scaler.transform(x[rows["test"]]),
+    )
+    if not train_mask.any() or not dataset.search_data.validation.cells.any():
+        raise DataError(
+            f"data.missing.ratio: {config.missing.ratio} leaves no observed cell to train on or to hold out for "
+            f"scoring in {config.source} ({n} rows, {d} columns); lower it, or raise data.holdout.fraction"
+        )
+    return dataset
+
+
+def _cuts(n: int) -> list[int]:
+    return [int(_TRAIN_END * n), int(_VALIDATION_END * n)]

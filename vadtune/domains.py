@@ -1,0 +1,294 @@
+"""Domains of a search file: the sets of values a parameter may take, and the conditions under which it exists.
+
+    latent: {choice: [4, 8, 16]}
+    hidden: {choice: [128, 256], when: {layers: ">0"}}
+
+To add a kind of domain: one class here, one line in DOMAINS, one line in search/space.py.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A parameter exists only where another has certain values.
+
+    Attributes:
+        key: Dotted path of the other parameter.
+        symbol: ``in``, or a comparison.
+        operand: What the other parameter is compared with; a tuple of values for ``in``.
+    """
+
+    key: str
+    symbol: str
+    operand: Any
+
+    @classmethod
+    def parse(cls, key: str, test: object) -> Condition:
+        """Reads ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
+
+        Raises:
+            ValueError: A comparison is followed by nothing, or orders something that is not a number.
+        """
+        if isinstance(test, list):
+            return cls(key, "in", tuple(test))
+        if isinstance(test, str):
+            for symbol in _OPERATORS:
+                if test.startswith(symbol):
+                    operand = as_number(test.removeprefix(symbol).strip())
+                    if not isinstance(operand, (int, float)) and symbol not in ("==", "!=") or operand == "":
+                        raise ValueError(f"a comparison needs a number, such as '>0', got '{test}'")
+                    return cls(key, symbol, operand)
+        return cls(key, "in", (test,))
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the condition is met; False where the other parameter does not exist."""
+        if self.key not in values:
+            return False
+        if self.symbol == "in":
+            return values[self.key] in self.operand
+        try:
+            return _OPERATORS[self.symbol](values[self.key], self.operand)
+        except TypeError:
+            return False
+
+
+@dataclass(frozen=True)
+class Domain(ABC):
+    """A set of values. ``when`` holds the conditions that must all be met for the parameter to exist."""
+
+    kind: ClassVar[str]
+    when: tuple[Condition, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
+        """Returns the domain that the list behind its kind describes.
+
+        Raises:
+            ValueError: The list breaks a rule of the kind.
+        """
+
+    @abstractmethod
+    def probes(self) -> list[Any]:
+        """Values that break a parameter's rules if any value of the domain does: the ends, or all choices."""
+
+    @abstractmethod
+    def finite_values(self) -> list[Any] | None:
+        """All values in order, or None where there is a continuum."""
+
+    @abstractmethod
+    def contains(self, value: object) -> bool:
+        """Whether ``value`` belongs to the domain."""
+
+
+@dataclass(frozen=True)
+class Choice(Domain):
+    """One of the listed values."""
+
+    kind: ClassVar[str] = "choice"
+    values: tuple[Any, ...]
+
+    @classmethod
+    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Choice:
+        if not values:
+            raise ValueError("needs at least one value, got an empty list")
+        numbers = tuple(as_number(value) for value in values)
+        if any(not isinstance(value, (str, int, float, bool)) for value in numbers):
+            raise ValueError(f"takes plain values, got {list(values)}")
+        if len({repr(value) for value in numbers}) != len(numbers):
+            raise ValueError(f"lists each value once, got {list(values)}")
+        return cls(numbers, when=when)
+
+    def probes(self) -> list[Any]:
+        return list(self.values)
+
+    def finite_values(self) -> list[Any] | None:
+        return list(self.values)
+
+    def contains(self, value: object) -> bool:
+        return value in self.values
+
+
+@dataclass(frozen=True)
+class Grid(Choice):
+    """Values that are all to be tried, in every combination; for the sampler ``grid``."""
+
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True)
+class Uniform(Domain):
+    """Any number from ``low`` to ``high``."""
+
+    kind: ClassVar[str] = "uniform"
+    low: Any
+    high: Any
+
+    @classmethod
+    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Uniform:
+        low, high = _numbers(values, 2, "[low, high]")
+        cls._check(low, high)
+        return cls(low, high, when=when)
+
+    @classmethod
+    def _check(cls, low: float, high: float) -> None:
+        if low >= high:
+            raise ValueError(f"needs low < high, got [{low}, {high}]")
+
+    def probes(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def finite_values(self) -> list[Any] | None:
+        return None
+
+    def contains(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """Any number from ``low`` to ``high``, every factor of two equally likely."""
+
+    kind: ClassVar[str] = "loguniform"
+
+    @classmethod
+    def _check(cls, low: float, high: float) -> None:
+        super()._check(low, high)
+        if low <= 0:
+            raise ValueError(f"needs low > 0, for logarithms, got [{low}, {high}]")
+
+
+@dataclass(frozen=True)
+class Int(Uniform):
+    """A whole number from ``low`` to ``high``, both included."""
+
+    kind: ClassVar[str] = "int"
+
+    @classmethod
+    def _check(cls, low: float, high: float) -> None:
+        super()._check(low, high)
+        if not isinstance(low, int) or not isinstance(high, int):
+            raise ValueError(f"needs whole numbers, got [{low}, {high}]")
+
+    def finite_values(self) -> list[Any]:
+        return list(range(self.low, self.high + 1))
+
+    def contains(self, value: object) -> bool:
+        return isinstance(value, int) and super().contains(value)
+
+
+@dataclass(frozen=True)
+class LogInt(Int):
+    """A whole number from ``low`` to ``high``, both included, every factor of two equally likely."""
+
+    kind: ClassVar[str] = "logint"
+
+    @classmethod
+    def _check(cls, low: float, high: float) -> None:
+        super()._check(low, high)
+        if low < 1:
+            raise ValueError(f"needs low >= 1, for logarithms, got [{low}, {high}]")
+
+
+@dataclass(frozen=True)
+class QUniform(Uniform):
+    """A multiple of ``q`` steps above ``low``, up to ``high``."""
+
+    kind: ClassVar[str] = "quniform"
+    q: Any
+
+    @classmethod
+    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> QUniform:
+        low, high, q = _numbers(values, 3, "[low, high, step]")
+        cls._check(low, high)
+        if q <= 0 or q > high - low:
+            raise ValueError(f"needs a step above 0 and at most high - low, got {q} for [{low}, {high}]")
+        return cls(low, high, q, when=when)
+
+    def probes(self) -> list[Any]:
+        return self.finite_values()
+
+    def finite_values(self) -> list[Any]:
+        count = math.floor((self.high - self.low) / self.q + 1e-9) + 1
+        # Rounding keeps 0.30000000000000004 out of files and tables.
+        values = [round(self.low + index * self.q, 12) for index in range(count)]
+        return [int(value) if isinstance(self.low, int) and isinstance(self.q, int) else value for value in values]
+
+    def contains(self, value: object) -> bool:
+        return value in self.finite_values()
+
+
+DOMAINS: dict[str, type[Domain]] = {
+    domain.kind: domain for domain in (Choice, Int, Uniform, LogUniform, LogInt, QUniform, Grid)
+}
+
+
+def is_domain(node: object) -> bool:
+    """Whether a node of a search file is meant as a domain: a mapping with a domain's kind or ``when`` in it."""
+    return isinstance(node, dict) and any(key in DOMAINS or key == "when" for key in node)
+
+
+def parse_domain(node: Mapping[str, Any], resolve: Callable[[str], str]) -> Domain:
+    """Reads a domain from its mapping.
+
+    Args:
+        node: Such as ``{choice: [128, 256], when: {layers: ">0"}}``.
+        resolve: Gives the dotted path of a parameter that a condition names.
+
+    Raises:
+        ValueError: It breaks a rule, which the message states along with what was received.
+    """
+    kinds = [key for key in node if key in DOMAINS]
+    others = [key for key in node if key not in DOMAINS and key != "when"]
+    if len(kinds) != 1 or others:
+        got = ", ".join(map(str, node))
+        raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and at most a 'when' beside it, got {got}")
+    (kind,) = kinds
+    if not isinstance(node[kind], list):
+        raise ValueError(f"{kind} takes a list, got {node[kind]!r}")
+    tests = node.get("when", {})
+    if not isinstance(tests, dict):
+        raise ValueError(f"when takes a mapping such as {{layers: '>0'}}, got {tests!r}")
+    when = tuple(Condition.parse(resolve(str(key)), test) for key, test in tests.items())
+    try:
+        return DOMAINS[kind].parse(node[kind], when)
+    except ValueError as error:
+        raise ValueError(f"{kind} {error}") from error
+
+
+def as_number(value: object) -> object:
+    """Returns a number for a string that is one, anything else as it is: YAML 1.1 reads ``1e-3`` as a string."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _numbers(values: Sequence[Any], count: int, form: str) -> list[Any]:
+    numbers = [as_number(value) for value in values]
+    if len(numbers) != count or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise ValueError(f"takes {form}, got {list(values)}")
+    if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+        raise ValueError(f"takes finite numbers, got {list(values)}")
+    return numbers

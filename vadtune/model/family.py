@@ -1,0 +1,142 @@
+"""What every model family shares: an architecture, the decoder, and the small interface a family fills in.
+
+A model turns a row's *statistics* into its approximate posterior: the mean, followed by the log variance when that is
+learned. Families differ only in where the statistics of a train row come from: a table of free parameters (VAD) or an
+encoder (VAE).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vadtune.config import ModelConfig
+from vadtune.model.networks import MLP, Layer
+from vadtune.model.objective import Gradients, Posterior
+
+Networks = dict[str, list[Layer]]
+_INITIAL_LOG_VAR = -2.0  # of a learned posterior; small enough for the means to be told apart from the first step on
+
+
+class Architecture(NamedTuple):
+    """All that fixes the shapes of a model: configurations that agree in it can train as one population.
+
+    Attributes:
+        family: A name of MODELS.
+        features: Columns of the data, d.
+        latent: Latent dimensions, k.
+        hidden: Width of the hidden layers; 0 without any.
+        layers: Number of hidden layers; 0 makes the decoder linear, as in probabilistic PCA.
+        activation: A name of ACTIVATIONS; "" without hidden layers.
+        posterior: learned, fixed or none.
+    """
+
+    family: str
+    features: int
+    latent: int
+    hidden: int
+    layers: int
+    activation: str
+    posterior: str
+
+    @classmethod
+    def of(cls, config: ModelConfig, features: int) -> Architecture:
+        """Returns the architecture a configuration describes, for data of this many columns."""
+        hidden, activation = (config.hidden, config.activation) if config.layers else (0, "")
+        return cls(config.family, features, config.latent, hidden, config.layers, activation, config.posterior)
+
+    @property
+    def statistics(self) -> int:
+        """Number s of statistics of a row."""
+        return 2 * self.latent if self.posterior == "learned" else self.latent
+
+    def mlp(self, inputs: int, outputs: int) -> MLP:
+        """Returns a perceptron with this architecture's hidden layers."""
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation)
+
+
+class Family(ABC):
+    """A model family, for one architecture. Holds shapes, no weights.
+
+    Attributes:
+        architecture: What fixes the shapes.
+        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them.
+        row_parameters: Free parameters of each train row; 0 when the family has none.
+        amortised: Whether ``statistics`` of a new row can be had without fitting.
+    """
+
+    row_parameters: int
+    amortised: bool
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.networks = {"decoder": architecture.mlp(architecture.latent, architecture.features)}
+
+    @abstractmethod
+    def statistics(self, networks: Networks, rows: Tensor | None, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+        """Returns the statistics of a batch (p, b, s), and what ``backward`` needs.
+
+        Args:
+            networks: The weights.
+            rows: The batch's free parameters (p, b, row_parameters), for a family that has them.
+            x: (b, d), with 0 in place of missing cells.
+            mask: (b, d) float, 1 = observed.
+        """
+
+    @abstractmethod
+    def backward(self, networks: Networks, tape: Any, grad: Tensor, into: Networks) -> Tensor | None:
+        """Carries the gradient of the statistics back to their source: writes those of weights to ``into``, returns
+        that of the rows' free parameters (p, b, row_parameters), or None for a family without."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number M of network parameters of one member."""
+        return sum(mlp.n_parameters for mlp in self.networks.values())
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """Returns network parameters (M,) for one member."""
+        return torch.cat([mlp.initial(generator) for mlp in self.networks.values()])
+
+    def initial_rows(self, n: int, generator: torch.Generator) -> Tensor:
+        """Returns initial free parameters of ``n`` train rows (n, row_parameters), for one member."""
+        mean = torch.randn(n, self.architecture.latent, generator=generator).mul_(0.1)
+        return self.initial_statistics(mean)[:, : self.row_parameters]
+
+    def initial_statistics(self, mean: Tensor) -> Tensor:
+        """Returns statistics (..., s) of posteriors with these means (..., k) and the initial log variance."""
+        if self.architecture.posterior != "learned":
+            return mean
+        return torch.cat([mean, torch.full_like(mean, _INITIAL_LOG_VAR)], dim=-1)
+
+    def layers(self, flat: Tensor) -> Networks:
+        """Returns every network's layers as views of ``flat`` (p, M)."""
+        networks, start = {}, 0
+        for name, mlp in self.networks.items():
+            networks[name] = mlp.layers(flat[:, start : start + mlp.n_parameters])
+            start += mlp.n_parameters
+        return networks
+
+    def posterior(self, statistics: Tensor, log_var: Tensor) -> Posterior:
+        """Returns the posteriors that statistics (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
+        match self.architecture.posterior:
+            case "learned":
+                mean, learned = statistics.chunk(2, dim=-1)
+                return Posterior(mean, learned)
+            case "fixed":
+                return Posterior(statistics, log_var)
+            case _:
+                return Posterior(statistics, None)
+
+    @staticmethod
+    def join(gradients: Gradients) -> Tensor:
+        """Returns the gradient with respect to the statistics (p, b, s)."""
+        if gradients.log_var is None:
+            return gradients.mean
+        return torch.cat([gradients.mean, gradients.log_var], dim=-1)
+
+    def decode(self, networks: Networks, z: Tensor) -> Tensor:
+        """Returns the reconstructions (p, b, d) of latents (p, b, k)."""
+        return self.networks["decoder"].forward(networks["decoder"], z)[-1]

@@ -1,0 +1,36 @@
+"""The Variational Auto-Encoder on incomplete rows: zero-filled values and the mask enter the encoder.
+
+Kingma & Welling 2014, arXiv 1312.6114; zero-filling with a bound over observed cells as in Nazabal et al. 2020
+(HI-VAE, arXiv 1807.03653) and Mattei & Frellsen 2019 (MIWAE, arXiv 1812.02633).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vadtune.model.family import Architecture, Family, Networks
+
+
+class VAE(Family):
+    """An encoder with the decoder's hidden layers mirrored gives the statistics of any row."""
+
+    amortised = True
+    row_parameters = 0
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.statistics)
+
+    def statistics(
+        self, networks: Networks, rows: Tensor | None, x: Tensor, mask: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Returns the encoder's output. See Family."""
+        inputs = torch.cat([x, mask], dim=-1).expand(networks["encoder"][0].weight.shape[0], -1, -1)
+        outputs = self.networks["encoder"].forward(networks["encoder"], inputs)
+        return outputs[-1], outputs
+
+    def backward(self, networks: Networks, tape: list[Tensor], grad: Tensor, into: Networks) -> None:
+        """Writes the encoder's gradients. See Family."""
+        encoder = self.networks["encoder"]
+        encoder.backward(networks["encoder"], tape, grad, into["encoder"], to_input=False)
