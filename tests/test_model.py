@@ -12,6 +12,7 @@ from vadtune.model import MODELS, Architecture, build_family
 from vadtune.model.networks import ACTIVATIONS, MLP
 from vadtune.model.objective import Posterior, Prior, objective
 from vadtune.model.objective import kl_divergence as our_kl
+from vadtune.model.vad import LATENT_INITS
 from vadtune.optimiser import SCHEDULES, adamw_
 
 P, B, D, K = 3, 5, 7, 4
@@ -25,6 +26,7 @@ def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.FAMILIES) == set(MODELS)
     assert set(config_module.ACTIVATIONS) == set(ACTIVATIONS)
     assert set(config_module.SCHEDULES) == set(SCHEDULES)
+    assert set(config_module.LATENT_INITS) == set(LATENT_INITS)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -139,3 +141,23 @@ def test_a_population_of_linear_decoders_has_no_hidden_width_in_its_architecture
     one = config_module.ModelConfig(latent=3, layers=0, hidden=128)
     other = config_module.ModelConfig(latent=3, layers=0, hidden=256)
     assert Architecture.of(one, D) == Architecture.of(other, D)
+
+
+def test_pca_start_projects_each_row_on_the_components_of_complete_data() -> None:
+    x = randn(40, 2, seed=1) @ randn(2, D, seed=2)
+    mask = torch.ones_like(x)
+    z = LATENT_INITS["pca"](x, mask, 3, torch.Generator().manual_seed(0))
+    left = torch.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :2]
+    # The first two are the standardised scores up to sign; the data has rank two, so the third is small noise.
+    correlation = torch.corrcoef(torch.cat([z[:, :2], left], dim=1).mT)[:2, 2:]
+    torch.testing.assert_close(correlation.abs(), torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(z[:, :2].square().mean(0), torch.ones(2, dtype=torch.float64))
+    assert z[:, 2].std() < 0.2
+
+
+@pytest.mark.parametrize("how", LATENT_INITS)
+def test_every_start_is_finite_without_variance_or_observed_cells(how: str) -> None:
+    x, mask = torch.zeros(6, D), torch.zeros(6, D)
+    z = LATENT_INITS[how](x, mask, K, torch.Generator().manual_seed(0))
+    assert z.shape == (6, K)
+    assert torch.isfinite(z).all()

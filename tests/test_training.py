@@ -155,7 +155,7 @@ def test_evaluation_reports_every_metric_of_the_list(iris: IncompleteDataset) ->
 def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -> None:
     population = trained(trial_config(), iris.train)
     data = iris.search_data
-    given, truth, cells = data.validation
+    _, truth, cells = data.validation
     shifted = data._replace(validation=data.validation._replace(truth=np.where(cells, truth + 1, truth)))
     (one,), (other,) = evaluate(population, data), evaluate(population, shifted)
     assert one["val_observed_rmse"] == other["val_observed_rmse"]

@@ -1,7 +1,7 @@
 """The sections of a search file, once every domain is replaced by a value: a trial configuration.
 
-Defaults are what a file that is silent gets. Names that a registry elsewhere implements are listed here as plain tuples,
-so that checking a file needs neither torch nor scikit-learn; a test holds them equal to the registries.
+Defaults are what a file that is silent gets. Names that a registry elsewhere implements are listed here as plain
+tuples, so that checking a file needs neither torch nor scikit-learn; a test holds them equal to the registries.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MECHANISMS = ("mcar",)
 FAMILIES = ("vad", "vae")
 ACTIVATIONS = ("relu", "tanh")
 POSTERIORS = ("learned", "fixed", "none")
+LATENT_INITS = ("pca", "normal", "zeros")
 SCHEDULES = ("cosine", "constant")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
@@ -107,8 +108,8 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """How the decoder and the posteriors of the train rows are fitted.
 
-    ``kl_weight`` multiplies the KL divergence where the squared error is summed over observed cells; the ``ratio_kl`` of
-    the published VAD code is this divided by the observed cells per row. 0 drops the prior.
+    ``kl_weight`` multiplies the KL divergence where the squared error is summed over observed cells; the ``ratio_kl``
+    of the published VAD code is this divided by the observed cells per row. 0 drops the prior.
     """
 
     epochs: Annotated[Whole, Field(ge=1)] = 250
@@ -117,6 +118,7 @@ class TrainConfig(Section):
     net_lr: Annotated[Real, Field(gt=0)] = 2e-3
     latent_lr: Annotated[Real, Field(gt=0)] = 0.1
     weight_decay: Annotated[Real, Field(ge=0)] = 0.01
+    latent_init: Annotated[str, _one_of("latent_init", LATENT_INITS)] = "pca"
     schedule: Annotated[str, _one_of("schedule", SCHEDULES)] = "cosine"
     seed: Seed = 0
 
@@ -204,7 +206,7 @@ class TrialConfig(Section):
         if self.model.posterior != "fixed":
             del values["model"]["log_var"]
         if self.model.family == "vae":
-            del values["train"]["latent_lr"], values["infer"]["start"]
+            del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
         return values

@@ -52,7 +52,8 @@ class Condition:
             for symbol in _OPERATORS:
                 if test.startswith(symbol):
                     operand = as_number(test.removeprefix(symbol).strip())
-                    if not isinstance(operand, (int, float)) and symbol not in ("==", "!=") or operand == "":
+                    ordered = symbol not in ("==", "!=")
+                    if operand == "" or (ordered and not isinstance(operand, (int, float))):
                         raise ValueError(f"a comparison needs a number, such as '>0', got '{test}'")
                     return cls(key, symbol, operand)
         return cls(key, "in", (test,))
@@ -245,12 +246,12 @@ def is_domain(node: object) -> bool:
     return isinstance(node, dict) and any(key in DOMAINS or key == "when" for key in node)
 
 
-def parse_domain(node: Mapping[str, Any], resolve: Callable[[str], str]) -> Domain:
+def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
     """Reads a domain from its mapping.
 
     Args:
         node: Such as ``{choice: [128, 256], when: {layers: ">0"}}``.
-        resolve: Gives the dotted path of a parameter that a condition names.
+        section: Where a condition's parameter is looked for unless its name is a dotted path.
 
     Raises:
         ValueError: It breaks a rule, which the message states along with what was received.
@@ -266,7 +267,8 @@ def parse_domain(node: Mapping[str, Any], resolve: Callable[[str], str]) -> Doma
     tests = node.get("when", {})
     if not isinstance(tests, dict):
         raise ValueError(f"when takes a mapping such as {{layers: '>0'}}, got {tests!r}")
-    when = tuple(Condition.parse(resolve(str(key)), test) for key, test in tests.items())
+    paths = {name: name if "." in str(name) else f"{section}.{name}" for name in tests}
+    when = tuple(Condition.parse(path, tests[name]) for name, path in paths.items())
     try:
         return DOMAINS[kind].parse(node[kind], when)
     except ValueError as error:

@@ -49,7 +49,7 @@ class FittedModel:
 
     def reconstruct(self, part: Part) -> np.ndarray:
         """Returns x_hat, float32 (n, d) in the scaler's units: the decoded posterior means of the rows."""
-        return reconstruct([self], part)[0]
+        return np.asarray(reconstruct([self], part)[0])
 
     def impute(self, part: Part) -> np.ndarray:
         """Returns x_imputed, float32 (n, d): observed cells bit for bit as given, missing cells from x_hat."""

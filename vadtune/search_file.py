@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,9 +216,7 @@ def _domains(tree: Mapping[str, Any]) -> tuple[dict[str, Domain], list[str]]:
             problems.append(f"{key}: takes a value, got a domain; domains are for parameters of {allowed}")
             continue
         try:
-            domains[key] = parse_domain(
-                node, lambda name, section=section: name if "." in name else f"{section}.{name}"
-            )
+            domains[key] = parse_domain(node, section)
         except ValueError as error:
             problems.append(f"{key}: {error}")
     return domains, problems
@@ -289,14 +286,13 @@ def _check_search(file: SearchFile) -> list[str]:
         if search.sampler == "cmaes" and (domain.when or isinstance(domain, Choice)):
             what = "a condition" if domain.when else domain.kind
             problems.append(f"{key}: the sampler 'cmaes' takes unconditional numbers only, got {what}; use tpe")
-    for index, (key, value) in itertools.chain.from_iterable(
-        zip(itertools.repeat(i), point.items())
-        for i, point in enumerate(search.initial)  # noqa: B905 - repeat is endless
-    ):
-        if key not in file.domains:
-            problems.append(f"search.initial.{index}: {unknown_name('searched parameter', key, file.domains)}")
-        elif not file.domains[key].contains(value):
-            problems.append(f"search.initial.{index}.{key}: must lie in its domain, got {value!r}")
+    for index, point in enumerate(search.initial):
+        for key, value in point.items():
+            path = f"search.initial.{index}.{key}"
+            if key not in file.domains:
+                problems.append(f"{path}: {unknown_name('searched parameter', key, file.domains)}")
+            elif not file.domains[key].contains(value):
+                problems.append(f"{path}: must lie in its domain, got {value!r}")
     return problems
 
 
@@ -307,14 +303,14 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         path = ".".join(map(str, item["loc"]))
         match item["type"]:
             case "extra_forbidden":
-                if is_misspelt_domain(item["input"]):
+                if _is_misspelt_domain(item["input"]):
                     yield f"{path}: {unknown_name('domain', next(iter(item['input'])), DOMAINS)}"
                 else:
                     yield f"{path}: {unknown_name('key', last, _fields_at(root, parents))}"
             case "missing":
                 yield f"{path}: is required; add it to the file"
             case "value_error":
-                yield f"{path}: {str(item['ctx']['error'])}{_got(item)}"
+                yield f"{path}: {item['ctx']['error']}{_got(item)}"
             case "model_type" | "dict_type":
                 yield f"{path}: takes a section with keys of its own, got {item['input']!r}"
             case _ if isinstance(item["input"], dict):
@@ -323,7 +319,7 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
                 yield f"{path}: {item['msg'].replace('Input should be', 'must be')}, got {item['input']!r}"
 
 
-def is_misspelt_domain(node: object) -> bool:
+def _is_misspelt_domain(node: object) -> bool:
     """Whether a node looks like a domain of an unknown kind: one key with a list behind it."""
     return isinstance(node, dict) and len(node) == 1 and isinstance(next(iter(node.values())), list)
 

@@ -1,8 +1,8 @@
 """Training: a Population trains P configurations of one architecture at once; P = 1 is the ordinary case.
 
-Neighbours never matter. Randomness is common to all members and derived, never carried along: the batch order, the noise
-and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the same
-alone or packed, and a checkpoint needs no generator state to resume exactly.
+Neighbours never matter. Randomness is common to all members and derived, never carried along: the batch order, the
+noise and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
+same alone or packed, and a checkpoint needs no generator state to resume exactly.
 
 Shape comments: p members, n rows, b batch rows, d features, s statistics, M network parameters.
 """
@@ -75,12 +75,18 @@ class Population:
         self._net_lr = vector(lambda c: c.train.net_lr, 2)
         self._weight_decay = vector(lambda c: c.train.weight_decay, 2)
 
-        p, n = len(configs), len(train.x)
+        p = len(configs)
         weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))
-        rows = self.family.initial_rows(n, derived_generator(self._seed, Purpose.ROWS))
+        how = [config.train.latent_init for config in configs]
+        start = {
+            name: self.family.initial_rows(
+                self._x.cpu(), self._mask.cpu(), name, derived_generator(self._seed, Purpose.ROWS)
+            )
+            for name in set(how)
+        }
         self._flat = weights.to(self.device).expand(p, -1).clone()  # (p, M)
         self._flat_moments = torch.zeros(2, *self._flat.shape, device=self.device)
-        self._rows = rows.to(self.device).expand(p, -1, -1).clone()  # (p, n, row parameters)
+        self._rows = torch.stack([start[name] for name in how]).to(self.device)  # (p, n, row parameters)
         self._row_moments = torch.zeros(2, *self._rows.shape, device=self.device)
         self._grad = torch.empty_like(self._flat)
 
@@ -109,7 +115,7 @@ class Population:
         noise = standard_normal(
             n, k, generator=derived_generator(self._seed, Purpose.NOISE, self.epoch), device=self.device
         )
-        batches = order.split(self._batch_size)
+        batches = torch.split(order, self._batch_size)
         networks, into = self.family.layers(self._flat), self.family.layers(self._grad)
         squared_error = torch.zeros(len(self.configs), device=self.device)
         kl = torch.zeros_like(squared_error)

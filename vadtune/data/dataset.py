@@ -92,11 +92,11 @@ class Scaler:
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Returns ``x`` (..., d) in training units, float32."""
-        return ((x - self.offset) / self.scale).astype(np.float32)
+        return np.asarray((x - self.offset) / self.scale, dtype=np.float32)
 
     def inverse(self, x: np.ndarray) -> np.ndarray:
         """Returns ``x`` (..., d) in the source's units, float64."""
-        return np.asarray(x, dtype=np.float64) * self.scale + self.offset
+        return np.asarray(x * self.scale + self.offset, dtype=np.float64)
 
     def to_dict(self) -> dict[str, list[float]]:
         """Returns plain lists, for JSON."""

@@ -1,7 +1,12 @@
-"""Which cells are missing. To add a mechanism: one function here, one line in MECHANISMS, its name in config.MECHANISMS.
+"""Which cells are missing.
+
+To add a mechanism: one function here, one line in MECHANISMS, its name in config.MECHANISMS.
 
 A mask is bool with True = observed. Masks of a dataset are a function of (mask seed, part, ratio) alone, by numpy's
-legacy generator, whose stream is frozen: ``RandomState(1000 * seed + 17 * part + int(100 * ratio)).rand(n, d) > ratio``.
+legacy generator, whose stream is frozen:
+
+    RandomState(1000 * seed + 17 * part + int(100 * ratio)).rand(n, d) > ratio
+
 That is the recipe behind the published comparison figures for these datasets, so scores compare cell for cell.
 """
 

@@ -1,4 +1,7 @@
-"""Where complete values come from. To add a source: one loader here, one line in SOURCES, its name in config.SOURCES."""
+"""Where complete values come from.
+
+To add a source: one loader here, one line in SOURCES, its name in config.SOURCES.
+"""
 
 from __future__ import annotations
 

@@ -100,10 +100,16 @@ class Family(ABC):
         """Returns network parameters (M,) for one member."""
         return torch.cat([mlp.initial(generator) for mlp in self.networks.values()])
 
-    def initial_rows(self, n: int, generator: torch.Generator) -> Tensor:
-        """Returns initial free parameters of ``n`` train rows (n, row_parameters), for one member."""
-        mean = torch.randn(n, self.architecture.latent, generator=generator).mul_(0.1)
-        return self.initial_statistics(mean)[:, : self.row_parameters]
+    def initial_rows(self, x: Tensor, mask: Tensor, how: str, generator: torch.Generator) -> Tensor:
+        """Returns initial free parameters of the train rows (n, row_parameters), for one member.
+
+        Args:
+            x: (n, d), with 0 in place of missing cells.
+            mask: (n, d) float, 1 = observed.
+            how: A name of the family's choices.
+            generator: For random ones.
+        """
+        return x.new_zeros(len(x), 0)
 
     def initial_statistics(self, mean: Tensor) -> Tensor:
         """Returns statistics (..., s) of posteriors with these means (..., k) and the initial log variance."""

@@ -1,0 +1,70 @@
+"""What the commands about a finished search have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vadtune.report import Rows
+    from vadtune.results import SearchResults
+
+FORMATS = ("table", "csv", "json")
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which search is meant."""
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the search; its latest run is taken")
+    parser.add_argument(
+        "--run", dest="search_run", metavar="RUN", help="a certain run of it, such as digits-20250102-..."
+    )
+    add_tracking_argument(parser)
+
+
+def add_tracking_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds which MLflow store is meant."""
+    parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+
+
+def find(args: argparse.Namespace) -> SearchResults:
+    """Returns the search that the arguments name."""
+    from vadtune.errors import TrackingError
+    from vadtune.results import find_results
+    from vadtune.tracking import tracking_uri
+
+    found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
+    if args.experiment not in (found.search.experiment, found.search.name):
+        raise TrackingError(
+            f"--run: takes a run of {args.experiment}, got {found.search.name} of {found.search.experiment}; leave one out"
+        )
+    return found
+
+
+def console(*, to_file: bool = False) -> Console:
+    """Returns where tables go: as wide as the terminal, of any width where there is none."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal and not to_file else Console(width=10_000, force_terminal=False)
+
+
+def emit(rows: Rows, kind: str, table: Callable[[Console], str], out: Path | None = None) -> None:
+    """Prints rows as CSV, JSON or a table, or writes them to a file."""
+    from vadtune.files import write_atomically
+    from vadtune.report import to_csv, to_json
+
+    match kind:
+        case "csv":
+            text = to_csv(rows)
+        case "json":
+            text = to_json(rows)
+        case _:
+            text = table(console(to_file=out is not None))
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomically(out, text.encode())

@@ -1,0 +1,146 @@
+"""``vadtune retest FOLDER``: exported models and baselines on the sealed test rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vadtune.cli._shared import FORMATS, add_tracking_argument, emit
+
+if TYPE_CHECKING:
+    from vadtune.retest import Retest
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "retest",
+        parents=parents,
+        help="test exported models under fresh masks, beside baselines",
+        description="Impute the test rows, which no search has seen, under masks of many missing ratios: with every model, "
+        "with the mean of the models' imputations, and with baselines fitted on the same train rows. Writes retest.csv, "
+        "retest_masks.csv (a row per mask) and retest.png, and logs them to the search's MLflow run.",
+        epilog="example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="what `export` wrote: a model folder, or a folder of them")
+    parser.add_argument("--ratios", default="0.1:0.9:0.1", help="missing ratios: 0.1,0.5 or first:last:step, or both")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="masks for each ratio (default: 5)")
+    parser.add_argument(
+        "--missing-mode",
+        choices=("fixed", "random"),
+        default="fixed",
+        help="fixed: the masks of seeds 0 to N-1, kept in FOLDER/masks.npz (default); random: new masks",
+    )
+    parser.add_argument("--seed", type=int, help="first mask seed of --missing-mode random, to repeat it")
+    parser.add_argument(
+        "--baselines", metavar="NAMES", help="mean, knn, iterative, iterative_trees, or none (default: all)"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (default: FOLDER/retest)")
+    parser.add_argument("--no-log", action="store_true", help="do not log to MLflow")
+    add_tracking_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Retests, writes, prints, logs."""
+    from vadtune.baselines import BASELINES
+    from vadtune.checkpoint import find_model_folders
+    from vadtune.files import check_writable, write_atomically
+    from vadtune.report import retest_plot, retest_text, to_csv
+    from vadtune.retest import parse_ratios, run_retest
+
+    ratios, seeds = parse_ratios(args.ratios), _mask_seeds(args)
+    names = list(BASELINES) if args.baselines is None else [name.strip() for name in args.baselines.split(",")]
+    models = find_model_folders(args.folder)
+    out: Path = args.out or args.folder / "retest"
+    check_writable(out)
+    if args.missing_mode == "random":
+        logger.info("random masks; to repeat them: --missing-mode random --seed %d", seeds[0])
+    with _progress() as progress:
+        retest = run_retest(
+            args.folder,
+            ratios,
+            seeds,
+            store_masks=args.missing_mode == "fixed",
+            baselines=[] if names == ["none"] else names,
+            progress=progress,
+        )
+    contents = {
+        "retest.csv": to_csv(retest.summary()).encode(),
+        "retest_masks.csv": to_csv(retest.per_mask()).encode(),
+        "retest.png": retest_plot(retest),
+    }
+    for name, content in contents.items():
+        write_atomically(out / name, content)
+    emit(retest.summary(), args.format, lambda console: retest_text(retest, console))
+    logger.info("wrote %s", ", ".join(str(out / name) for name in contents))
+    if not args.no_log:
+        _log(retest, models, [out / name for name in contents], args)
+    return 0
+
+
+def _mask_seeds(args: argparse.Namespace) -> list[int]:
+    from vadtune.errors import ConfigError
+    from vadtune.retest import fresh_seed
+
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds: takes a number of masks above 0, got {args.seeds}")
+    if args.missing_mode == "fixed":
+        if args.seed is not None:
+            raise ConfigError("--seed: belongs to --missing-mode random, got --missing-mode fixed; leave one out")
+        return list(range(args.seeds))
+    first = fresh_seed() if args.seed is None else args.seed
+    if not 0 <= first < 2**32:
+        raise ConfigError(f"--seed: takes a whole number from 0 to {2**32 - 1}, got {first}")
+    return list(range(first, first + args.seeds))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Gives a function that tells what is being done: on one changing line of a terminal, else line by line."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield logger.info
+        return
+    with console.status("reading the models") as status:
+        yield status.update
+
+
+def _log(retest: Retest, models: Sequence[Path], files: Sequence[Path], args: argparse.Namespace) -> None:
+    """Adds the retest to the run of the search that the models came from; failing to is not failing the retest."""
+    from vadtune.checkpoint import read_manifest
+    from vadtune.export import PARENT_RUN
+    from vadtune.results import connect_existing
+    from vadtune.tracking import log_to_run, tracking_uri
+
+    parents = {read_manifest(model)["provenance"].get(PARENT_RUN) for model in models}
+    run_id = parents.pop()
+    if parents or run_id is None:
+        logger.info("not logged to MLflow: the models are not from one exported search")
+        return
+    headline = retest.headline
+    metrics = {
+        f"retest_{metric}_r{ratio:g}": float(value)
+        for metric in ("missing_rmse", "missing_mae")
+        for ratio, value in zip(retest.ratios, headline.mean(metric), strict=True)
+    }
+    described = {"method": headline.name, "mask_seeds": retest.seeds, "missing_mode": args.missing_mode}
+    try:
+        client = connect_existing(tracking_uri(args.tracking_uri))
+        log_to_run(client, run_id, metrics=metrics, tags={"vadtune.retest": json.dumps(described)}, artifacts=files)
+    except Exception as error:  # of many kinds, by store; the results are on disk already
+        reason = str(error).splitlines()[0]
+        logger.warning("not logged to MLflow: %s", reason)
+        return
+    logger.info("logged to MLflow run %s", run_id)

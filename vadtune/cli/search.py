@@ -1,0 +1,75 @@
+"""``vadtune search FILE``: run a search."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vadtune.search.run import SearchOutcome
+
+logger = logging.getLogger(__name__)
+
+_BEST = 10
+
+
+def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "search",
+        parents=parents,
+        help="find the best configuration",
+        description="Search for the best configuration with Ray Tune, ASHA and Optuna; log every trial to MLflow.",
+        epilog="example: vadtune search search_spaces/digits.yaml search.samples=20 data.missing.ratio=0.3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="a search file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_store_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds where searches are kept and logged."""
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of the searches (default: runs)")
+    parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the search and prints its best trials."""
+    from vadtune.search_file import load_search
+
+    search = load_search(args.file, args.overrides)  # before the slow imports: bad input is told at once
+    from vadtune.search.run import start_search
+    from vadtune.tracking import tracking_uri
+
+    return report(start_search(search, storage=args.storage, tracking_uri=tracking_uri(args.tracking_uri)), args)
+
+
+def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
+    """Prints how a search ended and what to type next; returns the exit code."""
+    from rich.console import Console
+
+    from vadtune.report import to_text
+    from vadtune.results import main_columns, selection_metric, trial_rows
+    from vadtune.tracking import connect, list_trials, resolve_search, tracking_uri
+
+    store = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
+    if outcome.interrupted:
+        storage = f" --storage {args.storage}" if args.storage != Path("runs") else ""
+        logger.info("resume it: vadtune resume %s%s%s", outcome.run, storage, store)
+        return 130
+    uri = tracking_uri(args.tracking_uri)
+    client = connect(uri)
+    search = resolve_search(client, uri, outcome.run)
+    metric = selection_metric(search)
+    best = trial_rows(list_trials(client, search), metric)[:_BEST]
+    print(to_text(main_columns(best, metric), Console()), end="")
+    logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
+    logger.info("next: vadtune export %s --top 3 --out best%s && vadtune retest best", outcome.experiment, store)
+    logger.info("browse: vadtune ui%s", store)
+    for name, reason in outcome.failures.items():
+        logger.error("%s failed: %s", name, reason)
+    return 1 if outcome.failures else 0

@@ -1,0 +1,107 @@
+"""Masks of the test rows: drawn, or kept in a file so that later retests and other programs use the very same ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vadtune.data import IncompleteDataset, mask_sha256
+from vadtune.errors import ConfigError, ModelFolderError
+from vadtune.files import write_atomically
+
+FORMAT_VERSION = 1
+
+
+class MaskKey(NamedTuple):
+    """What a mask of the test rows is drawn from."""
+
+    ratio: float
+    seed: int
+
+
+Masks = dict[MaskKey, np.ndarray]
+"""Each mask is bool (n_test, d), True = observed."""
+
+
+def draw_masks(dataset: IncompleteDataset, keys: Sequence[MaskKey]) -> Masks:
+    """Returns the masks of these ratios and seeds.
+
+    Raises:
+        ConfigError: A mask hides no cell whose value is known, so that nothing could be scored.
+    """
+    masks = {key: dataset.test_mask(key.ratio, key.seed) for key in keys}
+    for key, mask in masks.items():
+        if not cells_to_score(dataset, mask).any():
+            n, d = mask.shape
+            raise ConfigError(
+                f"--ratios: a mask must hide a test cell, but ratio {key.ratio} with mask seed {key.seed} hides none "
+                f"of the {n} rows and {d} columns of {dataset.config.source}; use a larger ratio"
+            )
+    return masks
+
+
+def stored_masks(path: Path, dataset: IncompleteDataset, keys: Sequence[MaskKey]) -> Masks:
+    """Returns the masks of these ratios and seeds from a file; those it lacks are drawn and added to it.
+
+    Raises:
+        ConfigError: As for ``draw_masks``.
+        ModelFolderError: The file is damaged, was altered, or belongs to other data.
+        VadtuneError: The file cannot be written.
+    """
+    stored = _read(path, dataset) if path.exists() else {}
+    new = draw_masks(dataset, [key for key in keys if key not in stored])
+    if new:
+        write_atomically(path, _packed({**stored, **new}, dataset))
+    return {key: stored[key] if key in stored else new[key] for key in keys}
+
+
+def cells_to_score(dataset: IncompleteDataset, mask: np.ndarray) -> np.ndarray:
+    """Returns the missing cells whose value is known, bool (n_test, d)."""
+    cells: np.ndarray = ~mask & ~np.isnan(dataset.test_truth)
+    return cells
+
+
+def _packed(masks: Masks, dataset: IncompleteDataset) -> bytes:
+    """The file: a JSON header as bytes, and the masks' bits, eight cells to a byte (masks, ceil(n·d / 8))."""
+    keys = [{"ratio": key.ratio, "seed": key.seed, "sha256": mask_sha256(mask)} for key, mask in masks.items()]
+    header = json.dumps({**_identity(dataset), "masks": keys})
+    bits = np.packbits(np.stack([mask.ravel() for mask in masks.values()]), axis=1)
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.frombuffer(header.encode(), dtype=np.uint8), bits=bits)
+    return buffer.getvalue()
+
+
+def _read(path: Path, dataset: IncompleteDataset) -> Masks:
+    again = "delete it, and the same masks are drawn again from their seeds"
+    n, d = shape = dataset.test_truth.shape
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            keys = [MaskKey(entry["ratio"], entry["seed"]) for entry in header["masks"]]
+            hashes = [entry["sha256"] for entry in header.pop("masks")]
+            if header != _identity(dataset):
+                raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {header}; {again}")
+            cells = np.unpackbits(file["bits"], axis=1, count=n * d).astype(bool)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ModelFolderError(f"{path}: stored masks cannot be read ({error}); {again}") from error
+    masks = {key: row.reshape(shape) for key, row in zip(keys, cells, strict=True)}
+    for (key, mask), expected in zip(masks.items(), hashes, strict=True):
+        if mask_sha256(mask) != expected:
+            raise ModelFolderError(f"{path}: the mask of ratio {key.ratio}, seed {key.seed} was altered; {again}")
+    return masks
+
+
+def _identity(dataset: IncompleteDataset) -> dict[str, Any]:
+    """What masks may be used for: rows and columns of the same data."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "source": dataset.config.source,
+        "mechanism": dataset.config.missing.mechanism,
+        "shape": list(dataset.test_truth.shape),
+    }

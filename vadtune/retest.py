@@ -1,0 +1,272 @@
+"""Retest: exported models and baselines on the sealed test rows, under masks of many missing ratios.
+
+The only module that reads the values of test rows. Every method imputes the same rows under the same masks, having been
+fitted once, on the train rows under the mask of the training ratio: ratios far from it are the point.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vadtune.baselines import BASELINES, Impute
+from vadtune.checkpoint import find_model_folders, load_model
+from vadtune.config import DataConfig
+from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
+from vadtune.errors import ConfigError, ModelFolderError, unknown_name
+from vadtune.inference import FittedModel
+from vadtune.masks import MaskKey, cells_to_score, draw_masks, stored_masks
+from vadtune.metrics import score
+
+METRICS = ("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original")
+"""Errors over the missing cells of the test rows: in the scaler's units, and in the source's own."""
+
+MASKS_FILE = "masks.npz"
+_MOST_RATIOS = 99
+_BATCH_CELLS = 2**24  # bounds the memory of the rows that are imputed at once
+_FRESH_SEEDS = 2**22  # a mechanism's streams are told apart by seeds below this
+
+Kind = Literal["model", "mean of models", "baseline"]
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """What one method scored.
+
+    Attributes:
+        name: In tables and plots.
+        kind: What it is.
+        scores: For each of METRICS, (ratios, masks of a ratio).
+    """
+
+    name: str
+    kind: Kind
+    scores: dict[str, np.ndarray]
+
+    def mean(self, metric: str) -> np.ndarray:
+        """Returns the mean over the masks of each ratio, (ratios,)."""
+        return np.asarray(self.scores[metric].mean(axis=1))
+
+    def standard_error(self, metric: str) -> np.ndarray:
+        """Returns the standard error of ``mean``, (ratios,); NaN with a single mask, which tells nothing of it."""
+        scores = self.scores[metric]
+        n = scores.shape[1]
+        return np.asarray(scores.std(axis=1, ddof=1) / np.sqrt(n)) if n > 1 else np.full(len(scores), np.nan)
+
+
+@dataclass(frozen=True)
+class Retest:
+    """Scores of several methods on the same masks.
+
+    Attributes:
+        source: Where the data came from.
+        training_ratio: The missing ratio the methods were fitted under.
+        ratios: The missing ratios tested, ascending.
+        seeds: The mask seeds; one mask for each pair of ratio and seed.
+        mask_sha256: Hash of each mask.
+        methods: Models in the order of their folders, their mean, baselines.
+    """
+
+    source: str
+    training_ratio: float
+    ratios: list[float]
+    seeds: list[int]
+    mask_sha256: dict[MaskKey, str]
+    methods: list[MethodScores]
+
+    @property
+    def headline(self) -> MethodScores:
+        """The mean of the models, or the only model."""
+        return [method for method in self.methods if method.kind != "baseline"][-1]
+
+    @property
+    def units(self) -> str:
+        """What ``missing_rmse`` and ``missing_mae`` are measured in."""
+        scores = self.headline.scores
+        same = np.array_equal(scores["missing_rmse"], scores["missing_rmse_original"])
+        return "the source's units" if same else "standardised units"
+
+    def summary(self) -> list[dict[str, object]]:
+        """Returns a row per method and ratio: mean and standard error of every metric over the masks."""
+        rows: list[dict[str, object]] = []
+        for method in self.methods:
+            values = {}
+            for metric in METRICS:
+                values[metric], values[f"{metric}_se"] = method.mean(metric), method.standard_error(metric)
+            for i, ratio in enumerate(self.ratios):
+                row = {"method": method.name, "kind": method.kind, "missing_ratio": ratio, "masks": len(self.seeds)}
+                rows.append({**row, **{name: float(of_ratios[i]) for name, of_ratios in values.items()}})
+        return rows
+
+    def per_mask(self) -> list[dict[str, object]]:
+        """Returns a row per method and mask, with the hash of the mask."""
+        return [
+            {
+                "method": method.name,
+                "kind": method.kind,
+                "missing_ratio": ratio,
+                "mask_seed": seed,
+                "mask_sha256": self.mask_sha256[MaskKey(ratio, seed)],
+                **{metric: float(scores[i, j]) for metric, scores in method.scores.items()},
+            }
+            for method in self.methods
+            for i, ratio in enumerate(self.ratios)
+            for j, seed in enumerate(self.seeds)
+        ]
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Returns the ratios that ``first:last:step`` and comma lists name, ascending, without repeats.
+
+    Raises:
+        ConfigError: A part is neither a ratio in (0, 1) nor a range of them.
+    """
+    ratios: set[Decimal] = set()  # decimals, so that 0.1:0.9:0.1 holds 0.3 and not 0.30000000000000004
+    for part in text.split(","):
+        try:
+            numbers = [Decimal(number.strip()) for number in part.split(":")]
+        except InvalidOperation:
+            numbers = []
+        match numbers:
+            case [ratio] if 0 < ratio < 1:
+                ratios.add(ratio)
+            case [first, last, step] if 0 < first <= last < 1 and step > 0:
+                steps = (last - first) // step
+                if steps >= _MOST_RATIOS:
+                    raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
+                ratios |= {first + i * step for i in range(int(steps) + 1)}
+            case _:
+                raise ConfigError(
+                    f"--ratios: takes ratios above 0 and below 1, as 0.1,0.5 or first:last:step, got '{part}'; "
+                    "try 0.1:0.9:0.1"
+                )
+    return [float(ratio) for ratio in sorted(ratios)]
+
+
+def fresh_seed() -> int:
+    """Returns a first mask seed that nobody chose."""
+    return secrets.randbelow(_FRESH_SEEDS)
+
+
+def run_retest(
+    path: Path,
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    store_masks: bool = True,
+    baselines: Sequence[str] = tuple(BASELINES),
+    progress: Callable[[str], None] = lambda line: None,
+) -> Retest:
+    """Imputes the test rows with every model, with the mean of the models and with baselines, under the same masks.
+
+    Args:
+        path: A model folder, or a folder of model folders.
+        ratios: Missing ratios to test.
+        seeds: Mask seeds; each pair of ratio and seed is one mask.
+        store_masks: Whether masks come from ``masks.npz`` in ``path``, which is made or extended as needed.
+        baselines: Names of BASELINES.
+        progress: Is told what is being done.
+
+    Raises:
+        ConfigError: A baseline is unknown, or a mask hides nothing.
+        ModelFolderError: A model or the stored masks cannot be used, or the models do not belong together.
+    """
+    for name in baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"--baselines: {unknown_name('baseline', name, BASELINES)}")
+    models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
+    dataset = _shared_dataset(models)
+    keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
+    masks = stored_masks(path / MASKS_FILE, dataset, keys) if store_masks else draw_masks(dataset, keys)
+
+    imputers: list[Impute] = []
+    for name in baselines:
+        progress(f"fitting {name}")
+        imputers.append(BASELINES[name](dataset.search_data))
+    names: list[tuple[str, Kind]] = [(name, "model") for name, _ in models]
+    if len(models) > 1:
+        names.append((f"mean of {len(models)} models", "mean of models"))
+    names += [(name, "baseline") for name in baselines]
+
+    errors = np.empty((len(names), len(METRICS), len(keys)))
+    for start, batch in _batches(keys, dataset.test_truth.size):
+        parts = [Part.hide(dataset.test_truth, masks[key]) for key in batch]
+        part = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        for index, x_hat in enumerate(_reconstructions([model for _, model in models], imputers, part)):
+            progress(f"{names[index][0]}: {start + len(batch)} of {len(keys)} masks")
+            for offset, (key, rows) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
+                errors[index, :, start + offset] = _errors(rows, dataset, masks[key])
+    by_ratio = errors.reshape(len(names), len(METRICS), len(ratios), len(seeds))
+    return Retest(
+        source=dataset.config.source,
+        training_ratio=dataset.config.missing.ratio,
+        ratios=list(ratios),
+        seeds=list(seeds),
+        mask_sha256={key: mask_sha256(mask) for key, mask in masks.items()},
+        methods=[
+            MethodScores(name, kind, dict(zip(METRICS, scores, strict=True)))
+            for (name, kind), scores in zip(names, by_ratio, strict=True)
+        ],
+    )
+
+
+def _reconstructions(models: Sequence[FittedModel], imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
+    """Yields x_hat (n, d) of every model, of the mean of the models where there are several, and of every imputer."""
+    total = np.zeros(part.x.shape)
+    for model in models:
+        x_hat = model.reconstruct(part)
+        total += x_hat
+        yield x_hat
+    if len(models) > 1:
+        yield total / len(models)
+    for impute in imputers:
+        yield impute(part.x)
+
+
+def _errors(x_hat: np.ndarray, dataset: IncompleteDataset, mask: np.ndarray) -> tuple[float, ...]:
+    """Returns the values of METRICS."""
+    cells, inverse = cells_to_score(dataset, mask), dataset.scaler.inverse
+    return (*score(x_hat, dataset.test_truth, cells), *score(inverse(x_hat), inverse(dataset.test_truth), cells))
+
+
+def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequence[MaskKey]]]:
+    """Yields masks in groups, each with the index of its first: many rows at once are faster, up to a size."""
+    size = max(1, _BATCH_CELLS // cells)
+    return ((start, keys[start : start + size]) for start in range(0, len(keys), size))
+
+
+def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
+    """Returns the dataset that all the models were trained on."""
+    data = models[0][1].config.data
+    for name, model in models:
+        if (model.config.data.source, model.config.data.missing) != (data.source, data.missing):
+            raise ModelFolderError(
+                "models that are retested together must share data.source and data.missing, got "
+                f"{_told(data)} in {models[0][0]} and {_told(model.config.data)} in {name}; retest them apart"
+            )
+    dataset = load_dataset(data)
+    for name, model in models:
+        if model.scaler is None or not _same_scaler(model.scaler, dataset.scaler):
+            raise ModelFolderError(
+                f"{name}: its scaler must be that of the data it names, but {data.source} as it is here gives another; "
+                "use the package versions in its environment.json, or train it anew"
+            )
+    return dataset
+
+
+def _told(data: DataConfig) -> str:
+    return f"{data.source} with {data.missing.mechanism} ratio {data.missing.ratio}, seed {data.missing.seed}"
+
+
+def _same_scaler(one: Scaler, other: Scaler) -> bool:
+    # Not bit for bit: another machine may sum in another order.
+    return one.offset.shape == other.offset.shape and all(
+        np.allclose(mine, others, rtol=1e-6, atol=0)
+        for mine, others in ((one.offset, other.offset), (one.scale, other.scale))
+    )

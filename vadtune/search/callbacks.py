@@ -1,0 +1,183 @@
+"""What Tune tells us while a search runs, passed on to MLflow and to the progress display."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from vadtune.errors import TrialDiverged
+from vadtune.search.progress import Progress, ProgressDisplay
+from vadtune.search.schedulers import EPOCH
+from vadtune.search_file import SearchFile
+from vadtune.tracking import Tracker
+
+
+@dataclass
+class Session:
+    """A search in this process: what its callback works with, and what it found.
+
+    Attributes:
+        search: The search file.
+        tracker: Writes to MLflow.
+        display: Shows the progress.
+        total: Number of trials.
+        deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
+        failures: Trial name -> reason, without the diverged ones.
+        ended: Trial id -> why it ended.
+        best: The best score so far and the name of its trial.
+        names: Trial id -> its name, which counts the trials of a search.
+    """
+
+    search: SearchFile
+    tracker: Tracker
+    display: ProgressDisplay
+    total: int
+    deadline: float | None
+    failures: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    best: tuple[float, str] | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def counts(self) -> Counter[str]:
+        """Returns how many trials ended how: completed, stopped, diverged or error."""
+        return Counter(end.partition(":")[0].partition(" ")[0] for end in self.ended.values())
+
+
+SESSIONS: dict[str, Session] = {}
+"""Run name -> the session in this process. Tune pickles its callbacks, and a restored search unpickles them, so a
+callback cannot hold a connection; it finds its session here."""
+
+
+class SearchCallback(Callback):
+    """Follows the trials of one search.
+
+    Args:
+        run: The unique name of the search.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._reconciled = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_run": self._run, "_reconciled": False}
+
+    @property
+    def _session(self) -> Session:
+        return SESSIONS[self._run]
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Brings MLflow in line with what a restored search knows, once."""
+        if self._reconciled:
+            return
+        self._reconciled = True
+        self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
+        for trial in trials:
+            self._name(trial)
+            if trial.status in (Trial.TERMINATED, Trial.ERROR):
+                self._start(trial)
+                self._report(trial, trial.last_result)
+                self._end(trial)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Opens the trial's run."""
+        self._start(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Logs a report."""
+        self._report(trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Ends the run of a trial that finished or was stopped."""
+        self._end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Ends the run of a trial that failed."""
+        self._end(trial)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Refreshes the display."""
+        display = self._session.display
+        if display.due():
+            display.show(self._progress(trials))
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Ends the runs of trials that were interrupted; a resume opens them again."""
+        for trial in trials:
+            if trial.trial_id not in self._session.ended and trial.last_result:
+                self._finish(trial, "KILLED", f"interrupted at epoch {trial.last_result.get(EPOCH, 0)}")
+            elif trial.trial_id not in self._session.ended and trial.status != Trial.PENDING:
+                self._finish(trial, "KILLED", "interrupted before its first report")
+        self._session.display.show(self._progress(trials))
+
+    def _name(self, trial: Trial) -> str:
+        names = self._session.names
+        return names.setdefault(trial.trial_id, f"trial-{len(names) + 1:04d}")
+
+    def _start(self, trial: Trial) -> None:
+        params = self._session.search.trial_config(trial.config).flat()
+        self._session.tracker.start_trial(trial.trial_id, self._name(trial), params)
+
+    def _report(self, trial: Trial, result: dict[str, Any]) -> None:
+        names = [name for name in result if name.startswith(("val_", "train_", "inference_"))]
+        if EPOCH not in result:
+            return
+        self._session.tracker.log_metrics(
+            trial.trial_id, {name: result[name] for name in names}, epoch=int(result[EPOCH])
+        )
+        score = float(result[self._session.search.search.metric])
+        if self._session.best is None or score < self._session.best[0]:
+            self._session.best = score, self._name(trial)
+
+    def _end(self, trial: Trial) -> None:
+        if trial.status == Trial.ERROR:
+            reason = _reason(trial)
+            if not reason.startswith("diverged"):
+                self._session.failures[self._name(trial)] = reason
+            self._record(trial, "FAILED", reason)
+            return
+        epoch = int(trial.last_result.get(EPOCH, 0))
+        if epoch >= self._session.search.epochs:
+            self._record(trial, "FINISHED", "completed")
+            return
+        deadline = self._session.deadline
+        by = "time budget" if deadline and time.monotonic() > deadline else self._session.search.search.scheduler
+        self._record(trial, "KILLED", f"stopped by {by} at epoch {epoch}")
+
+    def _record(self, trial: Trial, status: str, end: str) -> None:
+        self._session.ended[trial.trial_id] = end
+        self._finish(trial, status, end)
+
+    def _finish(self, trial: Trial, status: str, end: str) -> None:
+        checkpoint = trial.checkpoint.path if trial.checkpoint else ""
+        self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
+
+    def _progress(self, trials: list[Trial]) -> Progress:
+        counts = self._session.counts()
+        left = None if self._session.deadline is None else max(0.0, self._session.deadline - time.monotonic())
+        return Progress(
+            total=self._session.total,
+            running=sum(trial.status == Trial.RUNNING for trial in trials),
+            completed=counts["completed"],
+            stopped=counts["stopped"],
+            failed=counts["diverged"] + counts["error"],
+            best=self._session.best,
+            budget_left=left,
+        )
+
+
+def _reason(trial: Trial) -> str:
+    """Returns why a trial failed, on one line: ``diverged: ...`` or ``error: ...``."""
+    error: BaseException | None = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split())
+    if isinstance(cause, TrialDiverged) or "TrialDiverged" in text:
+        return text[text.find("diverged:") :] if "diverged:" in text else f"diverged: {text}"
+    return f"error: {type(cause).__name__}: {text}"[:500]

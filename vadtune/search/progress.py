@@ -1,0 +1,104 @@
+"""The live progress of a search: a display that refreshes on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+logger = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 0.25
+_PLAIN_SECONDS = 30.0
+
+
+class Progress(NamedTuple):
+    """Where a search stands."""
+
+    total: int
+    running: int
+    completed: int
+    stopped: int
+    failed: int
+    best: tuple[float, str] | None
+    budget_left: float | None
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that will not run again."""
+        return self.completed + self.stopped + self.failed
+
+    def line(self, elapsed: float) -> str:
+        """Returns the state as one line of text."""
+        best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
+        counts = f"{self.running} running, {self.completed} completed, {self.stopped} stopped, {self.failed} failed"
+        return f"{self.ended}/{self.total} trials: {counts}; {best}; {duration(elapsed)}{self._left(elapsed)}"
+
+    def _left(self, elapsed: float) -> str:
+        estimate = elapsed / self.ended * (self.total - self.ended) if self.ended else None
+        candidates = [seconds for seconds in (estimate, self.budget_left) if seconds is not None]
+        return f", about {duration(min(candidates))} left" if candidates and self.ended < self.total else ""
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration for people: 42s, 3m 05s, 2h 10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class ProgressDisplay:
+    """Shows Progress on stderr; use as a context manager.
+
+    Args:
+        title: What is running.
+        metric: The name of the score that is minimised.
+    """
+
+    def __init__(self, title: str, metric: str) -> None:
+        self._title, self._metric = title, metric
+        self._start = time.monotonic()
+        self._shown = 0.0
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def due(self) -> bool:
+        """Whether it is time to show again."""
+        return time.monotonic() - self._shown >= (_REFRESH_SECONDS if self._live else _PLAIN_SECONDS)
+
+    def show(self, progress: Progress) -> None:
+        """Shows the state now."""
+        self._shown = time.monotonic()
+        elapsed = self._shown - self._start
+        if self._live is None:
+            logger.info("%s: %s", self._title, progress.line(elapsed))
+            return
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=progress.total, completed=progress.ended, width=40)
+        grid.add_row(Text(self._title, style="bold"), bar)
+        self._live.update(_stack(grid, Text(f"{progress.line(elapsed)}  [{self._metric}]", style="dim")), refresh=True)
+
+
+def _stack(*rows: Table | Text) -> Table:
+    table = Table.grid()
+    for row in rows:
+        table.add_row(row)
+    return table

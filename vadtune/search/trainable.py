@@ -1,0 +1,80 @@
+"""The Ray Tune trainable: adapts a Population of one to Tune's step, checkpoint and reuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from vadtune.checkpoint import load_state, save_model, save_state
+from vadtune.data import Scaler, SearchData
+from vadtune.evaluation import evaluate
+from vadtune.search.schedulers import EPOCH, report_epochs
+from vadtune.search_file import SearchFile
+from vadtune.training import Population
+
+MODEL = "model"
+"""The model folder inside a trial's checkpoint; the training state lies beside it."""
+
+
+class TrainTrial(tune.Trainable):
+    """Trains one configuration; each step goes to the next epoch at which a report is due."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        *,
+        search: SearchFile,
+        data: SearchData,
+        scaler: Scaler,
+        feature_names: list[str],
+    ) -> None:
+        """Builds the population of one. See tune.Trainable.
+
+        Args:
+            config: The sampled parameters under dotted keys.
+            search: The search file.
+            data: All a search sees; from the object store, read-only.
+            scaler: Of the data, for the model folder.
+            feature_names: Likewise.
+        """
+        self._search, self._data, self._scaler, self._feature_names = search, data, scaler, feature_names
+        torch.set_num_threads(max(1, int(search.search.cpus_per_trial)))
+        self._build(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Starts another configuration in this process, from nothing."""
+        self._build(new_config)
+        return True
+
+    def _build(self, config: dict[str, Any]) -> None:
+        trial_config = self._search.trial_config(config)
+        device = "cuda" if self._search.search.gpus_per_trial and torch.cuda.is_available() else "cpu"
+        self._population = Population([trial_config], self._data.train, device)
+        self._due = report_epochs(self._search.search, trial_config.train.epochs)
+        self._scores: dict[str, float] = {}
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next report and scores.
+
+        Raises:
+            TrialDiverged: The loss became NaN or infinite; Tune fails this trial alone.
+        """
+        population = self._population
+        population.train_until(next(epoch for epoch in self._due if epoch > population.epoch))
+        (self._scores,) = evaluate(population, self._data)
+        return {**self._scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes the model folder and the training state."""
+        (model,) = self._population.models()
+        folder = Path(checkpoint_dir)
+        save_model(folder / MODEL, model.described(self._scaler, self._feature_names), metrics=self._scores)
+        save_state(folder, self._population)
+
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Goes on from a checkpoint."""
+        assert checkpoint_dir is not None
+        load_state(Path(checkpoint_dir), self._population)

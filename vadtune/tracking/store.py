@@ -1,0 +1,120 @@
+"""Which MLflow store is used, and whether it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which is when it is read
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from vadtune.errors import TrackingError
+
+TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"
+PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
+"""Names of the tags that runs carry."""
+
+_REACH_SECONDS = 8.0
+
+T = TypeVar("T")
+
+
+def tracking_uri(given: str | None) -> str:
+    """Returns the store to use: the one given, else MLFLOW_TRACKING_URI, else sqlite in the working directory."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Returns the database file of a sqlite store, None for another kind of store."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def without_secrets(uri: str) -> str:
+    """Returns the URI with its password replaced, fit for logs and files."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def connect(uri: str) -> MlflowClient:
+    """Returns a client of a store that answers.
+
+    Raises:
+        TrackingError: The store did not answer within 10 seconds.
+    """
+    for name in ("mlflow", "alembic"):  # they narrate the creation of a database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    shown = without_secrets(uri)
+
+    def attempt() -> MlflowClient:
+        if uri.startswith(("http://", "https://")):
+            # Any answer will do here; whether it is MLflow's, the next call tells.
+            with contextlib.suppress(HTTPError):
+                urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_SECONDS / 2).close()
+        path = sqlite_path(uri)  # MLflow would try again for minutes
+        if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OSError(f"{path} cannot be written")
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+    try:
+        return _within(_REACH_SECONDS, attempt)
+    except (MlflowException, URLError, OSError, ValueError) as error:
+        reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
+        raise TrackingError(
+            f"the tracking store {shown} must answer, got: {reason or type(error).__name__}; start the server, or name "
+            "another with --tracking-uri or MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Runs ``work`` for at most this long; it is left behind on a daemon thread if it takes longer."""
+    outcome: list[T | Exception] = []
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    (result,) = outcome
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def child_runs(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
+    """Returns the runs of a search's trials."""
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            f"tags.`{PARENT}` = '{parent_id}'",
+            ViewType.ACTIVE_ONLY,
+            max_results=1000,
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
