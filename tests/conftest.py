@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset, load_dataset
+
+if TYPE_CHECKING:
+    from tests.finished_search import FinishedSearch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +36,11 @@ def trial_config(**sections: dict[str, Any]) -> TrialConfig:
 @pytest.fixture(scope="session")
 def iris() -> IncompleteDataset:
     return load_dataset(trial_config().data)
+
+
+@pytest.fixture(scope="session")
+def search(tmp_path_factory: pytest.TempPathFactory, iris: IncompleteDataset) -> FinishedSearch:
+    """A finished search in an MLflow store of its own; shared, so tests may add to it but change nothing."""
+    from tests.finished_search import finished_search  # it imports this module
+
+    return finished_search(tmp_path_factory.mktemp("finished"), iris)

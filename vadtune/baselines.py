@@ -96,13 +96,15 @@ def observed_range(train: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _transform(imputer: Any, train: Part) -> Impute:
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    with warnings.catch_warnings():
-        # The number of rounds is bounded on purpose.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    # One thread: thousands of tiny linear systems gain nothing from more, and lose tenfold where cores are busy.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of rounds is bounded on purpose
         imputer.fit(train.x)
 
     def impute(x: np.ndarray) -> np.ndarray:
-        return np.asarray(imputer.transform(x), dtype=np.float64)
+        with threadpool_limits(1):
+            return np.asarray(imputer.transform(x), dtype=np.float64)
 
     return impute

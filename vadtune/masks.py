@@ -79,22 +79,21 @@ def _packed(masks: Masks, dataset: IncompleteDataset) -> bytes:
 
 def _read(path: Path, dataset: IncompleteDataset) -> Masks:
     again = "delete it, and the same masks are drawn again from their seeds"
-    n, d = shape = dataset.test_truth.shape
+    shape = dataset.test_truth.shape
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
-            keys = [MaskKey(entry["ratio"], entry["seed"]) for entry in header["masks"]]
-            hashes = [entry["sha256"] for entry in header.pop("masks")]
+            entries = [(MaskKey(entry["ratio"], entry["seed"]), entry["sha256"]) for entry in header.pop("masks")]
             if header != _identity(dataset):
                 raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {header}; {again}")
-            cells = np.unpackbits(file["bits"], axis=1, count=n * d).astype(bool)
+            masks = np.unpackbits(file["bits"], axis=1, count=dataset.test_truth.size).astype(bool)
+            masks = masks.reshape(len(entries), *shape)
     except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ModelFolderError(f"{path}: stored masks cannot be read ({error}); {again}") from error
-    masks = {key: row.reshape(shape) for key, row in zip(keys, cells, strict=True)}
-    for (key, mask), expected in zip(masks.items(), hashes, strict=True):
+    for (key, expected), mask in zip(entries, masks, strict=True):
         if mask_sha256(mask) != expected:
             raise ModelFolderError(f"{path}: the mask of ratio {key.ratio}, seed {key.seed} was altered; {again}")
-    return masks
+    return {key: mask for (key, _), mask in zip(entries, masks, strict=True)}
 
 
 def _identity(dataset: IncompleteDataset) -> dict[str, Any]:

@@ -48,20 +48,24 @@ def _known(value: object) -> object:
 def to_text(rows: Rows, console: Console) -> str:
     """Returns rows as a table with as many of the columns, from the left, as the console is wide."""
     columns = list(rows[0]) if rows else []
-    numeric = {name for name in columns if all(isinstance(row[name], (int, float, type(None))) for row in rows)}
-    for shown in range(len(columns), 0, -1):
-        table = _table(console)
-        for name in columns[:shown]:
-            table.add_column(Text(name), justify="right" if name in numeric else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(_cell(row[name])) for name in columns[:shown]))
-        if _fits(table, console) or shown == 1:
-            break
-    text = _render(table, console)
-    left_out = columns[shown:]
-    if left_out:
-        text += f"(not shown for want of width: {', '.join(left_out)}; --format csv has them)\n"
+    shown = list(columns)
+    while len(shown) > 1 and not _fits(_table(rows, shown, console), console):
+        shown.pop()
+    text = _render(_table(rows, shown, console), console)
+    if shown != columns:
+        left_out = ", ".join(columns[len(shown) :])
+        text += f"(not shown for want of width: {left_out}; --format csv has them)\n"
     return text
+
+
+def _table(rows: Rows, columns: Sequence[str], console: Console) -> Table:
+    table = _empty_table(console)
+    for name in columns:
+        numeric = all(isinstance(row[name], (int, float, type(None))) for row in rows)
+        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_cell(row[name])) for name in columns))
+    return table
 
 
 def retest_text(retest: Retest, console: Console) -> str:
@@ -73,7 +77,7 @@ def _retest_table(retest: Retest, metric: str, console: Console) -> str:
     best = np.min([method.mean(metric) for method in retest.methods], axis=0)
     several = len(retest.seeds) > 1
     for with_error in (several, False):  # without standard errors, where they would not fit
-        table = _table(console)
+        table = _empty_table(console)
         table.add_column("method", no_wrap=True)
         for ratio in retest.ratios:
             table.add_column(f"{ratio:g}", justify="right", no_wrap=True)
@@ -124,7 +128,7 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     if len(models) > _MOST_NAMED_MODELS:
         labels = [label for label in labels if label not in models]
         labels.append((float(np.median([height for height, _, _ in models])), f"each of {len(models)}", models[0][2]))
-    places = _spread([height for height, _, _ in labels], (top - bottom) / 23)
+    places = spread_apart([height for height, _, _ in labels], (top - bottom) / 23)
     for (height, name, style), place in zip(labels, places, strict=True):
         axes.annotate(
             name,
@@ -169,9 +173,14 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
 
 def _error_range(retest: Retest, metric: str) -> tuple[float, float]:
     """Returns the limits of the error axis: all the models, and baselines as far as they stay within 2.5 times that."""
-    worst_model = max(method.mean(metric).max() for method in retest.methods if method.kind != "baseline")
-    means = np.concatenate([method.mean(metric) for method in retest.methods])
-    lowest, highest = means.min(), means[means <= 2.5 * worst_model].max()
+    means = {method.name: method.mean(metric) for method in retest.methods}
+    of_models = np.concatenate([means[method.name] for method in retest.methods if method.kind != "baseline"])
+    everything = np.concatenate(list(means.values()))
+    everything = everything[np.isfinite(everything)]
+    if not len(everything):
+        return 0.0, 1.0
+    bound = 2.5 * np.max(of_models, initial=everything.min(), where=np.isfinite(of_models))
+    lowest, highest = everything.min(), everything[everything <= bound].max()
     margin = 0.06 * (highest - lowest) or 0.1 * highest
     return max(0.0, lowest - 1.5 * margin), highest + margin
 
@@ -192,7 +201,7 @@ def _styles(retest: Retest) -> list[dict[str, Any]]:
     return styles
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
+def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     """Returns heights near the given ones, in the same order, at least ``gap`` apart."""
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(heights))
@@ -210,7 +219,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return spread.tolist()
 
 
-def _table(console: Console) -> Table:
+def _empty_table(console: Console) -> Table:
     return Table(box=SIMPLE_HEAD if console.is_terminal else None, header_style="bold", pad_edge=False)
 
 

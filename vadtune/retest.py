@@ -57,7 +57,10 @@ class MethodScores:
         """Returns the standard error of ``mean``, (ratios,); NaN with a single mask, which tells nothing of it."""
         scores = self.scores[metric]
         n = scores.shape[1]
-        return np.asarray(scores.std(axis=1, ddof=1) / np.sqrt(n)) if n > 1 else np.full(len(scores), np.nan)
+        if n == 1:
+            return np.full(len(scores), np.nan)
+        with np.errstate(invalid="ignore"):  # of infinite errors
+            return np.asarray(scores.std(axis=1, ddof=1) / np.sqrt(n))
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def parse_ratios(text: str) -> list[float]:
         try:
             numbers = [Decimal(number.strip()) for number in part.split(":")]
         except InvalidOperation:
+            numbers = []
+        if not all(number.is_finite() for number in numbers):  # "nan" parses, and cannot be compared
             numbers = []
         match numbers:
             case [ratio] if 0 < ratio < 1:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
-COMMANDS = ("validate", "search", "resume", "train", "ui")
+COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "train", "ui")
 
 
 def build_parser() -> argparse.ArgumentParser:

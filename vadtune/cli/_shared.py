@@ -39,7 +39,8 @@ def find(args: argparse.Namespace) -> SearchResults:
     found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
     if args.experiment not in (found.search.experiment, found.search.name):
         raise TrackingError(
-            f"--run: takes a run of {args.experiment}, got {found.search.name} of {found.search.experiment}; leave one out"
+            f"--run: takes a run of {args.experiment}, got {found.search.name} of {found.search.experiment}; "
+            "name the experiment it belongs to"
         )
     return found
 

@@ -18,8 +18,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "export",
         parents=parents,
         help="write the best models of a search as folders",
-        description="Write the best models of a search as folders: configuration (a file `train` accepts), weights, train "
-        "latents, scaler, metrics, package versions, and a manifest with the hash of each.",
+        description="Write the best models of a search as folders: configuration (a file `train` accepts), weights, "
+        "train latents, scaler, metrics, package versions, and a manifest with the hash of each.",
         epilog="example: vadtune export digits --top 3 --out best/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -24,9 +24,9 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "retest",
         parents=parents,
         help="test exported models under fresh masks, beside baselines",
-        description="Impute the test rows, which no search has seen, under masks of many missing ratios: with every model, "
-        "with the mean of the models' imputations, and with baselines fitted on the same train rows. Writes retest.csv, "
-        "retest_masks.csv (a row per mask) and retest.png, and logs them to the search's MLflow run.",
+        description="Impute the test rows, which no search has seen, under masks of many missing ratios: with every "
+        "model, with the mean of the models' imputations, and with baselines fitted on the same train rows. Writes "
+        "retest.csv, retest_masks.csv (a row per mask) and retest.png, and logs them to the search's MLflow run.",
         epilog="example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BEST = 10
-
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
@@ -50,23 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     """Prints how a search ended and what to type next; returns the exit code."""
-    from rich.console import Console
-
-    from vadtune.report import to_text
-    from vadtune.results import main_columns, selection_metric, trial_rows
-    from vadtune.tracking import connect, list_trials, resolve_search, tracking_uri
+    from vadtune.cli.results import print_best
 
     store = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
     if outcome.interrupted:
         storage = f" --storage {args.storage}" if args.storage != Path("runs") else ""
         logger.info("resume it: vadtune resume %s%s%s", outcome.run, storage, store)
         return 130
-    uri = tracking_uri(args.tracking_uri)
-    client = connect(uri)
-    search = resolve_search(client, uri, outcome.run)
-    metric = selection_metric(search)
-    best = trial_rows(list_trials(client, search), metric)[:_BEST]
-    print(to_text(main_columns(best, metric), Console()), end="")
+    print_best(outcome.run, args.tracking_uri)
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
     logger.info("next: vadtune export %s --top 3 --out best%s && vadtune retest best", outcome.experiment, store)
     logger.info("browse: vadtune ui%s", store)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -29,8 +31,9 @@ class Session:
         deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
         failures: Trial name -> reason, without the diverged ones.
         ended: Trial id -> why it ended.
+        ended_before: How many had ended before a resume.
+        started: Ids of the trials whose runs are open or were.
         best: The best score so far and the name of its trial.
-        names: Trial id -> its name, which counts the trials of a search.
     """
 
     search: SearchFile
@@ -40,8 +43,9 @@ class Session:
     deadline: float | None
     failures: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
+    ended_before: int = 0
+    started: set[str] = field(default_factory=set)
     best: tuple[float, str] | None = None
-    names: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> Counter[str]:
         """Returns how many trials ended how: completed, stopped, diverged or error."""
@@ -51,6 +55,12 @@ class Session:
 SESSIONS: dict[str, Session] = {}
 """Run name -> the session in this process. Tune pickles its callbacks, and a restored search unpickles them, so a
 callback cannot hold a connection; it finds its session here."""
+
+
+def short_name(trial: Trial) -> str:
+    """Returns a name that counts the trials of a search, the same before and after a resume: trial-0007."""
+    number = trial.experiment_tag.partition("_")[0]  # Tune's count, followed by the configuration
+    return f"trial-{int(number):04d}"
 
 
 class SearchCallback(Callback):
@@ -78,11 +88,11 @@ class SearchCallback(Callback):
         self._reconciled = True
         self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
         for trial in trials:
-            self._name(trial)
             if trial.status in (Trial.TERMINATED, Trial.ERROR):
                 self._start(trial)
                 self._report(trial, trial.last_result)
                 self._end(trial)
+        self._session.ended_before = len(self._session.ended)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run."""
@@ -111,19 +121,18 @@ class SearchCallback(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the runs of trials that were interrupted; a resume opens them again."""
         for trial in trials:
-            if trial.trial_id not in self._session.ended and trial.last_result:
+            if trial.trial_id in self._session.ended:
+                continue
+            if trial.last_result:
                 self._finish(trial, "KILLED", f"interrupted at epoch {trial.last_result.get(EPOCH, 0)}")
-            elif trial.trial_id not in self._session.ended and trial.status != Trial.PENDING:
+            elif trial.trial_id in self._session.started:
                 self._finish(trial, "KILLED", "interrupted before its first report")
         self._session.display.show(self._progress(trials))
 
-    def _name(self, trial: Trial) -> str:
-        names = self._session.names
-        return names.setdefault(trial.trial_id, f"trial-{len(names) + 1:04d}")
-
     def _start(self, trial: Trial) -> None:
         params = self._session.search.trial_config(trial.config).flat()
-        self._session.tracker.start_trial(trial.trial_id, self._name(trial), params)
+        self._session.started.add(trial.trial_id)
+        self._session.tracker.start_trial(trial.trial_id, short_name(trial), params)
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
         names = [name for name in result if name.startswith(("val_", "train_", "inference_"))]
@@ -134,13 +143,13 @@ class SearchCallback(Callback):
         )
         score = float(result[self._session.search.search.metric])
         if self._session.best is None or score < self._session.best[0]:
-            self._session.best = score, self._name(trial)
+            self._session.best = score, short_name(trial)
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:
             reason = _reason(trial)
             if not reason.startswith("diverged"):
-                self._session.failures[self._name(trial)] = reason
+                self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)
             return
         epoch = int(trial.last_result.get(EPOCH, 0))
@@ -164,6 +173,7 @@ class SearchCallback(Callback):
         left = None if self._session.deadline is None else max(0.0, self._session.deadline - time.monotonic())
         return Progress(
             total=self._session.total,
+            ended_before=self._session.ended_before,
             running=sum(trial.status == Trial.RUNNING for trial in trials),
             completed=counts["completed"],
             stopped=counts["stopped"],
@@ -175,7 +185,8 @@ class SearchCallback(Callback):
 
 def _reason(trial: Trial) -> str:
     """Returns why a trial failed, on one line: ``diverged: ...`` or ``error: ...``."""
-    error: BaseException | None = trial.get_pickled_error()
+    local = Path(trial.pickled_error_file or "")  # copied to the trial's folder only after this callback
+    error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
     cause = getattr(error, "cause", None) or error
     text = " ".join(str(cause).split())
     if isinstance(cause, TrialDiverged) or "TrialDiverged" in text:

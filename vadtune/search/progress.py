@@ -19,9 +19,13 @@ _PLAIN_SECONDS = 30.0
 
 
 class Progress(NamedTuple):
-    """Where a search stands."""
+    """Where a search stands: numbers of trials, the best score and its trial, seconds of time budget left.
+
+    ``ended_before`` counts the trials that had ended before a resume: they say nothing of how long the others take.
+    """
 
     total: int
+    ended_before: int
     running: int
     completed: int
     stopped: int
@@ -41,9 +45,11 @@ class Progress(NamedTuple):
         return f"{self.ended}/{self.total} trials: {counts}; {best}; {duration(elapsed)}{self._left(elapsed)}"
 
     def _left(self, elapsed: float) -> str:
-        estimate = elapsed / self.ended * (self.total - self.ended) if self.ended else None
-        candidates = [seconds for seconds in (estimate, self.budget_left) if seconds is not None]
-        return f", about {duration(min(candidates))} left" if candidates and self.ended < self.total else ""
+        now_ended = self.ended - self.ended_before
+        if not now_ended or self.ended == self.total:
+            return ""
+        estimate = elapsed / now_ended * (self.total - self.ended)
+        return f", about {duration(min(estimate, self.budget_left or estimate))} left"
 
 
 def duration(seconds: float) -> str:

@@ -182,7 +182,7 @@ def _run(search: SearchFile, run: str, tracker: Tracker, build: Callable[[], tun
     budget = search.search.time_budget_s
     total = sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
-    with _local_ray(), ProgressDisplay(run, search.search.metric) as display, _signals() as interrupted:
+    with local_ray(), ProgressDisplay(run, search.search.metric) as display, _signals() as interrupted:
         session = Session(search, tracker, display, total, None if budget is None else start + budget)
         SESSIONS[run] = session
         try:
@@ -210,7 +210,7 @@ def _run(search: SearchFile, run: str, tracker: Tracker, build: Callable[[], tun
 
 
 @contextlib.contextmanager
-def _local_ray() -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     """Starts a local Ray that listens on loopback only, without dashboard; one that runs already is used and left."""
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -237,8 +237,8 @@ def _local_ray() -> Iterator[None]:
 def _signals() -> Iterator[list[int]]:
     """Makes the first Ctrl-C (or SIGTERM) stop Tune cleanly: it saves its state and returns.
 
-    Tune listens to SIGUSR1 for that; taking its way keeps the knowledge of an interruption here. A second Ctrl-C ends the
-    process.
+    Tune listens to SIGUSR1 for that; taking its way keeps the knowledge of an interruption here. A second Ctrl-C ends
+    the process.
     """
     received: list[int] = []
 

@@ -26,6 +26,8 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _cmaes(seed: int) -> optuna.samplers.BaseSampler:
+    import cmaes  # noqa: F401 - Optuna would import it inside the first suggestion, which Ray then warns is slow
+
     return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 

@@ -53,7 +53,7 @@ def connect(uri: str) -> MlflowClient:
     """Returns a client of a store that answers.
 
     Raises:
-        TrackingError: The store did not answer within 10 seconds.
+        TrackingError: A server did not answer within 10 seconds, or a file cannot be used.
     """
     for name in ("mlflow", "alembic"):  # they narrate the creation of a database
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -64,15 +64,17 @@ def connect(uri: str) -> MlflowClient:
             # Any answer will do here; whether it is MLflow's, the next call tells.
             with contextlib.suppress(HTTPError):
                 urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_SECONDS / 2).close()
-        path = sqlite_path(uri)  # MLflow would try again for minutes
-        if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise OSError(f"{path} cannot be written")
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         return client
 
+    path = sqlite_path(uri)
     try:
-        return _within(_REACH_SECONDS, attempt)
+        if path is None:
+            return _within(_REACH_SECONDS, attempt)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try again for minutes
+            raise OSError(f"{path} cannot be written")
+        return attempt()  # a file answers sooner or later; making a new database on a busy disk takes its time
     except (MlflowException, URLError, OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
         raise TrackingError(

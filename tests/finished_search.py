@@ -1,0 +1,53 @@
+"""A finished search without Ray: trained models in checkpoint folders, their trials in a real MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.conftest import trial_config
+from vadtune.checkpoint import save_model, save_state
+from vadtune.data import IncompleteDataset
+from vadtune.evaluation import evaluate
+from vadtune.tracking import Tracker, connect
+from vadtune.training import Population
+
+RUN = "tiny-20250102-030405-abcd"
+# Trial -> (what it searched, epochs, status, end); the last one fails after its first report.
+TRIALS = {
+    "trial-0001": ({"latent": 2}, 4, "FINISHED", "completed"),
+    "trial-0002": ({"latent": 3}, 4, "FINISHED", "completed"),
+    "trial-0003": ({"latent": 1, "layers": 0}, 1, "KILLED", "stopped by asha at epoch 1"),
+    "trial-0004": ({"latent": 4}, 1, "FAILED", "diverged: train_loss became NaN or infinite in epoch 2"),
+}
+
+
+class FinishedSearch(NamedTuple):
+    uri: str
+    run_id: str
+    checkpoints: Path
+    scores: dict[str, float]
+
+
+def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
+    """Trains the trials in ``folder`` and logs them to ``folder/mlflow.db``."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    tracker = Tracker(connect(uri), uri, "tiny", RUN)
+    tracker.start(params={"search.metric": "val_missing_rmse"}, tags={}, artifacts=[])
+    ranking = {}
+    for name, (model, epochs, status, end) in TRIALS.items():
+        config = trial_config(model=model)
+        population = Population([config], iris.train)
+        population.train_until(epochs)
+        (scores,) = evaluate(population, iris.search_data)
+        (fitted,) = population.models()
+        checkpoint = folder / "tune" / name / "checkpoint_000000"
+        described = fitted.described(iris.scaler, iris.feature_names)
+        save_model(checkpoint / "model", described, metrics=scores)
+        save_state(checkpoint, population)
+        tracker.start_trial(name, name, config.flat())
+        tracker.log_metrics(name, scores, epoch=epochs)
+        tracker.end_trial(name, status=status, end=end, checkpoint=str(checkpoint))
+        ranking[name] = scores["val_missing_rmse"]
+    tracker.finish(status="FINISHED", metrics={}, tags={}, artifacts={})
+    return FinishedSearch(uri, tracker.run_id, folder / "tune", ranking)

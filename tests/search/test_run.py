@@ -1,0 +1,214 @@
+"""Whole searches, on a real Ray, a real Optuna and a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vadtune.checkpoint import load_model
+from vadtune.cli import main
+from vadtune.config import REPORTED_METRICS, SCHEDULERS
+from vadtune.data import load_dataset
+from vadtune.errors import SearchError
+from vadtune.evaluation import evaluate
+from vadtune.search.run import SearchOutcome, start_search
+from vadtune.search_file import parse_search
+from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.training import Population
+
+pytestmark = pytest.mark.ray
+
+
+def tiny(**search: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "data": {"source": "iris", "missing": {"ratio": 0.3}},
+        "model": {
+            "latent": {"int": [1, 3]},
+            "layers": {"int": [0, 1]},
+            "hidden": {"choice": [4, 8], "when": {"layers": ">0"}},
+        },
+        "train": {"epochs": 27, "kl_weight": {"loguniform": [0.05, 1]}, "net_lr": 1e-2},
+        "infer": {"steps": 10},
+        "search": {"samples": 10, **search},
+    }
+
+
+class Finished:
+    """A finished search and what the store holds of it."""
+
+    def __init__(self, folder: Path, tree: dict[str, Any]) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.file = parse_search(tree)
+        self.outcome: SearchOutcome = start_search(self.file, storage=folder / "runs", tracking_uri=self.uri)
+        self.client = connect(self.uri)
+        self.search = resolve_search(self.client, self.uri, self.outcome.run)
+
+    @property
+    def trials(self) -> list[Trial]:
+        return list_trials(self.client, self.search)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A search in which at least the first configuration diverges."""
+    tree = tiny(initial=[{"train.net_lr": 1e30}])
+    tree["train"]["net_lr"] = {"choice": [1e-2, 2e-2, 3e-2, 4e-2, 1e30]}
+    return Finished(tmp_path_factory.mktemp("search"), tree)
+
+
+def test_every_sample_is_a_trial_with_an_end(finished: Finished) -> None:
+    trials = finished.trials
+    assert [trial.name for trial in trials] == [f"trial-{number:04d}" for number in range(1, 11)]
+    assert {trial.status for trial in trials} <= {"FINISHED", "KILLED", "FAILED"}
+    assert finished.search.status == "FINISHED"
+    assert sum(finished.outcome.counts.values()) == 10
+    assert not finished.outcome.interrupted
+
+
+def test_each_end_tells_its_reason(finished: Finished) -> None:
+    for trial in finished.trials:
+        if trial.status == "FINISHED":
+            assert (trial.end, trial.epoch) == ("completed", 27)
+        elif trial.status == "KILLED":
+            assert trial.end == f"stopped by asha at epoch {trial.epoch}"
+            assert trial.epoch in (3, 9)
+        else:
+            assert trial.end.startswith("diverged: train_"), trial.end
+            assert trial.params["train.net_lr"] == "1e+30"
+    assert {trial.status for trial in finished.trials} >= {"FINISHED", "FAILED"}
+
+
+def test_divergence_is_no_failure_of_the_search(finished: Finished) -> None:
+    assert finished.outcome.failures == {}
+    assert finished.outcome.counts["diverged"] == sum(trial.status == "FAILED" for trial in finished.trials)
+
+
+def test_trials_log_parameters_and_metrics_by_epoch(finished: Finished) -> None:
+    for trial in finished.trials:
+        assert ("model.hidden" in trial.params) == (trial.params["model.layers"] == "1")
+        assert trial.params["data.source"] == "iris"
+        if trial.status != "FAILED":
+            assert set(trial.metrics) == {*REPORTED_METRICS, "epoch"}
+            history = finished.client.get_metric_history(trial.run_id, "val_missing_rmse")
+            steps = [metric.step for metric in history]
+            assert steps == [step for step in (3, 9, 27) if step <= trial.epoch]
+
+
+def test_the_parent_run_describes_the_search(finished: Finished) -> None:
+    artifacts = {artifact.path for artifact in finished.client.list_artifacts(finished.search.run_id)}
+    assert artifacts == {"search.yaml", "summary.json"}
+    assert json.loads(finished.search.params["train.kl_weight"]) == {"loguniform": [0.05, 1]}
+    assert finished.search.params["search.sampler"] == "tpe"
+    best = min(trial.metrics["val_missing_rmse"] for trial in finished.trials if trial.status != "FAILED")
+    assert finished.client.get_run(finished.search.run_id).data.metrics["best_val_missing_rmse"] == best
+
+
+def test_a_checkpoint_is_the_model_that_was_scored_whatever_ran_in_its_process_before(finished: Finished) -> None:
+    """The reused actor gives what training alone gives: the same weights' score, to the last digit logged."""
+    dataset = load_dataset(finished.file.data)
+    scored = [trial for trial in finished.trials if trial.status != "FAILED"]
+    for trial in (scored[0], scored[-1]):
+        model = load_model(Path(trial.checkpoint) / "model")
+        assert model.config.flat() == {key: value for key, value in model.config.flat().items() if key in trial.params}
+        population = Population([model.config], dataset.train)
+        population.train_until(trial.epoch)
+        (scores,) = evaluate(population, dataset.search_data)
+        assert scores["val_missing_rmse"] == pytest.approx(trial.metrics["val_missing_rmse"], rel=1e-6)
+        assert scores["train_loss"] == pytest.approx(trial.metrics["train_loss"], rel=1e-6)
+
+
+def test_results_export_and_retest_follow(
+    finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    assert main(["results", "tiny", "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    assert main(["export", "tiny", "--top", "2", "--out", "best"]) == 0
+    folders = sorted(path.name for path in (finished.folder / "best").iterdir())
+    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-"]
+    command = ["retest", "best", "--ratios", "0.3,0.6", "--seeds", "2", "--baselines", "mean"]
+    assert main(command) == 0
+    assert "mean of 2 models" in capsys.readouterr().out
+    logged = {artifact.path for artifact in finished.client.list_artifacts(finished.search.run_id, "retest")}
+    assert {"retest/retest.csv", "retest/retest.png"} <= logged
+    config = next((finished.folder / "best").glob("1-*/config.yaml"))
+    assert main(["train", str(config), "train.epochs=2"]) == 0
+    assert "val_missing_rmse" in json.loads(capsys.readouterr().out)
+
+
+def test_resuming_a_complete_search_says_so(
+    finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    with caplog.at_level("INFO"):
+        assert main(["resume", finished.outcome.run]) == 0
+    assert "is complete, nothing to resume" in caplog.text
+    assert main(["resume", "tiny-2"]) == 2
+    assert "unknown search 'tiny-2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "asha"])
+def test_every_scheduler_brings_every_sample_to_an_end(scheduler: str, ray_here: None, tmp_path: Path) -> None:
+    found = Finished(tmp_path, tiny(scheduler=scheduler, samples=5, sampler="random"))
+    assert len(found.trials) == 5
+    ends = {"completed"} if scheduler == "none" else {"completed", f"stopped by {scheduler}"}
+    assert {trial.end.partition(" at ")[0] for trial in found.trials} <= ends
+    assert any(trial.end == "completed" for trial in found.trials)
+
+
+def test_a_vae_is_searched_the_same_way(ray_here: None, tmp_path: Path) -> None:
+    tree = tiny(samples=3)
+    tree["model"]["family"] = "vae"
+    found = Finished(tmp_path, tree)
+    assert len(found.trials) == 3
+    assert all("train.latent_lr" not in trial.params for trial in found.trials)
+
+
+def test_a_grid_is_searched_whole(ray_here: None, tmp_path: Path) -> None:
+    tree = tiny(sampler="grid", samples=None, scheduler="none")
+    tree["train"] |= {"epochs": 2, "kl_weight": {"grid": [0.1, 1.0]}}
+    found = Finished(tmp_path, tree)
+    assert len({tuple(sorted(trial.params.items())) for trial in found.trials}) == len(found.trials) == 3 * 2 * (1 + 2)
+
+
+def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
+    tree = tiny(samples=500, time_budget="6s")
+    tree["train"]["epochs"] = 500
+    found = Finished(tmp_path, tree)
+    assert 0 < len(found.trials) < 500
+    assert found.search.status == "FINISHED"
+    assert all(trial.status != "RUNNING" for trial in found.trials)
+
+
+def test_a_trial_that_breaks_fails_alone_and_is_listed(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vadtune.search import trainable
+
+    class Breaks(trainable.TrainTrial):
+        def step(self) -> dict[str, Any]:
+            if self._population.configs[0].model.layers:
+                raise RuntimeError("no memory left")
+            return super().step()
+
+    monkeypatch.setattr("vadtune.search.run.TrainTrial", Breaks)
+    found = Finished(tmp_path, tiny(samples=4, initial=[{"model.layers": 1}, {"model.layers": 0}]))
+    assert "trial-0001" in found.outcome.failures
+    assert "RuntimeError: no memory left" in found.outcome.failures["trial-0001"]
+    by_name = {trial.name: trial for trial in found.trials}
+    assert by_name["trial-0001"].status == "FAILED"
+    assert by_name["trial-0001"].end.startswith("error: RuntimeError")
+    assert by_name["trial-0002"].status == "FINISHED"
+
+
+def test_nothing_is_started_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(SearchError, match="cannot be written"):
+        start_search(parse_search(tiny()), storage=tmp_path / "file", tracking_uri=uri)
+    assert connect(uri).search_experiments(filter_string="name = 'tiny'") == []

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import trial_config
+from tests.finished_search import FinishedSearch
+from vadtune.baselines import BASELINES
+from vadtune.checkpoint import find_model_folders, load_model, save_model
+from vadtune.cli import main
+from vadtune.config import TrialConfig
+from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
+from vadtune.errors import ConfigError, ModelFolderError
+from vadtune.metrics import score
+from vadtune.retest import METRICS, Retest, parse_ratios, run_retest
+from vadtune.training import Population
+
+RATIOS, SEEDS = [0.3, 0.7], [0, 1, 2]
+
+
+def save_trained(folder: Path, config: TrialConfig) -> None:
+    dataset = load_dataset(config.data)
+    population = Population([config], dataset.train)
+    population.train_until(config.train.epochs)
+    (model,) = population.models()
+    save_model(folder, model.described(dataset.scaler, dataset.feature_names), metrics={})
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> Path:
+    save_trained(tmp_path / "best/1-a", trial_config())
+    save_trained(tmp_path / "best/2-b", trial_config(model={"latent": 3, "layers": 0}))
+    return tmp_path / "best"
+
+
+@pytest.fixture(scope="module")
+def retest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retest]:
+    best = tmp_path_factory.mktemp("retest") / "best"
+    save_trained(best / "1-a", trial_config())
+    save_trained(best / "2-b", trial_config(model={"family": "vae"}))
+    return best, run_retest(best, RATIOS, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"),
+    [
+        ("0.5", [0.5]),
+        ("0.1:0.9:0.1", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        ("0.1:0.9:0.3", [0.1, 0.4, 0.7]),
+        ("0.9, .1,0.90", [0.1, 0.9]),
+        ("0.1:0.3:0.1,0.95", [0.1, 0.2, 0.3, 0.95]),
+        ("0.5:0.5:0.1", [0.5]),
+        ("5e-1", [0.5]),
+    ],
+)
+def test_ratios_are_parsed_exactly(text: str, ratios: list[float]) -> None:
+    assert parse_ratios(text) == ratios
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "0", "1", "1.5", "-0.1", "nan", "inf", "half", "0.1,,0.2", "0.1:0.9"),
+        *("0.1:0.9:0", "0.1:0.9:-0.1", "0.9:0.1:0.1", "0.1:1:0.1", "0.1:nan:0.1", "0.1:0.9:0.1:0.1"),
+    ],
+)
+def test_bad_ratios_are_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--ratios: takes ratios above 0 and below 1, .* try 0\.1:0\.9:0\.1"):
+        parse_ratios(text)
+
+
+def test_too_many_ratios_are_refused() -> None:
+    assert len(parse_ratios("0.01:0.99:0.01")) == 99
+    with pytest.raises(ConfigError, match="at most 99 ratios"):
+        parse_ratios("0.1:0.9:1e-9")
+
+
+def test_every_method_is_scored_over_missing_test_cells(retest: tuple[Path, Retest]) -> None:
+    best, result = retest
+    dataset = load_dataset(trial_config().data)
+    models = [load_model(folder) for folder in find_model_folders(best)]
+    names = ["1-a", "2-b", "mean of 2 models", *BASELINES]
+    assert [method.name for method in result.methods] == names
+    assert [method.kind for method in result.methods] == ["model"] * 2 + ["mean of models"] + ["baseline"] * len(
+        BASELINES
+    )
+    for i, ratio in enumerate(RATIOS):
+        for j, seed in enumerate(SEEDS):
+            part = dataset.test_part(ratio, seed)
+            imputed = [model.impute(part) for model in models]
+            expected = [*imputed, np.mean(imputed, axis=0), BASELINES["mean"](dataset.search_data)(part.x)]
+            for method, x_imputed in zip(result.methods, expected, strict=False):
+                errors = score(x_imputed, dataset.test_truth, ~part.mask)
+                assert method.scores["missing_rmse"][i, j] == pytest.approx(errors.rmse, rel=1e-4)
+                assert method.scores["missing_mae"][i, j] == pytest.approx(errors.mae, rel=1e-4)
+                original = score(
+                    dataset.scaler.inverse(x_imputed), dataset.scaler.inverse(dataset.test_truth), ~part.mask
+                )
+                assert method.scores["missing_rmse_original"][i, j] == pytest.approx(original.rmse, rel=1e-4)
+                assert method.scores["missing_mae_original"][i, j] == pytest.approx(original.mae, rel=1e-4)
+    assert result.headline.name == "mean of 2 models"
+    assert result.units == "standardised units"
+
+
+def test_rows_hold_mean_and_standard_error_over_masks(retest: tuple[Path, Retest]) -> None:
+    _, result = retest
+    rows = result.summary()
+    assert len(rows) == len(result.methods) * len(RATIOS)
+    for row in rows:
+        values = [
+            one["missing_rmse"]
+            for one in result.per_mask()
+            if (one["method"], one["missing_ratio"]) == (row["method"], row["missing_ratio"])
+        ]
+        assert row["masks"] == len(values) == len(SEEDS)
+        assert row["missing_rmse"] == pytest.approx(np.mean(values))
+        assert row["missing_rmse_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)))
+    assert set(rows[0]) == {"method", "kind", "missing_ratio", "masks", *METRICS, *(f"{name}_se" for name in METRICS)}
+
+
+def test_all_methods_meet_the_same_masks(retest: tuple[Path, Retest], iris: IncompleteDataset) -> None:
+    _, result = retest
+    hashes = {(row["missing_ratio"], row["mask_seed"]): set() for row in result.per_mask()}
+    for row in result.per_mask():
+        hashes[row["missing_ratio"], row["mask_seed"]].add(row["mask_sha256"])
+    assert hashes == {(ratio, seed): {mask_sha256(iris.test_mask(ratio, seed))} for ratio in RATIOS for seed in SEEDS}
+
+
+def test_rows_imputed_together_or_apart_score_the_same(
+    retest: tuple[Path, Retest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, together = retest
+    monkeypatch.setattr("vadtune.retest._BATCH_CELLS", 1)
+    apart = run_retest(best, RATIOS, SEEDS)
+    for one, other in zip(together.methods, apart.methods, strict=True):
+        for metric in METRICS:
+            np.testing.assert_allclose(one.scores[metric], other.scores[metric], rtol=1e-4)
+
+
+def test_a_single_model_has_no_mean_and_a_single_mask_no_error(best: Path) -> None:
+    result = run_retest(best / "1-a", [0.5], [7], store_masks=False, baselines=["mean"])
+    assert [method.name for method in result.methods] == ["1-a", "mean"]
+    assert result.headline.name == "1-a"
+    assert math.isnan(result.summary()[0]["missing_rmse_se"])  # type: ignore[arg-type]
+    assert not (best / "1-a/masks.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [{"source": "wine"}, {"missing": {"ratio": 0.4}}, {"missing": {"ratio": 0.3, "seed": 1}}]
+)
+def test_models_of_different_data_are_not_mixed(data: dict[str, object], best: Path) -> None:
+    save_trained(best / "3-c", trial_config(data=data))
+    with pytest.raises(ModelFolderError, match=r"must share data\.source and data\.missing, got iris .* in 1-a and"):
+        run_retest(best, RATIOS, SEEDS)
+
+
+def test_a_model_of_other_values_under_the_same_name_is_refused(best: Path, iris: IncompleteDataset) -> None:
+    model = load_model(best / "1-a")
+    assert model.scaler is not None
+    shifted = type(model.scaler)(model.scaler.offset + 0.01, model.scaler.scale)
+    save_model(best / "3-c", model.described(shifted, iris.feature_names), metrics={})
+    with pytest.raises(ModelFolderError, match="3-c: its scaler must be that of the data it names"):
+        run_retest(best, RATIOS, SEEDS)
+
+
+def test_the_command_writes_tables_plot_and_masks(best: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["retest", str(best), "--ratios", "0.3,0.7", "--seeds", "2", "--baselines", "mean,knn", "--no-log"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("iris: RMSE over missing test cells in standardised units, by missing ratio; fitted at 0.3")
+    assert {path.name for path in (best / "retest").iterdir()} == {"retest.csv", "retest_masks.csv", "retest.png"}
+    assert (best / "retest/retest.png").read_bytes().startswith(b"\x89PNG")
+    summary = list(csv.DictReader((best / "retest/retest.csv").read_text().splitlines()))
+    assert {row["method"] for row in summary} == {"1-a", "2-b", "mean of 2 models", "mean", "knn"}
+    masks = (best / "masks.npz").read_bytes()
+    assert main(command) == 0
+    assert capsys.readouterr().out == first, "fixed masks repeat"
+    assert (best / "masks.npz").read_bytes() == masks
+    assert main([*command, "--format", "json", "--out", str(best.parent / "elsewhere")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["missing_rmse"] for row in printed] == [float(row["missing_rmse"]) for row in summary]
+    assert len(list((best.parent / "elsewhere").iterdir())) == 3
+
+
+def test_random_masks_differ_and_repeat_by_their_seed(
+    best: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    command = ["retest", str(best), "--ratios", "0.5", "--seeds", "2", "--baselines", "none", "--no-log"]
+    command += ["--missing-mode", "random", "--format", "csv"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    (message,) = [record.message for record in caplog.records if record.message.startswith("random masks")]
+    assert main(command) == 0
+    assert capsys.readouterr().out != first
+    assert main([*command, "--seed", message.split()[-1]]) == 0
+    assert capsys.readouterr().out == first
+    assert not (best / "masks.npz").exists()
+
+
+def test_a_retest_is_logged_to_the_search_it_tests(
+    search: FinishedSearch, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    best = tmp_path / "best"
+    assert main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(best)]) == 0
+    command = ["retest", str(best), "--ratios", "0.3:0.7:0.4", "--seeds", "2", "--baselines", "mean"]
+    capsys.readouterr()
+    assert main([*command, "--tracking-uri", search.uri, "--format", "json"]) == 0
+    rows = {(row["method"], row["missing_ratio"]): row for row in json.loads(capsys.readouterr().out)}
+    client = MlflowClient(search.uri)
+    run = client.get_run(search.run_id)
+    for ratio in (0.3, 0.7):
+        logged = run.data.metrics[f"retest_missing_rmse_r{ratio}"]
+        assert logged == pytest.approx(rows["mean of 3 models", ratio]["missing_rmse"])
+    assert json.loads(run.data.tags["vadtune.retest"])["mask_seeds"] == [0, 1]
+    files = {file.path for file in client.list_artifacts(search.run_id, "retest")}
+    assert files == {"retest/retest.csv", "retest/retest_masks.csv", "retest/retest.png"}
+
+    caplog.clear()
+    elsewhere = f"sqlite:///{tmp_path / 'other.db'}"
+    assert main([*command, "--tracking-uri", elsewhere]) == 0, "a store that is gone spoils no retest"
+    assert "not logged to MLflow: the tracking store" in caplog.text
+    assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratios", "1.5"], "--ratios: takes ratios above 0 and below 1"),
+        (["--seeds", "0"], "--seeds: takes a number of masks above 0, got 0"),
+        (["--seed", "3"], "--seed: belongs to --missing-mode random"),
+        (["--missing-mode", "random", "--seed", "-1"], "--seed: takes a whole number from 0"),
+        (["--baselines", "men"], "--baselines: unknown baseline 'men': did you mean 'mean'? valid: "),
+        (["--out", "{best}/1-a/config.yaml"], "cannot be written"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_leave_nothing(
+    options: list[str], message: str, best: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(best.rglob("*"))
+    assert main(["retest", str(best), *(option.format(best=best) for option in options)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vadtune: error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+    assert sorted(best.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "config.yaml"])
+def test_an_incomplete_export_is_refused(name: str, best: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (best / "2-b" / name).unlink()
+    assert main(["retest", str(best)]) == 2
+    assert name in capsys.readouterr().err
+    assert sorted(path.name for path in best.iterdir()) == ["1-a", "2-b"]

@@ -1,0 +1,218 @@
+"""Writing to and reading from a real MLflow store."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from vadtune.errors import TrackingError
+from vadtune.tracking import (
+    Tracker,
+    connect,
+    list_trials,
+    log_to_run,
+    resolve_search,
+    tracking_uri,
+    without_secrets,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str]:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    return connect(uri), uri
+
+
+def started(store: tuple[MlflowClient, str], experiment: str, search: str) -> Tracker:
+    tracker = Tracker(*store, experiment, search)
+    tracker.start(params={"search.sampler": "tpe"}, tags={"vadtune.seed": "0"}, artifacts=[])
+    return tracker
+
+
+def finish(tracker: Tracker) -> None:
+    tracker.finish(status="FINISHED", metrics={"trials_completed": 1.0}, tags={}, artifacts={"summary.json": "{}"})
+
+
+def test_a_search_is_a_parent_run_with_a_child_run_per_trial(store: tuple[MlflowClient, str]) -> None:
+    client, uri = store
+    tracker = started(store, "whole", "whole-1")
+    for index, (status, end) in enumerate([("FINISHED", "completed"), ("KILLED", "stopped by asha at epoch 2")]):
+        tracker.start_trial(f"t{index}", f"trial-{index + 1:04d}", {"model.latent": 2 + index})
+        for epoch in (1, 2):
+            tracker.log_metrics(f"t{index}", {"val_missing_rmse": 1.0 / epoch}, epoch=epoch)
+        tracker.end_trial(f"t{index}", status=status, end=end, checkpoint=f"/c/{index}")
+    finish(tracker)
+
+    search = resolve_search(client, uri, "whole")
+    assert (search.name, search.experiment, search.status) == ("whole-1", "whole", "FINISHED")
+    assert resolve_search(client, uri, "whole-1") == search
+    assert search.params["search.sampler"] == "tpe"
+    assert {"vadtune.version.ray", "vadtune.version.torch", "vadtune.version.python", "vadtune.seed"} <= set(
+        search.tags
+    )
+    assert [artifact.path for artifact in client.list_artifacts(search.run_id)] == ["summary.json"]
+
+    first, second = list_trials(client, search)
+    assert (first.name, first.status, first.end, first.epoch) == ("trial-0001", "FINISHED", "completed", 2)
+    assert (second.status, second.end) == ("KILLED", "stopped by asha at epoch 2")
+    assert first.params == {"model.latent": "2"}
+    assert first.metrics["val_missing_rmse"] == 0.5
+    assert first.checkpoint == "/c/0"
+    history = client.get_metric_history(first.run_id, "val_missing_rmse")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_resumed_search_logs_nothing_twice_and_forgets_lost_trials(store: tuple[MlflowClient, str]) -> None:
+    client, uri = store
+    tracker = started(store, "resumed", "resumed-1")
+    for trial_id in ("kept", "lost"):
+        tracker.start_trial(trial_id, f"trial-{trial_id}", {"model.latent": 2})
+        tracker.log_metrics(trial_id, {"val_missing_rmse": 0.5}, epoch=1)
+    tracker.abandon()  # the process died: runs are left as they are
+
+    again = Tracker(client, uri, "resumed", "resumed-1")
+    again.reopen(tracker.run_id)
+    again.forget_trials_except({"kept"})
+    again.start_trial("kept", "trial-kept", {"model.latent": 2})
+    again.log_metrics("kept", {"val_missing_rmse": 0.5}, epoch=1)
+    again.log_metrics("kept", {"val_missing_rmse": 0.4}, epoch=2)
+    again.end_trial("kept", status="FINISHED", end="completed")
+    finish(again)
+    (trial,) = list_trials(client, resolve_search(client, uri, "resumed"))
+    assert (trial.name, trial.status) == ("trial-kept", "FINISHED")
+    history = client.get_metric_history(trial.run_id, "val_missing_rmse")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.4)]
+
+
+def test_the_latest_search_of_an_experiment_is_meant(store: tuple[MlflowClient, str]) -> None:
+    client, uri = store
+    for name in ("twice-1", "twice-2"):
+        finish(started(store, "twice", name))
+        time.sleep(0.01)
+    assert resolve_search(client, uri, "twice").name == "twice-2"
+    assert resolve_search(client, uri, "twice-1").name == "twice-1"
+
+
+def test_many_metrics_are_written_in_few_commits_and_all_of_them(
+    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, uri = store
+    calls: list[int] = []
+    log_batch = client.log_batch
+    monkeypatch.setattr(client, "log_batch", lambda *a, **k: (calls.append(1), log_batch(*a, **k))[1])
+    tracker = started(store, "many", "many-1")
+    tracker.start_trial("t", "trial-0001", {})
+    for epoch in range(1, 1001):
+        tracker.log_metrics("t", {"a": epoch, "b": -epoch}, epoch=epoch)
+    tracker.end_trial("t", status="FINISHED", end="completed")
+    finish(tracker)
+    (trial,) = list_trials(client, resolve_search(client, uri, "many"))
+    assert len(client.get_metric_history(trial.run_id, "a")) == 1000
+    assert len(calls) < 20
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, uri = store
+    tracker = started(store, "outage", "outage-1")
+    with monkeypatch.context() as patch:
+
+        def fail(*args: object, **kwargs: object) -> None:
+            raise ConnectionError("the server is away")
+
+        patch.setattr(client, "create_run", fail)
+        tracker.start_trial("t", "trial-0001", {"model.latent": 3})
+        tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
+        time.sleep(1.2)
+    assert "results are kept until it does" in caplog.text
+    tracker.log_metrics("t", {"val_missing_rmse": 0.4}, epoch=2)
+    tracker.end_trial("t", status="FINISHED", end="completed")
+    finish(tracker)
+    (trial,) = list_trials(client, resolve_search(client, uri, "outage"))
+    assert trial.params == {"model.latent": "3"}
+    assert [m.step for m in client.get_metric_history(trial.run_id, "val_missing_rmse")] == [1, 2]
+
+
+def test_logging_costs_the_search_almost_nothing(store: tuple[MlflowClient, str]) -> None:
+    """A report only appends to a list: well under the budget of ten milliseconds on any machine."""
+    tracker = started(store, "cost", "cost-1")
+    tracker.start_trial("t", "trial-0001", {})
+    start = time.process_time()
+    for epoch in range(1, 201):
+        tracker.log_metrics("t", dict.fromkeys("abcdefgh", 0.5), epoch=epoch)
+    assert (time.process_time() - start) / 200 < 0.01
+    finish(tracker)
+
+
+def test_results_can_be_added_to_a_finished_run(store: tuple[MlflowClient, str], tmp_path: Path) -> None:
+    client, uri = store
+    finish(started(store, "later", "later-1"))
+    search = resolve_search(client, uri, "later")
+    (tmp_path / "retest").mkdir()
+    (tmp_path / "retest" / "retest.csv").write_text("a\n")
+    log_to_run(
+        client, search.run_id, metrics={"x": 1.5}, tags={"k": "v"}, artifacts=[tmp_path / "retest" / "retest.csv"]
+    )
+    run = client.get_run(search.run_id)
+    assert (run.data.metrics["x"], run.data.tags["k"], run.info.status) == (1.5, "v", "FINISHED")
+    assert [artifact.path for artifact in client.list_artifacts(search.run_id, "retest")] == ["retest/retest.csv"]
+
+
+def test_an_unknown_experiment_lists_those_there_are(store: tuple[MlflowClient, str]) -> None:
+    client, uri = store
+    finish(started(store, "known", "known-1"))
+    with pytest.raises(TrackingError, match=r"unknown experiment 'knwon': did you mean 'known'\?"):
+        resolve_search(client, uri, "knwon")
+    with pytest.raises(TrackingError, match="unknown experiment"):
+        resolve_search(client, uri, "it's; quoted")
+
+
+def test_a_deleted_experiment_is_named(store: tuple[MlflowClient, str]) -> None:
+    client, uri = store
+    finish(started(store, "deleted", "deleted-1"))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    with pytest.raises(TrackingError, match="'deleted' must not be deleted"):
+        Tracker(client, uri, "deleted", "deleted-2")
+
+
+def test_the_store_is_the_one_given_then_the_environments_then_sqlite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri("sqlite:///x.db") == "sqlite:///x.db"
+    assert tracking_uri(None) == "http://127.0.0.1:1"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_server_that_refuses_or_never_answers_is_named_within_ten_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        for listening in (False, True):
+            if listening:
+                silent.listen()
+            start = time.monotonic()
+            with pytest.raises(TrackingError, match=f"http://127.0.0.1:{port} must answer, got"):
+                connect(f"http://127.0.0.1:{port}")
+            assert time.monotonic() - start < 10
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"nowhere/mlflow\.db cannot be written"):
+        connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+
+
+def test_secrets_stay_out_of_what_is_shown() -> None:
+    shown = without_secrets("postgresql://me:hunter2@db.example:5432/mlflow")
+    assert shown == "postgresql://me:***@db.example:5432/mlflow"
+    assert without_secrets("sqlite:///a.db") == "sqlite:///a.db"
+    with pytest.raises(TrackingError) as raised:
+        connect("http://me:hunter2@127.0.0.1:9")
+    assert "hunter2" not in str(raised.value)
