@@ -33,7 +33,8 @@ def tiny(**search: Any) -> dict[str, Any]:
         },
         "train": {"epochs": 27, "kl_weight": {"loguniform": [0.05, 1]}, "net_lr": 1e-2},
         "infer": {"steps": 10},
-        "search": {"samples": 10, **search},
+        # One trial at a time: starting a process costs more than these trials.
+        "search": {"samples": 10, "cpus_per_trial": 2, **search},
     }
 
 
@@ -56,7 +57,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A search in which at least the first configuration diverges."""
-    tree = tiny(initial=[{"train.net_lr": 1e30}])
+    tree = tiny(initial=[{"train.net_lr": 1e30}], cpus_per_trial=1)
     tree["train"]["net_lr"] = {"choice": [1e-2, 2e-2, 3e-2, 4e-2, 1e30]}
     return Finished(tmp_path_factory.mktemp("search"), tree)
 

@@ -121,12 +121,8 @@ class SearchCallback(Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the runs of trials that were interrupted; a resume opens them again."""
         for trial in trials:
-            if trial.trial_id in self._session.ended:
-                continue
-            if trial.last_result:
-                self._finish(trial, "KILLED", f"interrupted at epoch {trial.last_result.get(EPOCH, 0)}")
-            elif trial.trial_id in self._session.started:
-                self._finish(trial, "KILLED", "interrupted before its first report")
+            if trial.trial_id not in self._session.ended:
+                self._finish(trial, "KILLED", f"interrupted at epoch {_epoch(trial)}")
         self._session.display.show(self._progress(trials))
 
     def _start(self, trial: Trial) -> None:
@@ -152,7 +148,7 @@ class SearchCallback(Callback):
                 self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)
             return
-        epoch = int(trial.last_result.get(EPOCH, 0))
+        epoch = _epoch(trial)
         if epoch >= self._session.search.epochs:
             self._record(trial, "FINISHED", "completed")
             return
@@ -161,10 +157,13 @@ class SearchCallback(Callback):
         self._record(trial, "KILLED", f"stopped by {by} at epoch {epoch}")
 
     def _record(self, trial: Trial, status: str, end: str) -> None:
-        self._session.ended[trial.trial_id] = end
+        if trial.trial_id in self._session.started:
+            self._session.ended[trial.trial_id] = end
         self._finish(trial, status, end)
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
+        if trial.trial_id not in self._session.started:  # it never ran, and has no run to end
+            return
         checkpoint = trial.checkpoint.path if trial.checkpoint else ""
         self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
@@ -181,6 +180,11 @@ class SearchCallback(Callback):
             best=self._session.best,
             budget_left=left,
         )
+
+
+def _epoch(trial: Trial) -> int:
+    """Returns the last epoch a trial reported, 0 before its first report."""
+    return int(trial.last_result.get(EPOCH, 0))
 
 
 def _reason(trial: Trial) -> str:

@@ -26,7 +26,6 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 import optuna
 import ray
 from ray import tune
-from ray.tune.logger import JsonLoggerCallback
 
 from vadtune.data import load_dataset
 from vadtune.errors import SearchError
@@ -81,7 +80,6 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
     dataset = load_dataset(search.data)
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = storage.absolute() / run
-    tracker = Tracker(client, tracking_uri, search.name, run)
     try:
         folder.mkdir(parents=True)
         (folder / _SEARCH_FILE).write_text(search.to_yaml())
@@ -89,6 +87,7 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
         raise SearchError(
             f"{storage}: cannot be written ({error.strerror}); name another folder by --storage"
         ) from error
+    tracker = Tracker(client, tracking_uri, search.name, run)
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
     tracker.start(
@@ -118,7 +117,7 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
             run_config=tune.RunConfig(
                 name=_TUNE,
                 storage_path=str(folder),
-                callbacks=[SearchCallback(run), JsonLoggerCallback()],
+                callbacks=[SearchCallback(run)],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True),
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
