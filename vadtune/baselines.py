@@ -96,7 +96,7 @@ def observed_range(train: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _transform(imputer: Any, train: Part) -> Impute:
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     # One thread: thousands of tiny linear systems gain nothing from more, and lose tenfold where cores are busy.
     with threadpool_limits(1), warnings.catch_warnings():
