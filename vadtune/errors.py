@@ -48,6 +48,8 @@ class TrialDiverged(VadtuneError):  # noqa: N818 - it names what happened to the
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> str:
     """Returns the message for an unknown name: the nearest valid one, and all valid ones."""
     names = sorted(valid)
+    if not names:
+        return f"unknown {kind} '{name}': there is none yet"
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {kind} '{name}': {hint}valid: {', '.join(names)}"

@@ -12,20 +12,27 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
+
 COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "train", "ui")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake on one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vadtune: error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
-    parser = argparse.ArgumentParser(
-        prog="vadtune", description="Find the best VAD or VAE for data with missing values."
-    )
+    parser = _Parser(prog="vadtune", description="Find the best VAD or VAE for data with missing values.")
     parser.add_argument("--version", action="version", version=f"vadtune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:

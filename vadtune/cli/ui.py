@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise TrackingError(
             f"{path}: the store must exist, and does not; run `vadtune search` first, or --tracking-uri"
         )
+    _check_port(args.port)
     logger.info("MLflow UI on http://127.0.0.1:%d (Ctrl-C ends it)", args.port)
     # One worker and no job runner start in a quarter of the time, and are enough for one person.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -48,5 +50,19 @@ def run(args: argparse.Namespace) -> int:
     command += ["--host", "127.0.0.1", "--port", str(args.port), "--workers", "1"]
     if path is not None:
         command += ["--default-artifact-root", (path.parent / "mlruns").as_uri()]
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the server's own libraries, about each other
     sys.stderr.flush()
     os.execv(sys.executable, command)
+
+
+def _check_port(port: int) -> None:
+    from vadtune.errors import ConfigError
+
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port: takes a port from 1 to 65535, got {port}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"--port: {port} cannot be used ({error.strerror}); name another") from error

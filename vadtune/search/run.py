@@ -29,6 +29,7 @@ from ray import tune
 
 from vadtune.data import load_dataset
 from vadtune.errors import SearchError
+from vadtune.files import check_writable, write_atomically
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.samplers import Searcher, sample_count
@@ -76,17 +77,18 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
         TrackingError: The store does not answer; nothing was started.
         SearchError: The folder cannot be written; nothing was started.
     """
+    check_writable(storage)
     client = connect(tracking_uri)
     dataset = load_dataset(search.data)
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = storage.absolute() / run
     try:
         folder.mkdir(parents=True)
-        (folder / _SEARCH_FILE).write_text(search.to_yaml())
     except OSError as error:
         raise SearchError(
             f"{storage}: cannot be written ({error.strerror}); name another folder by --storage"
         ) from error
+    write_atomically(folder / _SEARCH_FILE, search.to_yaml().encode())
     tracker = Tracker(client, tracking_uri, search.name, run)
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
@@ -97,7 +99,7 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
     )
     details = {"run": run, "experiment": search.name, "parent_run_id": tracker.run_id}
     details["tracking_uri"] = without_secrets(tracking_uri)
-    (folder / _RUN_FILE).write_text(json.dumps(details, indent=1) + "\n")
+    write_atomically(folder / _RUN_FILE, (json.dumps(details, indent=1) + "\n").encode())
 
     def build() -> tune.Tuner:
         config = search.search

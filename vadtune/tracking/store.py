@@ -26,6 +26,7 @@ PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 """Names of the tags that runs carry."""
 
 _REACH_SECONDS = 8.0
+_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 
 T = TypeVar("T")
 
@@ -53,11 +54,17 @@ def connect(uri: str) -> MlflowClient:
     """Returns a client of a store that answers.
 
     Raises:
-        TrackingError: A server did not answer within 10 seconds, or a file cannot be used.
+        TrackingError: The URI is of no kind MLflow serves, a server did not answer within 10 seconds, or a file cannot
+            be used.
     """
     for name in ("mlflow", "alembic"):  # they narrate the creation of a database
         logging.getLogger(name).setLevel(logging.WARNING)
     shown = without_secrets(uri)
+    if not uri.startswith(_SCHEMES):
+        raise TrackingError(
+            f"a tracking store is named by a URI that starts with {', '.join(_SCHEMES)}, got {shown}; for a file in "
+            "this folder: sqlite:///mlflow.db"
+        )
 
     def attempt() -> MlflowClient:
         if uri.startswith(("http://", "https://")):
