@@ -17,7 +17,6 @@ from typing import NoReturn
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
-
 COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "train", "ui")
 
 
