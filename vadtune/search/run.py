@@ -17,11 +17,13 @@ from types import FrameType
 from typing import Any
 
 # Read when Ray is imported. Nothing about a user's work leaves the machine unless the user turns it on; results are
-# logged by our own callback; the snapshot a resume starts from is written every second, not every ten.
+# logged by our own callback; the snapshot a resume starts from is written every second, not every ten. Off a cluster Ray
+# asks for the address of the machine's network card even if told 127.0.0.1, unless clusters are "not enabled".
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import optuna
 import ray

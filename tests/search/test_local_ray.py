@@ -1,0 +1,75 @@
+"""What a search's own Ray shows to others: nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+pytestmark = pytest.mark.ray
+
+
+def descendants(pid: int) -> set[int]:
+    """Returns a process and all it started, as /proc tells."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended meanwhile
+            continue
+    found = {pid}
+    while new := {child for child, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found
+
+
+def sockets_of(pids: set[int]) -> Iterator[str]:
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                yield target[8:-1]
+
+
+def listening_addresses(pids: set[int]) -> set[str]:
+    """Returns the addresses these processes listen on for TCP."""
+    inodes, addresses = set(sockets_of(pids)), set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                raw = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))  # words in host order
+                address = ipaddress.ip_address(raw)
+                addresses.add(str(getattr(address, "ipv4_mapped", None) or address))
+    return addresses
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_nothing_listens_beyond_loopback(ray_here: None) -> None:
+    @ray.remote(num_cpus=0)
+    def work() -> int:
+        return os.getpid()
+
+    worker = ray.get(work.remote())
+    pids = descendants(os.getpid())
+    assert worker in pids
+    addresses = listening_addresses(pids)
+    assert addresses, "Ray listens somewhere"
+    assert all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
+
+
+def test_no_telemetry_is_sent_unless_asked_for() -> None:
+    code = "import os, vadtune.search.run; print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "true"]
