@@ -32,14 +32,24 @@ MISTAKES = [
     ("validate {digits} search.metric=val_rmse", "search.metric: nobody reports it: unknown metric 'val_rmse'"),
     ("validate {digits} search.metric=train_loss", "search.metric: a search selects on held-out cells only"),
     ("validate {digits} epochs", "an override has the form key.path=value, got 'epochs'"),
+    ("validate {digits} name=2024-99-99", "name: the value must be YAML, got '2024-99-99'"),
+    ("validate {digits} name=Default", "name: takes a name other than that of MLflow's own experiment"),
+    (
+        'validate {digits} search.initial=[{{"train.net_lr":1}}]',
+        "search.initial.0.train.net_lr: must lie in its domain",
+    ),
+    ("validate {dotted}", "model.latent: takes sections within sections, got a key with a dot"),
+    ("train {config} data.holdout.fraction=0.9999", "leaves none in iris"),
+    ("search {digits} search.cpus_per_trial=4096", "search.cpus_per_trial: must be at most the"),
+    ("search {digits} --tracking-uri sqlite:///{file}", "must answer, got: "),
     ("search {digits} data.source=digit", "data.source: unknown source 'digit': did you mean 'digits'?"),
     ("search {digits} name=../x", "name: takes letters, digits, '.', '_' and '-'"),
     ("search {digits} --storage {file}/runs", "cannot be written"),
     ("search {digits} --tracking-uri file:///tmp/x", "a tracking store is named by a URI that starts with sqlite:///"),
     ("search {digits} --tracking-uri sqlite:////nowhere/x.db", "/nowhere/x.db cannot be written"),
     ("train {digits}", "one value each is needed, got domains for model.latent"),
-    ("train {export}/config.yaml --out {export}", "{export}"),
-    ("train {export}/config.yaml --device cuda:77", "--device: cuda:77 is not to be had here"),
+    ("train {config} --out {export}", "{export}"),
+    ("train {config} --device cuda:77", "--device: cuda:77 is not to be had here"),
     ("resume nowhere", "unknown search 'nowhere': there is none yet (in runs)"),
     ("results digits", "does not exist; run this where `vadtune search` ran"),
     ("results nosuch --tracking-uri {store}", "unknown experiment 'nosuch'"),
@@ -66,6 +76,7 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     """What the commands of the table name."""
     folder = tmp_path_factory.mktemp("places")
     (folder / "file").write_text("a file, not a folder")
+    (folder / "dotted.yaml").write_text("name: dotted\ndata: {source: iris}\nmodel.latent: {int: [1, 3]}\n")
     found = find_results("tiny", search.uri)
     (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
     for name in ("incomplete", "altered"):
@@ -76,6 +87,8 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     return {
         "digits": DIGITS,
         "file": str(folder / "file"),
+        "dotted": str(folder / "dotted.yaml"),
+        "config": str(model.folder / "config.yaml"),
         "export": str(model.folder),
         "incomplete": str(folder / "incomplete"),
         "altered": str(folder / "altered"),

@@ -94,6 +94,14 @@ def test_what_export_did_not_write_is_never_replaced(
     assert "must be new, empty or an earlier export, and holds notes.txt" in capsys.readouterr().err
     assert contents(out) == before
 
+    (out / "notes.txt").unlink()
+    config = next(out.glob("1-*")) / "config.yaml"
+    assert main(["train", str(config), "train.epochs=1", "--out", str(out / "longer")]) == 0
+    before = contents(out)
+    assert export(search, out, *overwrite) == 2
+    assert "must be new, empty or an earlier export, and holds longer" in capsys.readouterr().err
+    assert contents(out) == before
+
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_store_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -115,17 +115,18 @@ def test_many_metrics_are_written_in_few_commits_and_all_of_them(
     assert len(calls) < 20
 
 
+@pytest.mark.parametrize("call", ["create_run", "log_batch"])
 def test_a_store_that_fails_for_a_while_loses_nothing(
-    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    call: str, store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client, uri = store
-    tracker = started(store, "outage", "outage-1")
+    tracker = started(store, f"outage-{call}", f"outage-{call}-1")
     with monkeypatch.context() as patch:
 
         def fail(*args: object, **kwargs: object) -> None:
             raise ConnectionError("the server is away")
 
-        patch.setattr(client, "create_run", fail)
+        patch.setattr(client, call, fail)
         tracker.start_trial("t", "trial-0001", {"model.latent": 3})
         tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
         time.sleep(1.2)
@@ -133,7 +134,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
     tracker.log_metrics("t", {"val_missing_rmse": 0.4}, epoch=2)
     tracker.end_trial("t", status="FINISHED", end="completed")
     finish(tracker)
-    (trial,) = list_trials(client, resolve_search(client, uri, "outage"))
+    (trial,) = list_trials(client, resolve_search(client, uri, f"outage-{call}"))
     assert trial.params == {"model.latent": "3"}
     assert [m.step for m in client.get_metric_history(trial.run_id, "val_missing_rmse")] == [1, 2]
 
@@ -173,11 +174,11 @@ def test_an_unknown_experiment_lists_those_there_are(store: tuple[MlflowClient, 
 
 
 def test_a_deleted_experiment_is_named(store: tuple[MlflowClient, str]) -> None:
-    client, uri = store
+    client, _ = store
     finish(started(store, "deleted", "deleted-1"))
     client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
     with pytest.raises(TrackingError, match="'deleted' must not be deleted"):
-        Tracker(client, uri, "deleted", "deleted-2")
+        started(store, "deleted", "deleted-2")
 
 
 def test_the_store_is_the_one_given_then_the_environments_then_sqlite(

@@ -196,6 +196,8 @@ class TrialConfig(Section):
     def _name_is_a_file_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError("takes letters, digits, '.', '_' and '-', starting with a letter or digit")
+        if name == "Default":
+            raise ValueError("takes a name other than that of MLflow's own experiment")
         return name
 
     def to_dict(self) -> dict[str, Any]:

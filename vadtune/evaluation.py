@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from vadtune.data import SearchData
+from vadtune.errors import TrialDiverged
 from vadtune.inference import reconstruct
 from vadtune.metrics import score
 from vadtune.training import Population
@@ -17,6 +20,9 @@ def evaluate(population: Population, data: SearchData) -> list[dict[str, float]]
         For each member the metrics of ``config.REPORTED_METRICS``. Errors are in the scaler's units;
         ``val_missing_*`` are over held-out observed validation cells, ``val_observed_rmse`` is over the cells
         inference was given; seconds are shared by the members.
+
+    Raises:
+        TrialDiverged: A score is NaN or infinite.
     """
     start = time.perf_counter()
     given, truth, held_out = data.validation
@@ -24,6 +30,8 @@ def evaluate(population: Population, data: SearchData) -> list[dict[str, float]]
     seconds = time.perf_counter() - start
     results = []
     for member, member_x_hat in enumerate(x_hat):
+        if not np.isfinite(member_x_hat).all():
+            raise TrialDiverged(f"diverged: a reconstruction became NaN or infinite after epoch {population.epoch}")
         missing, observed = score(member_x_hat, truth, held_out), score(member_x_hat, truth, given.mask)
         results.append(
             {

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vadtune.checkpoint import MANIFEST, MODEL_FILES, find_model_folders, read_manifest, write_manifest
+from vadtune.checkpoint import MODEL_FILES, find_model_folders, read_manifest, write_manifest
 from vadtune.errors import ModelFolderError
 from vadtune.files import check_writable
 from vadtune.results import ranked, score_of
@@ -91,7 +91,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise ModelFolderError(f"{out}: must be a folder, and is a file; name another folder by --out")
     check_writable(out.absolute().parent)
     entries = sorted(out.iterdir()) if out.exists() else []
-    others = [entry.name for entry in entries if entry.name not in _ALSO_OURS and not (entry / MANIFEST).is_file()]
+    others = [entry.name for entry in entries if entry.name not in _ALSO_OURS and not _was_exported(entry)]
     if others:
         raise ModelFolderError(
             f"{out}: must be new, empty or an earlier export, and holds {', '.join(others[:3])}; "
@@ -99,6 +99,13 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
     if entries and not overwrite:
         raise ModelFolderError(f"{out}: holds an earlier export; replace it with --overwrite, or name another by --out")
+
+
+def _was_exported(folder: Path) -> bool:
+    try:
+        return PARENT_RUN in read_manifest(folder)["provenance"]
+    except ModelFolderError:  # no model, or one that was altered: not ours to replace
+        return False
 
 
 def _model_folder(trial: Trial) -> Path | None:

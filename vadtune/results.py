@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
-from vadtune.errors import TrackingError
-from vadtune.tracking import SearchRun, Trial, connect, list_trials, resolve_search, sqlite_path
+from vadtune.tracking import SearchRun, Trial, connect_existing, list_trials, resolve_search
 
 _ALWAYS = ("rank", "trial", "end", "epoch")
 
@@ -40,21 +39,6 @@ def find_results(name: str, uri: str) -> SearchResults:
     client = connect_existing(uri)
     search = resolve_search(client, uri, name)
     return SearchResults(search, list_trials(client, search), search.params.get("search.metric", SELECTABLE_METRICS[0]))
-
-
-def connect_existing(uri: str) -> Any:
-    """Returns an MLflow client of a store that exists; connecting alone would create a missing sqlite file.
-
-    Raises:
-        TrackingError: It does not exist or does not answer.
-    """
-    path = sqlite_path(uri)
-    if path is not None and not path.exists():
-        raise TrackingError(
-            f"the tracking store {path} does not exist; run this where `vadtune search` ran, or name the store by "
-            "--tracking-uri or MLFLOW_TRACKING_URI"
-        )
-    return connect(uri)
 
 
 def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vadtune.config import DataConfig, SearchConfig, Section, TrialConfig, flatten, unflatten
-from vadtune.domains import DOMAINS, Choice, Domain, Grid, is_domain, parse_domain
+from vadtune.domains import DOMAINS, Choice, Domain, Grid, as_number, is_domain, parse_domain
 from vadtune.errors import ConfigError, unknown_name
 
 _SEARCHED = ("model", "train", "infer")
@@ -123,6 +123,12 @@ def parse_search(tree: Mapping[str, Any]) -> SearchFile:
     Raises:
         ConfigError: With every problem of it.
     """
+    problems = [
+        f"{key}: takes sections within sections, got a key with a dot; write `{key.replace('.', ': {')}: ...`"
+        for key in _dotted_keys(tree)
+    ]
+    if problems:
+        raise ConfigError(problems)
     domains, problems = _domains(tree)
     values = {key: value for key, value in _leaves(tree) if key not in domains and not is_domain(value)}
     given = unflatten({key: value for key, value in values.items() if not key.startswith("search.")})
@@ -182,7 +188,7 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"an override has the form key.path=value, got '{override}'")
         try:
             value = yaml.load(text, Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
             raise ConfigError(f"{path}: the value must be YAML, got '{text}'") from error
         *parents, last = path.split(".")
         node = tree
@@ -201,6 +207,14 @@ def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _dotted_keys(node: Mapping[Any, Any]) -> Iterator[str]:
+    for key, value in node.items():
+        if "." in str(key):
+            yield str(key)
+        elif isinstance(value, dict) and not is_domain(value):
+            yield from _dotted_keys(value)
 
 
 def _domains(tree: Mapping[str, Any]) -> tuple[dict[str, Domain], list[str]]:
@@ -287,11 +301,13 @@ def _check_search(file: SearchFile) -> list[str]:
             what = "a condition" if domain.when else domain.kind
             problems.append(f"{key}: the sampler 'cmaes' takes unconditional numbers only, got {what}; use tpe")
     for index, point in enumerate(search.initial):
+        if search.sampler == "grid":
+            problems.append(f"search.initial.{index}: the sampler 'grid' tries every point, got {point}; leave it out")
         for key, value in point.items():
             path = f"search.initial.{index}.{key}"
             if key not in file.domains:
                 problems.append(f"{path}: {unknown_name('searched parameter', key, file.domains)}")
-            elif not file.domains[key].contains(value):
+            elif not file.domains[key].contains(as_number(value)):
                 problems.append(f"{path}: must lie in its domain, got {value!r}")
     return problems
 

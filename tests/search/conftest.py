@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vadtune.search.run import local_ray
+from vadtune.search.process import local_ray
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,16 @@ def test_a_resumed_search_finishes_every_sample_once(folder: Path, number: signa
     assert "trial-0001" in done.stdout
 
 
+def test_an_interruption_before_the_first_trial_ends_quietly(folder: Path) -> None:
+    process = interrupt(folder, signal.SIGINT, lambda: "8 trials" in (folder / "log.txt").read_text())
+    log = (folder / "log.txt").read_text()
+    assert process.returncode == 130, log
+    assert "vadtune: interrupted" in log
+    assert "Traceback" not in log
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    assert resolve_search(connect(uri), uri, "tiny").status == "FAILED"
+
+
 def test_an_unreachable_server_is_told_before_anything_starts(folder: Path) -> None:
     start = time.monotonic()
     done = subprocess.run(

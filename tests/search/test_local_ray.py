@@ -33,7 +33,7 @@ def sockets_of(pids: set[int]) -> Iterator[str]:
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").glob("*"):
             try:
-                target = os.readlink(link)
+                target = str(link.readlink())
             except OSError:
                 continue
             if target.startswith("socket:["):
@@ -69,7 +69,8 @@ def test_nothing_listens_beyond_loopback(ray_here: None) -> None:
 
 
 def test_no_telemetry_is_sent_unless_asked_for() -> None:
-    code = "import os, vadtune.search.run; print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    names = "RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY"
+    code = f"import os, vadtune.search.run; print(*map(os.environ.get, {names}))"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "true"]

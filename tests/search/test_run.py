@@ -12,11 +12,12 @@ from vadtune.checkpoint import load_model
 from vadtune.cli import main
 from vadtune.config import REPORTED_METRICS, SCHEDULERS
 from vadtune.data import load_dataset
-from vadtune.errors import SearchError
+from vadtune.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.evaluation import evaluate
-from vadtune.search.run import SearchOutcome, start_search
+from vadtune.search.process import only_here
+from vadtune.search.run import SearchOutcome, resume_search, start_search
 from vadtune.search_file import parse_search
-from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.tracking import Tracker, Trial, connect, list_trials, resolve_search
 from vadtune.training import Population
 
 pytestmark = pytest.mark.ray
@@ -183,7 +184,68 @@ def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
     found = Finished(tmp_path, tree)
     assert 0 < len(found.trials) < 500
     assert found.search.status == "FINISHED"
-    assert all(trial.status != "RUNNING" for trial in found.trials)
+    assert {trial.status for trial in found.trials} <= {"FINISHED", "KILLED"}
+    assert sum(found.outcome.counts.values()) == len(found.trials)
+    reasons = {trial.end.partition(" at epoch")[0] for trial in found.trials}
+    assert reasons <= {"completed", "stopped by asha", "stopped by time budget"}
+    assert "stopped by time budget" in reasons
+
+
+def test_a_search_whose_last_results_the_store_refused_is_logged_by_resuming(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def away(*args: object, **kwargs: object) -> None:
+            raise ConnectionError("the server is away")
+
+        patch.setattr(Tracker, "_write", away)
+        with pytest.raises(TrackingError, match="log it again with `vadtune resume tiny-"):
+            Finished(tmp_path, tiny(samples=3))
+    (folder,) = (tmp_path / "runs").iterdir()
+    outcome = resume_search(folder, tracking_uri=None)
+    assert outcome is not None
+    assert sum(outcome.counts.values()) == 3
+    client = connect(outcome.tracking_uri)
+    trials = list_trials(client, resolve_search(client, outcome.tracking_uri, outcome.run))
+    assert [trial.name for trial in trials] == ["trial-0001", "trial-0002", "trial-0003"]
+    assert all("val_missing_rmse" in trial.metrics for trial in trials)
+    assert resume_search(folder, tracking_uri=None) is None
+
+
+def test_a_search_runs_in_one_process_only(finished: Finished) -> None:
+    (folder,) = (finished.folder / "runs").iterdir()
+    with only_here(folder), pytest.raises(SearchError, match="another process runs it"):
+        resume_search(folder, tracking_uri=None)
+
+
+def test_resuming_with_another_store_changes_nothing(finished: Finished, tmp_path: Path) -> None:
+    (folder,) = (finished.folder / "runs").iterdir()
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    with pytest.raises(TrackingError, match="does not exist"):
+        resume_search(folder, tracking_uri=other)
+    assert not (tmp_path / "other.db").exists()
+    connect(other)
+    with pytest.raises(TrackingError, match="does not hold the parent run"):
+        resume_search(folder, tracking_uri=other)
+    assert [e.name for e in connect(other).search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize("key", ["cpus_per_trial", "gpus_per_trial"])
+def test_a_trial_that_could_never_start_is_refused(key: str, ray_here: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"search.{key}: must be at most the "):
+        start_search(parse_search(tiny(**{key: 1000})), storage=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/m.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_that_is_no_number_fails_its_trial(ray_here: None, tmp_path: Path) -> None:
+    tree = tiny(samples=2, initial=[{"infer.lr": 1e30}, {"infer.lr": 0.1}])
+    tree["infer"]["lr"] = {"choice": [0.1, 1e30]}
+    found = Finished(tmp_path, tree)
+    first, second = found.trials
+    assert (first.status, first.end.partition(":")[0]) == ("FAILED", "diverged")
+    assert second.status == "FINISHED"
+    assert found.outcome.failures == {}
 
 
 def test_a_trial_that_breaks_fails_alone_and_is_listed(
@@ -210,6 +272,6 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
 def test_nothing_is_started_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with pytest.raises(SearchError, match="cannot be written"):
+    with pytest.raises(VadtuneError, match="cannot be written"):
         start_search(parse_search(tiny()), storage=tmp_path / "file", tracking_uri=uri)
-    assert connect(uri).search_experiments(filter_string="name = 'tiny'") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

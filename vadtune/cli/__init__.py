@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()  # here, where a reader that went away is expected
+        return code
     except VadtuneError as error:
         if args.debug:
             logging.getLogger(__name__).exception("traceback of the error below")

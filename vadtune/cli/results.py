@@ -48,18 +48,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_best(name: str, tracking_uri: str | None, *, top: int = 5) -> None:
+def print_best(name: str, tracking_uri: str, *, top: int = 5) -> None:
     """Prints the best trials of a search as a table.
 
     Args:
         name: Of the experiment or of the run.
-        tracking_uri: The MLflow store as given on the command line; None for the default.
+        tracking_uri: The MLflow store.
         top: How many trials.
     """
     from vadtune.report import to_text
     from vadtune.results import find_results, main_columns, trial_rows
-    from vadtune.tracking import tracking_uri as resolved
 
-    _, trials, metric = find_results(name, resolved(tracking_uri))
+    _, trials, metric = find_results(name, tracking_uri)
     best = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:top]
     print(to_text(main_columns(best, metric), console()), end="")

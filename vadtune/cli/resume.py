@@ -23,7 +23,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("search_run", metavar="RUN", help="the unique name of the search, or its folder")
-    add_store_arguments(parser)
+    add_store_arguments(parser, default_store="the one the search was started with")
     parser.set_defaults(run=run)
 
 

@@ -121,8 +121,7 @@ def _log(retest: Retest, models: Sequence[Path], files: Sequence[Path], args: ar
     """Adds the retest to the run of the search that the models came from; failing to is not failing the retest."""
     from vadtune.checkpoint import read_manifest
     from vadtune.export import PARENT_RUN
-    from vadtune.results import connect_existing
-    from vadtune.tracking import log_to_run, tracking_uri
+    from vadtune.tracking import connect_existing, log_to_run, tracking_uri
 
     parents = {read_manifest(model)["provenance"].get(PARENT_RUN) for model in models}
     run_id = parents.pop()

@@ -29,10 +29,12 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+def add_store_arguments(
+    parser: argparse.ArgumentParser, default_store: str = "MLFLOW_TRACKING_URI, else ./mlflow.db"
+) -> None:
     """Adds where searches are kept and logged."""
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of the searches (default: runs)")
-    parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+    parser.add_argument("--tracking-uri", help=f"MLflow store (default: {default_store})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,13 +51,14 @@ def run(args: argparse.Namespace) -> int:
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     """Prints how a search ended and what to type next; returns the exit code."""
     from vadtune.cli.results import print_best
+    from vadtune.tracking import without_secrets
 
-    store = f" --tracking-uri {args.tracking_uri}" if args.tracking_uri else ""
+    store = f" --tracking-uri {without_secrets(args.tracking_uri)}" if args.tracking_uri else ""
     if outcome.interrupted:
         storage = f" --storage {args.storage}" if args.storage != Path("runs") else ""
         logger.info("resume it: vadtune resume %s%s%s", outcome.run, storage, store)
         return 130
-    print_best(outcome.run, args.tracking_uri)
+    print_best(outcome.run, outcome.tracking_uri)
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
     logger.info("next: vadtune export %s --top 3 --out best%s && vadtune retest best", outcome.experiment, store)
     logger.info("browse: vadtune ui%s", store)

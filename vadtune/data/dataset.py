@@ -193,10 +193,12 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
         validation=Part.hide(scaler.transform(x[rows["validation"]]), validation_mask),
         test_truth=scaler.transform(x[rows["test"]]),
     )
-    if not train_mask.any() or not dataset.search_data.validation.cells.any():
+    held_out = dataset.search_data.validation
+    if not (train_mask.any() and held_out.cells.any() and held_out.given.mask.any()):
         raise DataError(
-            f"data.missing.ratio: {config.missing.ratio} leaves no observed cell to train on or to hold out for "
-            f"scoring in {config.source} ({n} rows, {d} columns); lower it, or raise data.holdout.fraction"
+            f"data: needs observed cells to train on, to hold out and to infer from, but missing.ratio "
+            f"{config.missing.ratio} with holdout.fraction {config.holdout.fraction} leaves none in {config.source} "
+            f"({n} rows, {d} columns); lower the ratio, or take a fraction nearer to 0.25"
         )
     return dataset
 

@@ -28,6 +28,7 @@ class Session:
         tracker: Writes to MLflow.
         display: Shows the progress.
         total: Number of trials.
+        signals: The signals to stop that were received.
         deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
         failures: Trial name -> reason, without the diverged ones.
         ended: Trial id -> why it ended.
@@ -40,6 +41,7 @@ class Session:
     tracker: Tracker
     display: ProgressDisplay
     total: int
+    signals: list[int]
     deadline: float | None
     failures: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
@@ -83,16 +85,7 @@ class SearchCallback(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Brings MLflow in line with what a restored search knows, once."""
-        if self._reconciled:
-            return
-        self._reconciled = True
-        self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
-        for trial in trials:
-            if trial.status in (Trial.TERMINATED, Trial.ERROR):
-                self._start(trial)
-                self._report(trial, trial.last_result)
-                self._end(trial)
-        self._session.ended_before = len(self._session.ended)
+        self._reconcile(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run."""
@@ -119,11 +112,28 @@ class SearchCallback(Callback):
             display.show(self._progress(trials))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Ends the runs of trials that were interrupted; a resume opens them again."""
+        """Ends the runs of trials that did not come to an end of their own; a resume opens interrupted ones again."""
+        self._reconcile(trials)  # a search that was complete when it was restored takes no step
         for trial in trials:
-            if trial.trial_id not in self._session.ended:
+            if trial.trial_id in self._session.ended:
+                continue
+            if self._session.signals:
                 self._finish(trial, "KILLED", f"interrupted at epoch {_epoch(trial)}")
+            else:
+                self._record(trial, "KILLED", f"stopped by time budget at epoch {_epoch(trial)}")
         self._session.display.show(self._progress(trials))
+
+    def _reconcile(self, trials: list[Trial]) -> None:
+        if self._reconciled:
+            return
+        self._reconciled = True
+        self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
+        for trial in trials:
+            if trial.status in (Trial.TERMINATED, Trial.ERROR):
+                self._start(trial)
+                self._report(trial, trial.last_result)
+                self._end(trial)
+        self._session.ended_before = len(self._session.ended)
 
     def _start(self, trial: Trial) -> None:
         params = self._session.search.trial_config(trial.config).flat()
@@ -152,9 +162,7 @@ class SearchCallback(Callback):
         if epoch >= self._session.search.epochs:
             self._record(trial, "FINISHED", "completed")
             return
-        deadline = self._session.deadline
-        by = "time budget" if deadline and time.monotonic() > deadline else self._session.search.search.scheduler
-        self._record(trial, "KILLED", f"stopped by {by} at epoch {epoch}")
+        self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
 
     def _record(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
@@ -17,7 +17,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, 
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
-from mlflow.exceptions import MlflowException
 
 from vadtune.errors import TrackingError
 
@@ -25,6 +24,8 @@ TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end",
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 """Names of the tags that runs carry."""
 
+HIDDEN = "***"
+"""Stands where a password was."""
 _REACH_SECONDS = 8.0
 _SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
 
@@ -47,7 +48,7 @@ def without_secrets(uri: str) -> str:
     if not parts.password:
         return uri
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{HIDDEN}@{host}"))
 
 
 def connect(uri: str) -> MlflowClient:
@@ -82,12 +83,27 @@ def connect(uri: str) -> MlflowClient:
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try again for minutes
             raise OSError(f"{path} cannot be written")
         return attempt()  # a file answers sooner or later; making a new database on a busy disk takes its time
-    except (MlflowException, URLError, OSError, ValueError) as error:
+    except Exception as error:  # of many kinds, by store: no answer, no database, not MLflow's, damaged
         reason = " ".join(str(getattr(error, "reason", None) or error).split())[:300]
         raise TrackingError(
             f"the tracking store {shown} must answer, got: {reason or type(error).__name__}; start the server, or name "
             "another with --tracking-uri or MLFLOW_TRACKING_URI"
         ) from error
+
+
+def connect_existing(uri: str) -> MlflowClient:
+    """Returns a client of a store that exists; connecting alone would create a missing sqlite file.
+
+    Raises:
+        TrackingError: It does not exist or does not answer.
+    """
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise TrackingError(
+            f"the tracking store {path} does not exist; run this where `vadtune search` ran, or name the store by "
+            "--tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return connect(uri)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:

@@ -57,9 +57,6 @@ class Tracker:
         uri: Of the store.
         experiment: The search's name.
         search: The unique name of this run of the search.
-
-    Raises:
-        TrackingError: The experiment cannot be used.
     """
 
     def __init__(self, client: MlflowClient, uri: str, experiment: str, search: str) -> None:
@@ -67,10 +64,11 @@ class Tracker:
         self.uri = uri
         self.search = search
         self.run_id = ""
-        self._experiment_id = self._find_or_create(experiment)
+        self._experiment, self._experiment_id = experiment, ""
         self._runs: dict[str, str] = {}  # trial id -> run id
         self._last_epoch: dict[str, int] = {}  # what a resumed search need not log again
         self._descriptions: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._described: set[str] = set()  # trials whose parameters are in the store
         self._pending: dict[str, _Pending] = {}
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -78,7 +76,8 @@ class Tracker:
         self._warned = False
         self._thread = threading.Thread(target=self._write_regularly, name="mlflow-writer", daemon=True)
 
-    def _find_or_create(self, experiment: str) -> str:
+    def _find_or_create(self) -> str:
+        experiment = self._experiment
         found = self._client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             raise TrackingError(
@@ -101,7 +100,12 @@ class Tracker:
             return str(found.experiment_id)
 
     def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Iterable[Path]) -> None:
-        """Creates the parent run and starts writing."""
+        """Creates the parent run and starts writing.
+
+        Raises:
+            TrackingError: The experiment cannot be used.
+        """
+        self._experiment_id = self._find_or_create()
         versions = {f"vadtune.version.{name}": version(name) for name in _PACKAGES}
         all_tags = {
             RUN_NAME: self.search,
@@ -120,25 +124,33 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(path))
         self._thread.start()
 
-    def reopen(self, run_id: str) -> None:
+    def reopen(self, run_id: str) -> bool:
         """Takes up a parent run, and its trials' runs, where an earlier process left them.
+
+        Returns:
+            Whether there is something to take up; False where the search has finished, and then nothing is changed.
 
         Raises:
             TrackingError: The store does not hold the run.
         """
         try:
-            self._client.update_run(run_id, status="RUNNING")
+            info = self._client.get_run(run_id).info
         except MlflowException as error:
             raise TrackingError(
                 f"the store {without_secrets(self.uri)} does not hold the parent run {run_id} of {self.search}; name "
                 "the store the search was started with by --tracking-uri"
             ) from error
+        if info.status == "FINISHED":
+            return False
+        self._experiment_id = info.experiment_id
+        self._client.update_run(run_id, status="RUNNING")
         self.run_id = run_id
         for run in child_runs(self._client, self._experiment_id, run_id):
             trial_id = run.data.tags.get(TRIAL_ID, "")
             self._runs[trial_id] = run.info.run_id
             self._last_epoch[trial_id] = int(run.data.metrics.get("epoch", -1))
         self._thread.start()
+        return True
 
     def forget_trials_except(self, trial_ids: set[str]) -> None:
         """Deletes the runs of trials that a restored search does not know: their places are tried anew."""
@@ -242,14 +254,15 @@ class Tracker:
                         )
 
     def _write_trial(self, trial_id: str, pending: _Pending) -> None:
-        params: list[Param] = []
+        name, values = self._descriptions[trial_id]
         if trial_id not in self._runs:
-            name, values = self._descriptions[trial_id]
-            params = [Param(key, str(value)) for key, value in values.items()]
             tags = {PARENT: self.run_id, TRIAL_ID: trial_id, "mlflow.source.name": "vadtune"}
             self._runs[trial_id] = self._client.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
         elif pending.status == "RUNNING":
             self._client.update_run(self._runs[trial_id], status="RUNNING")
+        # Apart from the creation of the run, which may have succeeded where this failed; equal ones may come twice.
+        described = trial_id in self._described
+        params = [] if described else [Param(key, str(value)) for key, value in values.items()]
         run_id = self._runs[trial_id]
         changes = [RunTag(key, value) for key, value in pending.tags.items()]
         for start in range(0, max(1, len(pending.metrics)), _PER_CALL):
@@ -257,6 +270,7 @@ class Tracker:
             if metrics or params or changes:
                 self._client.log_batch(run_id, metrics=metrics, params=params, tags=changes)
             params, changes = [], []
+        self._described.add(trial_id)
         if pending.status not in (None, "RUNNING"):
             self._client.set_terminated(run_id, status=pending.status)
 
