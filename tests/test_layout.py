@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"model"},
     {"metrics"},
-    {"inference"},
+    {"inference", "batches"},
     {"training"},
     {"evaluation"},
     {"checkpoint"},

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import trial_config
 from vadtune.config import REPORTED_METRICS, TrialConfig
@@ -29,9 +31,10 @@ def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
 
 
 def assert_same_state(one: Population, other: Population) -> None:
-    for name, tensor in one.state().items():
-        if name != "progress":  # holds seconds
-            torch.testing.assert_close(other.state()[name], tensor, rtol=0, atol=0, msg=name)
+    for mine, others in zip(one.states(), other.states(), strict=True):
+        for name, tensor in mine.items():
+            if name != "progress":  # holds seconds
+                torch.testing.assert_close(others[name], tensor, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -39,9 +42,9 @@ def test_training_lowers_the_loss(model: dict[str, str], iris: IncompleteDataset
     config = trial_config(model=model, train={"epochs": 60})
     population = Population([config], iris.train)
     population.train_until(1)
-    before = float(population.metrics["train_loss"])
+    before = population.members[0].metrics["train_loss"]
     population.train_until(60)
-    assert float(population.metrics["train_loss"]) < 0.8 * before
+    assert population.members[0].metrics["train_loss"] < 0.8 * before
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -53,7 +56,7 @@ def test_same_seed_same_result_whatever_ran_before(model: dict[str, str], iris: 
     trained(trial_config(model={"latent": 3}), iris.train)
     assert_same_state(first, trained(config, iris.train))
     other_seed = trained(trial_config(model=model, train={"seed": 1}), iris.train)
-    assert not torch.equal(first.state()["weights"], other_seed.state()["weights"])
+    assert not torch.equal(first.states()[0]["weights"], other_seed.states()[0]["weights"])
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -85,38 +88,95 @@ def test_packed_equals_alone(model: dict[str, str], iris: IncompleteDataset) -> 
     scores = evaluate(packed, iris.search_data)
     for i, config in enumerate(configs):
         alone = trained(config, iris.train)
-        torch.testing.assert_close(packed.state()["weights"][i], alone.state()["weights"][0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(packed.state()["rows"][i], alone.state()["rows"][0], rtol=1e-4, atol=1e-5)
+        for name in ("weights", "rows"):
+            torch.testing.assert_close(packed.states()[i][name], alone.states()[0][name], rtol=1e-5, atol=1e-6)
         own = evaluate(alone, iris.search_data)[0]
         assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+
+
+def apart(index: int, model: dict[str, str]) -> TrialConfig:
+    return trial_config(
+        model={**model, "log_var": -1.0 - index},
+        train={"kl_weight": 0.02 + 0.1 * index, "net_lr": 1e-3 * (index + 1), "latent_lr": 0.02 * (index + 1)},
+    )
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
+@pytest.mark.parametrize("model", KINDS[:4])
+@settings(max_examples=5, deadline=None)
+@given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
+def test_neighbours_that_come_and_go_never_matter(
+    model: dict[str, str], mixed: bool, iris: IncompleteDataset, moves: list[tuple[str, int]]
+) -> None:
+    """Whoever joins, leaves and comes back from a saved state, every member ends where it ends alone."""
+    population = Population([apart(0, model)], iris.train)
+    population._mixed = mixed
+    names, saved, done = {id(population.members[0]): 0}, {}, {}
+    for index, (move, choice) in enumerate([*moves, *[("train", 0)] * 8], start=1):
+        if move == "join":
+            population.join(apart(index, model))
+        elif move == "return" and saved:
+            number, state = saved.popitem()
+            population.join(apart(number, model), state)
+            index = number
+        elif move == "leave" and len(population.members) > 1:
+            member = population.members[choice % len(population.members)]
+            state = dict(zip(map(id, population.members), population.states(), strict=True))[id(member)]
+            saved[names[id(member)]] = {name: tensor.clone() for name, tensor in state.items()}
+            population.leave(member)
+        for member in population.members:
+            names.setdefault(id(member), index)
+        if all(member.epoch < 4 for member in population.members):
+            population.train_epoch()
+        for member, state in zip(list(population.members), population.states(), strict=True):
+            if member.epoch == 4:
+                done[names[id(member)]] = {name: tensor.clone() for name, tensor in state.items()}
+                if len(population.members) > 1:
+                    population.leave(member)
+    assert done
+    for number, state in done.items():
+        alone = trained(apart(number, model), iris.train).states()[0]
+        for name in ("weights", "rows", "train_loss"):
+            torch.testing.assert_close(state[name], alone[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_member_that_diverges_harms_no_other(iris: IncompleteDataset) -> None:
+    population = Population([trial_config(), trial_config(train={"net_lr": 1e30})], iris.train)
+    for _ in range(4):
+        population.train_epoch()
+    good, bad = population.members
+    assert bad.divergence() is not None
+    assert good.divergence() is None
+    alone = trained(trial_config(), iris.train)
+    torch.testing.assert_close(population.states()[0]["weights"], alone.states()[0]["weights"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", KINDS)
 def test_resuming_from_a_state_changes_nothing(model: dict[str, str], iris: IncompleteDataset) -> None:
     config = trial_config(model=model)
     whole = trained(config, iris.train)
-    state = {name: tensor.clone() for name, tensor in trained(config, iris.train, epochs=2).state().items()}
+    state = {name: tensor.clone() for name, tensor in trained(config, iris.train, epochs=2).states()[0].items()}
     resumed = Population([config], iris.train)
-    resumed.load_state(state)
+    resumed.load_states([state])
     assert resumed.epoch == 2
     resumed.train_until(4)
     assert_same_state(whole, resumed)
 
 
 def test_a_state_of_another_architecture_is_refused(iris: IncompleteDataset) -> None:
-    state = trained(trial_config(), iris.train, epochs=1).state()
+    state = trained(trial_config(), iris.train, epochs=1).states()
     with pytest.raises(ConfigError, match="weights of shape"):
-        Population([trial_config(model={"hidden": 9})], iris.train).load_state(state)
+        Population([trial_config(model={"hidden": 9})], iris.train).load_states(state)
 
 
 def test_every_row_is_visited_once_an_epoch_and_the_last_partial_batch_is_used(iris: IncompleteDataset) -> None:
     assert len(iris.train.x) % 32 != 0
     population = Population([trial_config()], iris.train)
-    before = population.state()["rows"].clone()
+    before = population.states()[0]["rows"].clone()
     population.train_until(1)
-    moved = (population.state()["rows"] != before).any(-1)
+    moved = (population.states()[0]["rows"] != before).any(-1)
     assert moved.all()
-    assert (population.state()["row_moments"][1] > 0).any(-1).all()
+    assert (population.states()[0]["row_moments"][1] > 0).any(-1).all()
 
 
 def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> None:
@@ -129,7 +189,7 @@ def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> No
 def test_reported_loss_is_the_documented_one(model: dict[str, str], iris: IncompleteDataset) -> None:
     """train_loss = train_reconstruction + kl_weight · train_kl · rows / observed cells."""
     population = trained(trial_config(model=model, train={"kl_weight": 0.3}), iris.train)
-    values = {name: float(value) for name, value in population.metrics.items()}
+    values = population.members[0].metrics
     rows, cells = len(iris.train.x), iris.train.mask.sum()
     expected = values["train_reconstruction"] + 0.3 * values["train_kl"] * rows / cells
     assert values["train_loss"] == pytest.approx(expected, rel=1e-5)

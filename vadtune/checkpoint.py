@@ -181,7 +181,7 @@ def find_model_folders(path: Path) -> list[Path]:
 
 def save_state(folder: Path, population: Population) -> None:
     """Writes all that resuming a population needs into ``folder``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in population.state().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in population.states()[0].items()}
     (folder / _STATE).write_bytes(save_tensors(tensors))
 
 
@@ -192,7 +192,7 @@ def load_state(folder: Path, population: Population) -> None:
         ModelFolderError: The file is missing or damaged.
     """
     try:
-        population.load_state(load_tensors((folder / _STATE).read_bytes()))
+        population.load_states([load_tensors((folder / _STATE).read_bytes())])
     except (OSError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: training cannot be resumed from it, {_STATE}: {error}") from error
 

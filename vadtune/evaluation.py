@@ -29,17 +29,17 @@ def evaluate(population: Population, data: SearchData) -> list[dict[str, float]]
     x_hat = reconstruct(population.models(), given)
     seconds = time.perf_counter() - start
     results = []
-    for member, member_x_hat in enumerate(x_hat):
+    for member, member_x_hat in zip(population.members, x_hat, strict=True):
         if not np.isfinite(member_x_hat).all():
-            raise TrialDiverged(f"diverged: a reconstruction became NaN or infinite after epoch {population.epoch}")
+            raise TrialDiverged(f"diverged: a reconstruction became NaN or infinite after epoch {member.epoch}")
         missing, observed = score(member_x_hat, truth, held_out), score(member_x_hat, truth, given.mask)
         results.append(
             {
                 "val_missing_rmse": missing.rmse,
                 "val_missing_mae": missing.mae,
                 "val_observed_rmse": observed.rmse,
-                **{name: float(values[member]) for name, values in population.metrics.items()},
-                "train_seconds": population.train_seconds,
+                **member.metrics,
+                "train_seconds": member.train_seconds,
                 "inference_seconds": seconds,
             }
         )

@@ -18,8 +18,8 @@ from torch import Tensor
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler
 from vadtune.model import Architecture, Family, Networks, build_family
-from vadtune.model.objective import STANDARD_PRIOR, Prior, objective
-from vadtune.optimiser import SCHEDULES, adamw_
+from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
+from vadtune.optimiser import SCHEDULES, AdamW
 from vadtune.randomness import Purpose, derived_generator, standard_normal
 
 _CHUNK_FLOATS = 2**22  # bounds the memory of a chunk's largest intermediate; small enough to stay near the caches
@@ -86,7 +86,7 @@ class _Inference:
             [c.train.kl_weight if c.infer.kl_weight is None else c.infer.kl_weight for c in configs]
         )
         self.log_var = vector([c.model.log_var for c in configs])
-        self.lr = vector([c.infer.lr for c in configs])
+        self.lr = [c.infer.lr for c in configs]
         self.prior = self._train_prior() if self.config.infer.prior == "train" else STANDARD_PRIOR
 
     def _train_prior(self) -> Prior:
@@ -115,31 +115,29 @@ class _Inference:
     def _fit(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns the statistics (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float."""
         statistics = self._start(x, mask)
-        moments = torch.zeros(2, *statistics.shape, device=self.device)
+        moments, grad = torch.zeros(2, *statistics.shape, device=self.device), torch.empty_like(statistics)
+        optimiser = AdamW(statistics, grad, moments)
+        decoder, layers = self.family.networks["decoder"], self.networks["decoder"]
+        workspace = decoder.workspace(len(statistics), len(x), statistics)
         learned = self.family.architecture.posterior == "learned"
         steps, k = self.config.infer.steps, self.family.architecture.latent
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(steps, 1, k, generator=generator, device=self.device)
+        weight, everyone = 2.0 * mask, slice(0, len(statistics))
         for step in range(steps):
-            _, gradients = objective(
-                self.family.networks["decoder"],
-                self.networks["decoder"],
-                self.family.posterior(statistics, self.log_var),
-                x,
-                mask,
-                noise=noise[step],
-                kl_weight=self.kl_weight,
-                normaliser=1.0,
-                learned=learned,
-                prior=self.prior,
+            posterior = self.family.posterior(statistics, self.log_var)
+            z, deviation = draw(posterior, noise[step])
+            _, grad_z = reconstruction(decoder, layers, z, x, weight, workspace=workspace)
+            grad.copy_(
+                posterior_gradients(posterior, grad_z, deviation, self.kl_weight, learned=learned, prior=self.prior)
             )
-            lr = self.lr * SCHEDULES["cosine"](step / steps)
-            adamw_(statistics, self.family.join(gradients), moments, step=step + 1, lr=lr)
+            factor = SCHEDULES["cosine"](step / steps)
+            optimiser.step_(everyone, [step] * len(statistics), [lr * factor for lr in self.lr])
         return statistics
 
     def _start(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.family.amortised:
-            return self.family.statistics(self.networks, None, x, mask)[0].clone()
+            return self.family.encode(self.networks, x, mask)[0]
         if self.config.infer.start == "nearest":
             nearest = self._nearest(x, mask)
             return torch.stack([latents[index] for latents, index in zip(self.latents, nearest, strict=True)])

@@ -2,27 +2,70 @@
 
 Neighbours never matter. Randomness is common to all members and derived, never carried along: the batch order, the
 noise and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
-same alone or packed, and a checkpoint needs no generator state to resume exactly.
+same alone or packed, whenever its neighbours come and go, and a checkpoint needs no generator state to resume exactly.
 
-Shape comments: p members, n rows, b batch rows, d features, s statistics, M network parameters.
+Shape comments: p members, n rows, b batch rows, d features, k latent dimensions, s statistics, M network parameters.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from vadtune.batches import Epoch
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, build_family
-from vadtune.model.objective import objective
-from vadtune.optimiser import SCHEDULES, adamw_
-from vadtune.randomness import Purpose, derived_generator, standard_normal
+from vadtune.model.networks import Workspace
+from vadtune.model.objective import draw, kl_divergence, posterior_gradients, reconstruction
+from vadtune.optimiser import SCHEDULES, AdamW
+from vadtune.randomness import Purpose, derived_generator
+
+State = dict[str, Tensor]
+"""All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
+progress (epoch, seconds) and the sums of the last epoch."""
+
+_TENSORS = ("weights", "weight_moments", "rows", "row_moments")
+_CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
+
+
+@dataclass
+class Member:
+    """One configuration in training.
+
+    Attributes:
+        config: The configuration.
+        epoch: Number of completed epochs.
+        train_seconds: Time spent training so far, shared evenly by the members trained together.
+        metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell), train_kl
+            (nats per row).
+    """
+
+    config: TrialConfig
+    epoch: int = 0
+    train_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def divergence(self) -> str | None:
+        """Returns why the member cannot go on, None if it can."""
+        for name, value in self.metrics.items():
+            if value != value or abs(value) == float("inf"):
+                return f"diverged: {name} became NaN or infinite in epoch {self.epoch}"
+        return None
+
+
+def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
+    """Returns what configurations must share to train as one population: shapes, batches and seed."""
+    train = config.train
+    shared = train.epochs, train.batch_size, train.schedule, train.seed
+    return (*Architecture.of(config.model, features), *shared)
 
 
 class Population:
@@ -34,10 +77,7 @@ class Population:
         device: Where to train.
 
     Attributes:
-        epoch: Number of completed epochs.
-        train_seconds: Time spent in ``train_until`` so far.
-        metrics: Sums of the last epoch, each (p,): train_loss, train_reconstruction (squared error per observed cell),
-            train_kl (nats per row).
+        members: The configurations and how far they are.
 
     Raises:
         ConfigError: The configurations cannot share a population.
@@ -45,55 +85,79 @@ class Population:
 
     def __init__(self, configs: Sequence[TrialConfig], train: Part, device: str = "cpu") -> None:
         first = configs[0]
-        shared = {self._signature(config, train) for config in configs}
-        if len(shared) != 1:
-            raise ConfigError(
-                "a population needs equal architecture, epochs, batch_size, schedule and seed, "
-                f"got {sorted(shared, key=repr)}; train these configurations apart"
-            )
-        self.configs = list(configs)
         self.device = torch.device(device)
-        self.epoch = 0
-        self.train_seconds = 0.0
-        self.metrics: dict[str, Tensor] = {}
-        self._seed, self._epochs = first.train.seed, first.train.epochs
-        self._batch_size = min(first.train.batch_size, len(train.x))
+        self._features = train.x.shape[1]
+        self._signature = signature(first, self._features)
+        self._seed = first.train.seed
         self._schedule = SCHEDULES[first.train.schedule]
-        self.family = build_family(Architecture.of(first.model, train.x.shape[1]))
+        self.family = build_family(Architecture.of(first.model, self._features))
+        # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
+        # costs nothing; elsewhere together, each with batches of its own.
+        self._mixed = self.device.type != "cpu"
 
         mask = torch.tensor(train.mask)
         self._x = torch.tensor(train.x).masked_fill_(~mask, 0.0).to(self.device)  # (n, d)
         self._mask = mask.float().to(self.device)  # (n, d)
+        self._counts = self._mask.sum(1)  # (n,)
+        self._cells = float(self._counts.sum())
+        self.members: list[Member] = []
+        self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
-        def vector(value: Callable[[TrialConfig], float], dims: int) -> Tensor:
-            values = torch.tensor([value(config) for config in configs], dtype=torch.float32, device=self.device)
-            return values.view(-1, *[1] * (dims - 1))
-
-        self._kl_weight = vector(lambda c: c.train.kl_weight, 3)
-        self._log_var = vector(lambda c: c.model.log_var, 3)
-        self._latent_lr = vector(lambda c: c.train.latent_lr, 3)
-        self._net_lr = vector(lambda c: c.train.net_lr, 2)
-        self._weight_decay = vector(lambda c: c.train.weight_decay, 2)
-
-        p = len(configs)
+    def _initial_state(self, config: TrialConfig) -> State:
         weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))
-        how = [config.train.latent_init for config in configs]
-        start = {
-            name: self.family.initial_rows(
-                self._x.cpu(), self._mask.cpu(), name, derived_generator(self._seed, Purpose.ROWS)
-            )
-            for name in set(how)
-        }
-        self._flat = weights.to(self.device).expand(p, -1).clone()  # (p, M)
-        self._flat_moments = torch.zeros(2, *self._flat.shape, device=self.device)
-        self._rows = torch.stack([start[name] for name in how]).to(self.device)  # (p, n, row parameters)
-        self._row_moments = torch.zeros(2, *self._rows.shape, device=self.device)
-        self._grad = torch.empty_like(self._flat)
+        rows = self.family.initial_rows(
+            self._x.cpu(), self._mask.cpu(), config.train.latent_init, derived_generator(self._seed, Purpose.ROWS)
+        )
+        moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
+        return {"weights": weights, "rows": rows, **moments}
 
-    @staticmethod
-    def _signature(config: TrialConfig, train: Part) -> tuple[object, ...]:
-        shared = config.train.epochs, config.train.batch_size, config.train.schedule, config.train.seed
-        return (*Architecture.of(config.model, train.x.shape[1]), *shared)
+    def _stack(self, parts: list[tuple[Member, State]]) -> None:
+        """Takes these members and no others."""
+        for member, _ in parts:
+            if signature(member.config, self._features) != self._signature:
+                raise ConfigError(
+                    "a population needs equal architecture, epochs, batch_size, schedule and seed, got "
+                    f"{signature(member.config, self._features)} beside {self._signature}; train them apart"
+                )
+        parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
+        self.members = [member for member, _ in parts]
+        states = [state for _, state in parts]
+
+        def stacked(name: str, dim: int = 0) -> Tensor:
+            return torch.stack([state[name].to(self.device) for state in states], dim=dim)
+
+        def vector(value: Callable[[TrialConfig], float]) -> Tensor:
+            values = [value(member.config) for member in self.members]
+            return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+
+        self._flat, self._flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
+        self._rows, self._row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
+        self._grad, self._row_grad = torch.empty_like(self._flat), torch.empty_like(self._rows)
+        self._kl_weight = vector(lambda c: c.train.kl_weight)
+        self._log_var = vector(lambda c: c.model.log_var)
+        decay = [member.config.train.weight_decay for member in self.members]
+        self._optimiser = AdamW(self._flat, self._grad, self._flat_moments, decay)
+        self._row_optimiser = AdamW(self._rows, self._row_grad, self._row_moments)
+        self._workspaces: dict[tuple[int, int], Workspace] = {}
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs that every member has completed."""
+        return min(member.epoch for member in self.members)
+
+    def join(self, config: TrialConfig, state: State | None = None) -> None:
+        """Adds a configuration, from its start or from a state; the others do not notice.
+
+        Raises:
+            ConfigError: It has another signature, or the state belongs to another configuration or dataset.
+        """
+        member = Member(config)
+        state = self._initial_state(config) if state is None else self._checked(member, state)
+        self._stack([*zip(self.members, self.states(), strict=True), (member, state)])
+
+    def leave(self, member: Member) -> None:
+        """Removes a member; the others do not notice. The last one cannot leave."""
+        self._stack([part for part in zip(self.members, self.states(), strict=True) if part[0] is not member])
 
     def train_until(self, epoch: int) -> None:
         """Trains up to and including this epoch.
@@ -101,102 +165,162 @@ class Population:
         Raises:
             TrialDiverged: A member's loss became NaN or infinite.
         """
-        start = time.perf_counter()
         while self.epoch < epoch:
-            self._train_epoch()
-            if not all(torch.isfinite(values).all() for values in self.metrics.values()):
-                name = next(name for name, values in self.metrics.items() if not torch.isfinite(values).all())
-                raise TrialDiverged(f"diverged: {name} became NaN or infinite in epoch {self.epoch}")
-        self.train_seconds += time.perf_counter() - start
+            self.train_epoch()
+            for member in self.members:
+                if reason := member.divergence():
+                    raise TrialDiverged(reason)
 
-    def _train_epoch(self) -> None:
-        n, k = len(self._x), self.family.architecture.latent
-        order = torch.randperm(n, generator=derived_generator(self._seed, Purpose.ORDER, self.epoch)).to(self.device)
-        noise = standard_normal(
-            n, k, generator=derived_generator(self._seed, Purpose.NOISE, self.epoch), device=self.device
-        )
-        batches = torch.split(order, self._batch_size)
-        networks, into = self.family.layers(self._flat), self.family.layers(self._grad)
-        squared_error = torch.zeros(len(self.configs), device=self.device)
-        kl = torch.zeros_like(squared_error)
-        for index, rows in enumerate(batches):
-            step = self.epoch * len(batches) + index
-            factor = self._schedule(step / (self._epochs * len(batches)))
-            x, mask = self._x[rows], self._mask[rows]
-            own = self._rows[:, rows] if self.family.row_parameters else None
-            statistics, tape = self.family.statistics(networks, own, x, mask)
-            terms, gradients = objective(
+    def train_epoch(self) -> None:
+        """Trains every member one epoch further; a member that diverges harms no other."""
+        for members in self._groups():
+            start = time.perf_counter()
+            squared_error, kl = self._train_group(members)
+            group = self.members[members]
+            weights = [member.config.train.kl_weight for member in group]
+            sums = torch.stack([squared_error, kl]).T.tolist()  # the one wait for the device in an epoch
+            seconds = (time.perf_counter() - start) / len(group)
+            for member, weight, (error, divergence) in zip(group, weights, sums, strict=True):
+                member.epoch += 1
+                member.train_seconds += seconds
+                member.metrics = {
+                    "train_loss": (error + weight * divergence) / self._cells,
+                    "train_reconstruction": error / self._cells,
+                    "train_kl": divergence / len(self._x),
+                }
+
+    def _groups(self) -> Iterator[slice]:
+        """Yields the members to train together: on a CPU those at the same epoch, as many as stay in the cache."""
+        if self._mixed:
+            yield slice(0, len(self.members))
+            return
+        most, start = max(1, _CACHE_BYTES // (16 * self._flat.shape[1])), 0
+        for _, group in groupby(self.members, key=lambda member: member.epoch):
+            end = start + len(list(group))
+            yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
+            start = end
+
+    def _train_group(self, members: slice) -> tuple[Tensor, Tensor]:
+        """Trains some members for an epoch; returns their sums of squared error and KL divergence (p,) each."""
+        group = self.members[members]
+        configs, epochs = [member.config for member in group], [member.epoch for member in group]
+        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, self._schedule)
+        if self.family.amortised:
+            return self._train_amortised(members, epoch)
+        return self._train_free(members, epoch)
+
+    def _train_free(self, members: slice, epoch: Epoch) -> tuple[Tensor, Tensor]:
+        """Trains decoders and free row posteriors.
+
+        An epoch visits every row once, so a row's posterior does not change before its batch, and what its batch tells
+        about it is not needed before the next epoch: draws are made, and posteriors updated, for all rows at once.
+        """
+        posterior = self.family.posterior(self._rows[members], self._log_var[members])
+        z, deviation = draw(posterior, epoch.noise)  # (p, n, k)
+        z = epoch.shuffled(z)
+        grad_z = torch.empty_like(z)
+        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+        squared_error = z.new_zeros(len(z))
+        for batch in epoch.batches():
+            residual, _ = reconstruction(
                 self.family.networks["decoder"],
                 networks["decoder"],
-                self.family.posterior(statistics, self._log_var),
-                x,
-                mask,
-                noise=noise[rows],
-                kl_weight=self._kl_weight,
-                normaliser=mask.sum().clamp_(min=1.0),
-                learned=self.family.architecture.posterior == "learned",
+                z[:, batch.rows],
+                batch.x,
+                batch.weight,
                 into=into["decoder"],
+                workspace=self._workspace(len(z), batch.end - batch.start),
+                grad_z=grad_z[:, batch.rows],
             )
-            grad_rows = self.family.backward(networks, tape, self.family.join(gradients), into)
-            if own is not None and grad_rows is not None:
-                # Lazy Adam: only the batch's rows move. Each row is visited once an epoch, which numbers its steps.
-                moments = self._row_moments[:, :, rows]
-                adamw_(own, grad_rows, moments, step=self.epoch + 1, lr=self._latent_lr * factor)
-                self._rows[:, rows] = own
-                self._row_moments[:, :, rows] = moments
-            adamw_(
-                self._flat,
-                self._grad,
-                self._flat_moments,
-                step=step + 1,
-                lr=self._net_lr * factor,
-                decay=self._weight_decay,
+            squared_error += batch.squared_error(residual)
+            self._optimiser.step_(members, batch.taken, batch.lr)
+        weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
+        learned = self.family.architecture.posterior == "learned"
+        self._row_grad[members] = posterior_gradients(
+            posterior, epoch.in_row_order(grad_z), deviation, weight, learned=learned
+        )
+        kl = kl_divergence(posterior).sum(1)
+        self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
+        return squared_error, kl
+
+    def _train_amortised(self, members: slice, epoch: Epoch) -> tuple[Tensor, Tensor]:
+        """Trains encoders and decoders."""
+        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+        noise = epoch.shuffled(epoch.noise)
+        learned = self.family.architecture.posterior == "learned"
+        squared_error = torch.zeros(len(self._flat[members]), device=self.device)
+        kl = torch.zeros_like(squared_error)
+        for batch in epoch.batches():
+            statistics, tape = self.family.encode(networks, batch.x, batch.mask)
+            posterior = self.family.posterior(statistics, self._log_var[members])
+            z, deviation = draw(posterior, noise[..., batch.rows, :])
+            residual, grad_z = reconstruction(
+                self.family.networks["decoder"],
+                networks["decoder"],
+                z,
+                batch.x,
+                batch.weight,
+                into=into["decoder"],
+                workspace=self._workspace(len(z), batch.end - batch.start),
             )
-            squared_error += terms.squared_error
-            kl += terms.kl
-        self.epoch += 1
-        cells = self._mask.sum()
-        self.metrics = {
-            "train_loss": (squared_error + self._kl_weight.flatten() * kl) / cells,
-            "train_reconstruction": squared_error / cells,
-            "train_kl": kl / n,
-        }
+            squared_error += batch.squared_error(residual)
+            kl += kl_divergence(posterior).sum(1)
+            weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
+            grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
+            self.family.encode_backward(networks, tape, grad, into)
+            self._optimiser.step_(members, batch.taken, batch.lr)
+        return squared_error, kl
+
+    def _workspace(self, p: int, b: int) -> Workspace:
+        if (p, b) not in self._workspaces:
+            self._workspaces[p, b] = self.family.networks["decoder"].workspace(p, b, self._flat)
+        return self._workspaces[p, b]
 
     @torch.no_grad()
     def models(self) -> list[FittedModel]:
         """Returns the members as they are now, ready to impute; later training does not change them."""
-        latents = self._rows.clone()
+        latents = self._rows
         if self.family.amortised:
-            networks = self.family.layers(self._flat)
-            latents = self.family.statistics(networks, None, self._x, self._mask)[0]
-        return [FittedModel(config, self._flat[i].clone(), latents[i].clone()) for i, config in enumerate(self.configs)]
+            latents, _ = self.family.encode(self.family.layers(self._flat), self._x, self._mask)
+        return [
+            FittedModel(member.config, self._flat[i].clone(), latents[i].clone())
+            for i, member in enumerate(self.members)
+        ]
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns all that resuming needs, as named tensors; they are not copies."""
-        return {
-            "weights": self._flat,
-            "weight_moments": self._flat_moments,
-            "rows": self._rows,
-            "row_moments": self._row_moments,
-            "progress": torch.tensor([self.epoch, self.train_seconds], dtype=torch.float64),
-            **self.metrics,
-        }
+    def states(self) -> list[State]:
+        """Returns the members' states; later training changes them, so copy what is to stay."""
+        return [
+            {
+                "weights": self._flat[i],
+                "weight_moments": self._flat_moments[:, i],
+                "rows": self._rows[i],
+                "row_moments": self._row_moments[:, i],
+                "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
+                **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
+            }
+            for i, member in enumerate(self.members)
+        ]
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Goes on from where ``state`` was taken.
+    def load_states(self, states: Sequence[State]) -> None:
+        """Goes on from where the states were taken, one for each member in the order of the configurations.
 
         Raises:
-            ConfigError: The state belongs to another architecture or other rows.
+            ConfigError: A state belongs to another architecture or other rows.
         """
-        own = self.state()
-        for name in ("weights", "weight_moments", "rows", "row_moments"):
+        members = [Member(member.config) for member in self.members]
+        self._stack([(m, self._checked(m, state)) for m, state in zip(members, states, strict=True)])
+
+    def _checked(self, member: Member, state: State) -> State:
+        """Returns the state, having set the member's progress to it."""
+        own = self.states()[0]
+        for name in _TENSORS:
             if name not in state or state[name].shape != own[name].shape:
                 got = tuple(state[name].shape) if name in state else "nothing"
                 raise ConfigError(
                     f"a training state needs {name} of shape {tuple(own[name].shape)}, got {got}; "
                     "it was taken from another configuration or dataset"
                 )
-            own[name].copy_(state[name])
-        epoch, self.train_seconds = state["progress"].tolist()
-        self.epoch = int(epoch)
-        self.metrics = {name: state[name].clone() for name in state if name.startswith("train_")}
+        epoch, member.train_seconds = state["progress"].tolist()
+        member.epoch = int(epoch)
+        member.metrics = {name: float(state[name]) for name in state if name.startswith("train_")}
+        return {name: state[name] for name in _TENSORS}

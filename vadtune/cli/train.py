@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     tenth = max(1, config.train.epochs // 10)
     while population.epoch < config.train.epochs:
         population.train_until(min(population.epoch + tenth, config.train.epochs))
-        loss = float(population.metrics["train_loss"])
+        loss = population.members[0].metrics["train_loss"]
         logger.info("epoch %d of %d: train_loss %.4f", population.epoch, config.train.epochs, loss)
     (scores,) = evaluate(population, dataset.search_data)
     if args.out is not None:

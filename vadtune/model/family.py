@@ -7,7 +7,7 @@ encoder (VAE).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vadtune.config import ModelConfig
 from vadtune.model.networks import MLP, Layer
-from vadtune.model.objective import Gradients, Posterior
+from vadtune.model.objective import Posterior
 
 Networks = dict[str, list[Layer]]
 _INITIAL_LOG_VAR = -2.0  # of a learned posterior; small enough for the means to be told apart from the first step on
@@ -65,7 +65,7 @@ class Family(ABC):
         architecture: What fixes the shapes.
         networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them.
         row_parameters: Free parameters of each train row; 0 when the family has none.
-        amortised: Whether ``statistics`` of a new row can be had without fitting.
+        amortised: Whether the statistics of a row come from an encoder; if not they are the row's free parameters.
     """
 
     row_parameters: int
@@ -75,21 +75,20 @@ class Family(ABC):
         self.architecture = architecture
         self.networks = {"decoder": architecture.mlp(architecture.latent, architecture.features)}
 
-    @abstractmethod
-    def statistics(self, networks: Networks, rows: Tensor | None, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
-        """Returns the statistics of a batch (p, b, s), and what ``backward`` needs.
+    def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+        """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
 
         Args:
             networks: The weights.
-            rows: The batch's free parameters (p, b, row_parameters), for a family that has them.
-            x: (b, d), with 0 in place of missing cells.
-            mask: (b, d) float, 1 = observed.
+            x: (b, d) or (p, b, d), with 0 in place of missing cells.
+            mask: Like x, float, 1 = observed.
         """
+        raise NotImplementedError
 
-    @abstractmethod
-    def backward(self, networks: Networks, tape: Any, grad: Tensor, into: Networks) -> Tensor | None:
-        """Carries the gradient of the statistics back to their source: writes those of weights to ``into``, returns
-        that of the rows' free parameters (p, b, row_parameters), or None for a family without."""
+    def encode_backward(self, networks: Networks, tape: Any, grad: Tensor, into: Networks) -> None:
+        """Carries the gradient of the statistics (p, b, s) back to the weights, written to ``into``. Of amortised
+        families only."""
+        raise NotImplementedError
 
     @property
     def n_parameters(self) -> int:
@@ -135,13 +134,6 @@ class Family(ABC):
                 return Posterior(statistics, log_var)
             case _:
                 return Posterior(statistics, None)
-
-    @staticmethod
-    def join(gradients: Gradients) -> Tensor:
-        """Returns the gradient with respect to the statistics (p, b, s)."""
-        if gradients.log_var is None:
-            return gradients.mean
-        return torch.cat([gradients.mean, gradients.log_var], dim=-1)
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:
         """Returns the reconstructions (p, b, d) of latents (p, b, k)."""

@@ -22,15 +22,18 @@ _aten = torch.ops.aten
 
 
 class Activation(NamedTuple):
-    """An elementwise function and the product of a gradient with its derivative, given the function's *output*."""
+    """An elementwise function, and the product of a gradient with its derivative given the function's *output*; both
+    in place."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu_, lambda grad, out: _aten.threshold_backward(grad, out, 0.0)),
-    "tanh": Activation(torch.tanh_, lambda grad, out: _aten.tanh_backward(grad, out)),
+    "relu": Activation(
+        torch.relu_, lambda grad, out: _aten.threshold_backward.grad_input(grad, out, 0.0, grad_input=grad)
+    ),
+    "tanh": Activation(torch.tanh_, lambda grad, out: _aten.tanh_backward.grad_input(grad, out, grad_input=grad)),
 }
 
 
@@ -39,6 +42,16 @@ class Layer(NamedTuple):
 
     weight: Tensor  # (p, i, o)
     bias: Tensor  # (p, 1, o)
+
+
+class Workspace(NamedTuple):
+    """Memory that forward and backward passes of one batch size write to, again and again.
+
+    Fresh memory for every batch would cost as much as the arithmetic: the system hands out large pieces page by page.
+    """
+
+    outputs: list[Tensor]  # of every layer, (p, b, o)
+    gradients: list[Tensor]  # with respect to every layer's input, (p, b, i)
 
 
 @dataclass(frozen=True)
@@ -74,18 +87,25 @@ class MLP:
             start = end
         return layers
 
-    def forward(self, layers: list[Layer], x: Tensor) -> list[Tensor]:
+    def workspace(self, p: int, b: int, like: Tensor) -> Workspace:
+        """Returns memory for p members and batches of b rows, of the type and on the device of ``like``."""
+        return Workspace(
+            [like.new_empty(p, b, o) for o in self.sizes[1:]], [like.new_empty(p, b, i) for i in self.sizes[:-1]]
+        )
+
+    def forward(self, layers: list[Layer], x: Tensor, workspace: Workspace | None = None) -> list[Tensor]:
         """Returns the input and every layer's output; the last is the network's (p, b, o).
 
         Args:
             layers: The weights.
             x: (p, b, i).
+            workspace: Where the outputs are written; new memory without it.
         """
-        outputs = [x]
-        for layer in layers[:-1]:
-            x = ACTIVATIONS[self.activation].forward(torch.baddbmm(layer.bias, x, layer.weight))
-            outputs.append(x)
-        outputs.append(torch.baddbmm(layers[-1].bias, x, layers[-1].weight))
+        outputs, last = [x], len(layers) - 1
+        for index, layer in enumerate(layers):
+            out = workspace.outputs[index] if workspace else None
+            x = torch.baddbmm(layer.bias, x, layer.weight, out=out)
+            outputs.append(x if index == last else ACTIVATIONS[self.activation].forward(x))
         return outputs
 
     def backward(
@@ -94,8 +114,9 @@ class MLP:
         outputs: list[Tensor],
         grad: Tensor,
         into: list[Layer] | None,
+        workspace: Workspace | None = None,
         *,
-        to_input: bool = True,
+        to_input: Tensor | bool = True,
     ) -> Tensor:
         """Carries a gradient from the output back to the input.
 
@@ -104,7 +125,8 @@ class MLP:
             outputs: What ``forward`` returned.
             grad: (p, b, o), the gradient with respect to the last output.
             into: Where the gradients of the weights are written; None when the network is frozen.
-            to_input: Whether the gradient with respect to the input is wanted.
+            workspace: Where the gradients of the layers' inputs are written; new memory without it.
+            to_input: Whether the gradient with respect to the input is wanted, or where it is to be written.
 
         Returns:
             The gradient with respect to the input (p, b, i), or, when not wanted, to the first layer's output.
@@ -113,8 +135,12 @@ class MLP:
             if into is not None:
                 torch.bmm(outputs[index].mT, grad, out=into[index].weight)
                 torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
-            if index > 0 or to_input:
-                grad = torch.bmm(grad, layers[index].weight.mT)
             if index > 0:
+                out = workspace.gradients[index] if workspace else None
+                grad = torch.bmm(grad, layers[index].weight.mT, out=out)
                 grad = ACTIVATIONS[self.activation].backward(grad, outputs[index])
+            elif isinstance(to_input, Tensor):
+                grad = torch.bmm(grad, layers[0].weight.mT, out=to_input)
+            elif to_input:
+                grad = torch.bmm(grad, layers[0].weight.mT)
         return grad

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from vadtune.model.networks import MLP, Layer
+from vadtune.model.networks import MLP, Layer, Workspace
 
 
 class Prior(NamedTuple):
@@ -39,13 +40,6 @@ class Posterior(NamedTuple):
     log_var: Tensor | None
 
 
-class Terms(NamedTuple):
-    """Sums over a batch, one value per member (p,)."""
-
-    squared_error: Tensor
-    kl: Tensor
-
-
 def kl_divergence(posterior: Posterior, prior: Prior = STANDARD_PRIOR) -> Tensor:
     """Returns KL(q ‖ prior) in nats, (p, b), summed over latent dimensions (Kingma & Welling 2014, appendix B).
 
@@ -59,52 +53,73 @@ def kl_divergence(posterior: Posterior, prior: Prior = STANDARD_PRIOR) -> Tensor
     return 0.5 * distance.sum(-1)
 
 
-class Gradients(NamedTuple):
-    """Gradients of ``loss`` with respect to the posterior; ``log_var`` is None unless it is learned."""
+def draw(posterior: Posterior, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns one draw per row, z = mean + deviation, and the deviation (None for a deterministic latent).
 
-    mean: Tensor  # (p, b, k)
-    log_var: Tensor | None
+    Args:
+        posterior: Of b rows.
+        noise: Standard normal, broadcast to (p, b, k).
+    """
+    if posterior.log_var is None:
+        return posterior.mean, None
+    deviation = (0.5 * posterior.log_var).exp() * noise
+    return posterior.mean + deviation, deviation
 
 
-def objective(
+def reconstruction(
     decoder: MLP,
     layers: list[Layer],
-    posterior: Posterior,
+    z: Tensor,
     x: Tensor,
-    mask: Tensor,
+    weight: Tensor,
     *,
-    noise: Tensor,
-    kl_weight: Tensor,
-    normaliser: Tensor | float,
-    learned: bool,
-    prior: Prior = STANDARD_PRIOR,
     into: list[Layer] | None = None,
-) -> tuple[Terms, Gradients]:
-    """Computes the terms of the loss of one batch, with one draw per row, and the loss's gradients.
+    workspace: Workspace | None = None,
+    grad_z: Tensor | bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Decodes z and returns the residual and the gradient with respect to z of the weighted squared error.
 
     Args:
         decoder: Shape of the decoder.
         layers: Its weights.
-        posterior: Of the batch's rows.
-        x: (b, d), with 0 in place of missing cells.
-        mask: (b, d) float, 1 = observed. Missing cells reach neither the terms nor the gradients.
-        noise: Standard normal, broadcast to (p, b, k).
-        kl_weight: (p, 1, 1).
-        normaliser: What the sums are divided by.
-        learned: Whether a gradient for ``posterior.log_var`` is wanted.
-        prior: The prior of the latents.
+        z: (p, b, k).
+        x: (b, d) or (p, b, d), with 0 in place of missing cells.
+        weight: Like x: 2 / normaliser where observed, 0 where missing, so that missing cells reach nothing.
         into: Where the gradients of the decoder's weights are written; None when it is frozen.
+        workspace: Memory for the passes.
+        grad_z: Where the gradient with respect to z is to be written; True for new memory.
+
+    Returns:
+        weight · (x̂ − x), (p, b, d), which is half the squared error's gradient times two over the normaliser, and the
+        gradient with respect to z (p, b, k).
+    """
+    outputs = decoder.forward(layers, z, workspace)
+    residual = outputs[-1].sub_(x).mul_(weight)
+    return residual, decoder.backward(layers, outputs, residual, into, workspace, to_input=grad_z)
+
+
+def posterior_gradients(
+    posterior: Posterior,
+    grad_z: Tensor,
+    deviation: Tensor | None,
+    weight: Tensor,
+    *,
+    learned: bool,
+    prior: Prior = STANDARD_PRIOR,
+) -> Tensor:
+    """Returns the gradient of the loss with respect to the statistics of a posterior (p, b, s).
+
+    Args:
+        posterior: Of b rows.
+        grad_z: Gradient of the reconstruction with respect to z (p, b, k).
+        deviation: What ``draw`` returned.
+        weight: kl_weight / normaliser, broadcast to (p, b, 1).
+        learned: Whether the statistics hold a log variance besides the mean.
+        prior: The prior of the latents.
     """
     mean, log_var = posterior
-    deviation = None if log_var is None else (0.5 * log_var).exp() * noise  # (p, b, k)
-    outputs = decoder.forward(layers, mean if deviation is None else mean + deviation)
-    error = (outputs[-1] - x).mul_(mask)  # (p, b, d)
-    terms = Terms(error.square().sum((1, 2)), kl_divergence(posterior, prior).sum(1))
-
-    grad_z = decoder.backward(layers, outputs, error.mul_(2.0 / normaliser), into)
-    weight = kl_weight / normaliser
-    grad_mean = grad_z + weight * prior.precision * (mean - prior.mean)
+    grad_mean = grad_z + weight * (prior.precision * (mean - prior.mean))
     if not learned or log_var is None or deviation is None:
-        return terms, Gradients(grad_mean, None)
-    grad_log_var = 0.5 * (grad_z * deviation + weight * (log_var.exp() * prior.precision - 1.0))
-    return terms, Gradients(grad_mean, grad_log_var)
+        return grad_mean
+    grad_log_var = (log_var.exp() * prior.precision - 1.0).mul_(weight).addcmul_(grad_z, deviation).mul_(0.5)
+    return torch.cat([grad_mean, grad_log_var], dim=-1)

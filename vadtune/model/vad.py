@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vadtune.model.family import Architecture, Family, Networks
+from vadtune.model.family import Architecture, Family
 
 
 def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -56,12 +56,3 @@ class VAD(Family):
     def initial_rows(self, x: Tensor, mask: Tensor, how: str, generator: torch.Generator) -> Tensor:
         """Returns posteriors whose means are chosen by LATENT_INITS. See Family."""
         return self.initial_statistics(LATENT_INITS[how](x, mask, self.architecture.latent, generator))
-
-    def statistics(self, networks: Networks, rows: Tensor | None, x: Tensor, mask: Tensor) -> tuple[Tensor, None]:
-        """Returns the rows' free parameters themselves. See Family."""
-        assert rows is not None
-        return rows, None
-
-    def backward(self, networks: Networks, tape: None, grad: Tensor, into: Networks) -> Tensor:
-        """Returns the gradient as it is. See Family."""
-        return grad

@@ -22,15 +22,13 @@ class VAE(Family):
         super().__init__(architecture)
         self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.statistics)
 
-    def statistics(
-        self, networks: Networks, rows: Tensor | None, x: Tensor, mask: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the encoder's output. See Family."""
-        inputs = torch.cat([x, mask], dim=-1).expand(networks["encoder"][0].weight.shape[0], -1, -1)
-        outputs = self.networks["encoder"].forward(networks["encoder"], inputs)
+        encoder = networks["encoder"]
+        inputs = torch.cat([x, mask], dim=-1).expand(encoder[0].weight.shape[0], -1, -1)
+        outputs = self.networks["encoder"].forward(encoder, inputs)
         return outputs[-1], outputs
 
-    def backward(self, networks: Networks, tape: list[Tensor], grad: Tensor, into: Networks) -> None:
+    def encode_backward(self, networks: Networks, tape: list[Tensor], grad: Tensor, into: Networks) -> None:
         """Writes the encoder's gradients. See Family."""
-        encoder = self.networks["encoder"]
-        encoder.backward(networks["encoder"], tape, grad, into["encoder"], to_input=False)
+        self.networks["encoder"].backward(networks["encoder"], tape, grad, into["encoder"], to_input=False)

@@ -1,0 +1,149 @@
+"""What one epoch of training sees: the order of the rows, the noise, the batches, the learning rates.
+
+All of it is derived from (seed, purpose, epoch). Members of a population at the same epoch see the same; members at
+different epochs, where they are trained together, each see their own, and tensors here get a leading axis for it.
+
+Shape comments: p members, n rows, b batch rows, d features, k latent dimensions; [p,] is there only for members at
+different epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vadtune.config import TrialConfig
+from vadtune.randomness import Purpose, derived_generator, standard_normal
+
+
+class Batch(NamedTuple):
+    """Rows from ``start`` to ``end`` of the shuffled order.
+
+    Attributes:
+        start: First position.
+        end: Position after the last.
+        x: ([p,] b, d), with 0 in place of missing cells.
+        mask: ([p,] b, d) float, 1 = observed.
+        weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
+        normaliser: Number of observed cells of the batch, ([p],).
+        taken: How many steps each member has taken before.
+        lr: The learning rate of each member's networks.
+    """
+
+    start: int
+    end: int
+    x: Tensor
+    mask: Tensor
+    weight: Tensor
+    normaliser: Tensor
+    taken: list[int]
+    lr: list[float]
+
+    @property
+    def rows(self) -> slice:
+        """The positions."""
+        return slice(self.start, self.end)
+
+    def squared_error(self, residual: Tensor) -> Tensor:
+        """Returns the sum of squared errors (p,) behind a residual weighted by ``weight`` (p, b, d)."""
+        norm: Tensor = torch.linalg.vector_norm(residual, dim=(1, 2))
+        return (norm * (0.5 * self.normaliser)).square_()
+
+
+class Epoch:
+    """One epoch of some members.
+
+    Args:
+        x: The train rows (n, d), with 0 in place of missing cells.
+        mask: (n, d) float, 1 = observed.
+        counts: Observed cells of every row (n,).
+        configs: The members' configurations, which agree in seed, epochs and batch size.
+        epochs: How many epochs each member has completed.
+        schedule: Factor on the learning rates, given the share of the steps taken.
+
+    Attributes:
+        noise: Standard normal draws ([p,] n, k), in row order.
+        inverse_normaliser: 1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        counts: Tensor,
+        configs: Sequence[TrialConfig],
+        epochs: Sequence[int],
+        schedule: Callable[[float], float],
+    ) -> None:
+        self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
+        self._schedule = schedule
+        train, k, n = configs[0].train, configs[0].model.latent, len(x)
+        self._size = min(train.batch_size, n)
+        self._total, self._steps = train.epochs, -(-n // self._size)
+        self._shared = len(set(epochs)) == 1
+        distinct = self.epochs[:1] if self._shared else self.epochs
+        orders = [
+            torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)) for epoch in distinct
+        ]
+        noises = [
+            standard_normal(n, k, generator=derived_generator(train.seed, Purpose.NOISE, epoch), device=x.device)
+            for epoch in distinct
+        ]
+        self._order = (orders[0] if self._shared else torch.stack(orders)).to(x.device)  # ([p,] n)
+        self.noise = noises[0] if self._shared else torch.stack(noises)
+        ordered = pad(counts[self._order], (0, self._steps * self._size - n))
+        self._normaliser = (
+            ordered.view(*ordered.shape[:-1], self._steps, self._size).sum(-1).clamp_(min=1.0)
+        )  # ([p,] steps)
+        inverse = self._normaliser.reciprocal().repeat_interleave(self._size, dim=-1)[..., :n]
+        self.inverse_normaliser = inverse.unsqueeze(-1)
+
+    @property
+    def latent_lr(self) -> list[float]:
+        """The learning rate of each member's row posteriors, which move once an epoch."""
+        return [
+            config.train.latent_lr * self._schedule(epoch / self._total)
+            for config, epoch in zip(self._configs, self.epochs, strict=True)
+        ]
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields the batches in order; the last may be smaller."""
+        if self._shared:
+            x, mask = self._x.index_select(0, self._order), self._mask.index_select(0, self._order)
+            weight = mask * (2.0 * self.inverse_normaliser)
+        for index in range(self._steps):
+            start = index * self._size
+            rows = slice(start, min(start + self._size, len(self._x)))
+            taken = [epoch * self._steps + index for epoch in self.epochs]
+            factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
+            lr = [config.train.net_lr * factor for config, factor in zip(self._configs, factors, strict=True)]
+            if self._shared:
+                cells = x[rows], mask[rows], weight[rows]
+            else:
+                chosen = self._order[:, rows]
+                own = self._mask[chosen]
+                cells = self._x[chosen], own, own * (2.0 * self.inverse_normaliser[:, rows])
+            yield Batch(rows.start, rows.stop, *cells, self._normaliser[..., index], taken, lr)
+
+    def shuffled(self, values: Tensor) -> Tensor:
+        """Returns values ([p,] n, k) of rows in the order of the batches."""
+        return _taken(values, self._order)
+
+    def in_row_order(self, values: Tensor) -> Tensor:
+        """Returns values ([p,] n, k) in the order of the batches in the order of the rows."""
+        return _taken(values, self._inverse)
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        return self._order.argsort(-1)
+
+
+def _taken(values: Tensor, order: Tensor) -> Tensor:
+    if order.dim() == 1:
+        return values.index_select(-2, order)
+    return values.gather(-2, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
