@@ -15,7 +15,7 @@ from vadtune.data import IncompleteDataset, Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.model import MODELS
-from vadtune.training import Population
+from vadtune.training import Member, Population
 
 KINDS = [
     pytest.param({"family": family, "posterior": posterior}, id=f"{family}-{posterior}")
@@ -101,6 +101,10 @@ def apart(index: int, model: dict[str, str]) -> TrialConfig:
     )
 
 
+def number_of(member: Member) -> int:
+    return round((member.config.train.kl_weight - 0.02) / 0.1)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
 @pytest.mark.parametrize("model", KINDS[:4])
 @settings(max_examples=5, deadline=None)
@@ -111,28 +115,29 @@ def test_neighbours_that_come_and_go_never_matter(
     """Whoever joins, leaves and comes back from a saved state, every member ends where it ends alone."""
     population = Population([apart(0, model)], iris.train)
     population._mixed = mixed
-    names, saved, done = {id(population.members[0]): 0}, {}, {}
+    saved: dict[int, dict[str, torch.Tensor]] = {}
+    done: dict[int, dict[str, torch.Tensor]] = {}
+
+    def take(member: Member) -> dict[str, torch.Tensor]:
+        (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m is member)
+        return {name: tensor.clone() for name, tensor in state.items()}
+
     for index, (move, choice) in enumerate([*moves, *[("train", 0)] * 8], start=1):
         if move == "join":
             population.join(apart(index, model))
         elif move == "return" and saved:
             number, state = saved.popitem()
             population.join(apart(number, model), state)
-            index = number
         elif move == "leave" and len(population.members) > 1:
             member = population.members[choice % len(population.members)]
-            state = dict(zip(map(id, population.members), population.states(), strict=True))[id(member)]
-            saved[names[id(member)]] = {name: tensor.clone() for name, tensor in state.items()}
+            saved[number_of(member)] = take(member)
             population.leave(member)
-        for member in population.members:
-            names.setdefault(id(member), index)
         if all(member.epoch < 4 for member in population.members):
             population.train_epoch()
-        for member, state in zip(list(population.members), population.states(), strict=True):
-            if member.epoch == 4:
-                done[names[id(member)]] = {name: tensor.clone() for name, tensor in state.items()}
-                if len(population.members) > 1:
-                    population.leave(member)
+        for member in [member for member in population.members if member.epoch == 4]:
+            done[number_of(member)] = take(member)
+            if len(population.members) > 1:
+                population.leave(member)
     assert done
     for number, state in done.items():
         alone = trained(apart(number, model), iris.train).states()[0]
