@@ -113,22 +113,17 @@ class Epoch:
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
-        if self._shared:
-            x, mask = self._x.index_select(0, self._order), self._mask.index_select(0, self._order)
-            weight = mask * (2.0 * self.inverse_normaliser)
         for index in range(self._steps):
             start = index * self._size
             rows = slice(start, min(start + self._size, len(self._x)))
             taken = [epoch * self._steps + index for epoch in self.epochs]
             factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
             lr = [config.train.net_lr * factor for config, factor in zip(self._configs, factors, strict=True)]
-            if self._shared:
-                cells = x[rows], mask[rows], weight[rows]
-            else:
-                chosen = self._order[:, rows]
-                own = self._mask[chosen]
-                cells = self._x[chosen], own, own * (2.0 * self.inverse_normaliser[:, rows])
-            yield Batch(rows.start, rows.stop, *cells, self._normaliser[..., index], taken, lr)
+            chosen = self._order[..., rows]
+            x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
+            normaliser = self._normaliser[..., index]
+            weight = mask * (2.0 / normaliser[..., None, None])
+            yield Batch(rows.start, rows.stop, x, mask, weight, normaliser, taken, lr)
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) of rows in the order of the batches."""
@@ -141,6 +136,11 @@ class Epoch:
     @cached_property
     def _inverse(self) -> Tensor:
         return self._order.argsort(-1)
+
+
+def _chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """Returns the rows ([p,] b) of values (n, d), ([p,] b, d)."""
+    return values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])
 
 
 def _taken(values: Tensor, order: Tensor) -> Tensor:
