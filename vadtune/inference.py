@@ -8,6 +8,7 @@ Shape comments: p models, n rows, m train rows, d features, k latent dimensions,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -56,23 +57,25 @@ class FittedModel:
         return np.where(part.mask, part.x, self.reconstruct(part))
 
 
-def reconstruct(models: Sequence[FittedModel], part: Part) -> np.ndarray:
+def reconstruct(models: Sequence[FittedModel], part: Part, *, effort: float = 1.0) -> np.ndarray:
     """Fits the posteriors of new rows under several models of one architecture and decodes their means.
 
     Args:
         models: They must agree in architecture and in the ``infer`` settings that are not numbers per model
             (steps, start, prior).
         part: Rows with holes (n, d).
+        effort: Share of ``infer.steps`` to take.
 
     Returns:
         x_hat, float32 (p, n, d), in the scaler's units.
     """
-    return _Inference(models, part.x.shape[1]).reconstruct(part)
+    return _Inference(models, part.x.shape[1], effort).reconstruct(part)
 
 
 class _Inference:
-    def __init__(self, models: Sequence[FittedModel], features: int) -> None:
+    def __init__(self, models: Sequence[FittedModel], features: int, effort: float) -> None:
         self.config = models[0].config
+        self.steps = math.ceil(effort * self.config.infer.steps)
         self.family: Family = build_family(Architecture.of(self.config.model, features))
         self.networks: Networks = self.family.layers(torch.stack([model.weights for model in models]))
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
@@ -120,7 +123,7 @@ class _Inference:
         decoder, layers = self.family.networks["decoder"], self.networks["decoder"]
         workspace = decoder.workspace(len(statistics), len(x), statistics)
         learned = self.family.architecture.posterior == "learned"
-        steps, k = self.config.infer.steps, self.family.architecture.latent
+        steps, k = self.steps, self.family.architecture.latent
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(steps, 1, k, generator=generator, device=self.device)
         weight, everyone = 2.0 * mask, slice(0, len(statistics))
