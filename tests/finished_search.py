@@ -44,7 +44,7 @@ def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
         checkpoint = folder / "tune" / name / "checkpoint_000000"
         described = fitted.described(iris.scaler, iris.feature_names)
         save_model(checkpoint / "model", described, metrics=scores)
-        save_state(checkpoint, population)
+        save_state(checkpoint, population.states()[0])
         tracker.start_trial(name, name, config.flat())
         tracker.log_metrics(name, scores, epoch=epochs)
         tracker.end_trial(name, status=status, end=end, checkpoint=str(checkpoint))

@@ -35,7 +35,7 @@ from vadtune.errors import ModelFolderError
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Family, build_family
 from vadtune.search_file import load_trial
-from vadtune.training import Population
+from vadtune.training import Population, State
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -47,7 +47,7 @@ MODEL_FILES = (
     "metrics.json",
     "environment.json",
 )
-_STATE = "training_state.safetensors"
+STATE_FILE = "training_state.safetensors"
 _PACKAGES = ("torch", "numpy", "safetensors")
 
 
@@ -179,22 +179,34 @@ def find_model_folders(path: Path) -> list[Path]:
     return folders
 
 
-def save_state(folder: Path, population: Population) -> None:
-    """Writes all that resuming a population needs into ``folder``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in population.states()[0].items()}
-    (folder / _STATE).write_bytes(save_tensors(tensors))
+def save_state(folder: Path, state: State) -> None:
+    """Writes all that resuming a member of a population needs into ``folder``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    (folder / STATE_FILE).write_bytes(save_tensors(tensors))
 
 
 def load_state(folder: Path, population: Population) -> None:
-    """Makes a population go on from what ``save_state`` wrote.
+    """Makes a population of one go on from what ``save_state`` wrote.
 
     Raises:
         ModelFolderError: The file is missing or damaged.
     """
     try:
-        population.load_states([load_tensors((folder / _STATE).read_bytes())])
-    except (OSError, SafetensorError) as error:
-        raise ModelFolderError(f"{folder}: training cannot be resumed from it, {_STATE}: {error}") from error
+        population.load_states([parse_state((folder / STATE_FILE).read_bytes())])
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: training cannot be resumed from it, {STATE_FILE}: {error}") from error
+
+
+def parse_state(content: bytes) -> State:
+    """Returns the state in the content of a state file.
+
+    Raises:
+        ModelFolderError: It is damaged.
+    """
+    try:
+        return dict(load_tensors(content))
+    except SafetensorError as error:
+        raise ModelFolderError(f"{STATE_FILE}: training cannot be resumed from it: {error}") from error
 
 
 def environment() -> dict[str, str]:

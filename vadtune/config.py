@@ -147,6 +147,7 @@ class SearchConfig(Section):
     time_budget: Any = None
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
     initial: list[dict[str, Any]] = []
 
     @field_validator("metric")
@@ -167,6 +168,14 @@ class SearchConfig(Section):
         number = as_number(value)
         if value != "rungs" and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ValueError("takes 'rungs' or a number of epochs from 1")
+        return number
+
+    @field_validator("pack")
+    @classmethod
+    def _pack_is_auto_or_a_number(cls, value: object) -> object:
+        number = as_number(value)
+        if value != "auto" and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise ValueError("takes 'auto' or a number of trials from 1")
         return number
 
     @field_validator("time_budget")

@@ -62,10 +62,11 @@ class Member:
 
 
 def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
-    """Returns what configurations must share to train as one population: shapes, batches and seed."""
+    """Returns what configurations must share to be one population: shapes, batches, seed, kind of inference."""
     train = config.train
     shared = train.epochs, train.batch_size, train.schedule, train.seed
-    return (*Architecture.of(config.model, features), *shared)
+    how = config.infer.steps, config.infer.start, config.infer.prior
+    return (*Architecture.of(config.model, features), *shared, *how)
 
 
 class Population:
@@ -116,7 +117,7 @@ class Population:
         for member, _ in parts:
             if signature(member.config, self._features) != self._signature:
                 raise ConfigError(
-                    "a population needs equal architecture, epochs, batch_size, schedule and seed, got "
+                    "a population needs equal architecture, batches, schedule, seed and kind of inference, got "
                     f"{signature(member.config, self._features)} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
@@ -145,8 +146,8 @@ class Population:
         """Number of epochs that every member has completed."""
         return min(member.epoch for member in self.members)
 
-    def join(self, config: TrialConfig, state: State | None = None) -> None:
-        """Adds a configuration, from its start or from a state; the others do not notice.
+    def join(self, config: TrialConfig, state: State | None = None) -> Member:
+        """Adds a configuration, from its start or from a state; the others do not notice. Returns its member.
 
         Raises:
             ConfigError: It has another signature, or the state belongs to another configuration or dataset.
@@ -154,6 +155,7 @@ class Population:
         member = Member(config)
         state = self._initial_state(config) if state is None else self._checked(member, state)
         self._stack([*zip(self.members, self.states(), strict=True), (member, state)])
+        return member
 
     def leave(self, member: Member) -> None:
         """Removes a member; the others do not notice. The last one cannot leave."""
@@ -277,14 +279,15 @@ class Population:
         return self._workspaces[p, b]
 
     @torch.no_grad()
-    def models(self) -> list[FittedModel]:
-        """Returns the members as they are now, ready to impute; later training does not change them."""
+    def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:
+        """Returns the members, or some, as they are now, ready to impute; later training does not change them."""
         latents = self._rows
         if self.family.amortised:
             latents, _ = self.family.encode(self.family.layers(self._flat), self._x, self._mask)
         return [
             FittedModel(member.config, self._flat[i].clone(), latents[i].clone())
             for i, member in enumerate(self.members)
+            if members is None or any(member is other for other in members)
         ]
 
     def states(self) -> list[State]:

@@ -43,6 +43,7 @@ class Finished:
     """A finished search and what the store holds of it."""
 
     def __init__(self, folder: Path, tree: dict[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         self.file = parse_search(tree)
@@ -259,7 +260,7 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
                 raise RuntimeError("no memory left")
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.run.TrainTrial", Breaks)
+    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Breaks)
     found = Finished(tmp_path, tiny(samples=4, initial=[{"model.layers": 1}, {"model.layers": 0}]))
     assert "trial-0001" in found.outcome.failures
     assert "RuntimeError: no memory left" in found.outcome.failures["trial-0001"]

@@ -14,15 +14,15 @@ from typing import Any
 
 from ray import tune
 
-from vadtune.data import load_dataset
+from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import SearchError
 from vadtune.files import check_writable, write_atomically
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
+from vadtune.search.placement import placed
 from vadtune.search.process import check_resources, local_ray, only_here, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
-from vadtune.search.trainable import TrainTrial
 from vadtune.search_file import SearchFile, load_search
 from vadtune.tracking import HIDDEN, Tracker, connect, connect_existing, without_secrets
 from vadtune.tracking import tracking_uri as default_tracking_uri
@@ -87,10 +87,10 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
     details["tracking_uri"] = without_secrets(tracking_uri)
     write_atomically(folder / _RUN_FILE, (json.dumps(details, indent=1) + "\n").encode())
 
-    def build() -> tune.Tuner:
+    def build(trainable: Any) -> tune.Tuner:
         config = search.search
         return tune.Tuner(
-            _trainable(search, dataset),
+            trainable,
             tune_config=tune.TuneConfig(
                 num_samples=sample_count(search),
                 search_alg=Searcher(search),
@@ -113,7 +113,7 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
         )
 
     with only_here(folder):
-        return _run(search, run, tracker, build)
+        return _run(search, dataset, run, tracker, build)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | None:
@@ -141,32 +141,22 @@ def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | 
     check_resources(search.search)
     with only_here(folder):
         tracker = Tracker(connect_existing(uri), uri, search.name, run)
-        trainable = _trainable(search, load_dataset(search.data))
+        dataset = load_dataset(search.data)
         path = folder / _TUNE
         if not tune.Tuner.can_restore(path):
             raise SearchError(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
         if not tracker.reopen(parent):
             return None
 
-        def build() -> tune.Tuner:
+        def build(trainable: Any) -> tune.Tuner:
             return tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
 
-        return _run(search, run, tracker, build)
+        return _run(search, dataset, run, tracker, build)
 
 
-def _trainable(search: SearchFile, dataset: Any) -> Any:
-    resources = {"CPU": search.search.cpus_per_trial, "GPU": search.search.gpus_per_trial}
-    with_data = tune.with_parameters(
-        TrainTrial,
-        search=search,
-        data=dataset.search_data,
-        scaler=dataset.scaler,
-        feature_names=dataset.feature_names,
-    )
-    return tune.with_resources(with_data, resources)
-
-
-def _run(search: SearchFile, run: str, tracker: Tracker, build: Callable[[], tune.Tuner]) -> SearchOutcome:
+def _run(
+    search: SearchFile, dataset: IncompleteDataset, run: str, tracker: Tracker, build: Callable[[Any], tune.Tuner]
+) -> SearchOutcome:
     start = time.monotonic()
     budget = search.search.time_budget_s
     total = sample_count(search)
@@ -175,8 +165,8 @@ def _run(search: SearchFile, run: str, tracker: Tracker, build: Callable[[], tun
         session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
         SESSIONS[run] = session
         try:
-            with local_ray():
-                build().fit()
+            with local_ray(), placed(search, dataset) as trainable:
+                build(trainable).fit()
         except BaseException:
             tracker.abandon()
             raise

@@ -72,7 +72,7 @@ class TrainTrial(tune.Trainable):
         (model,) = self._population.models()
         folder = Path(checkpoint_dir)
         save_model(folder / MODEL, model.described(self._scaler, self._feature_names), metrics=self._scores)
-        save_state(folder, self._population)
+        save_state(folder, self._population.states()[0])
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Goes on from a checkpoint."""

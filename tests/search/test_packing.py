@@ -1,0 +1,164 @@
+"""Packs: without Ray first, then a whole search."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.search.test_run import Finished, tiny
+from vadtune.checkpoint import MODEL_FILES, STATE_FILE, load_model
+from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.errors import TrialDiverged
+from vadtune.evaluation import evaluate
+from vadtune.search.packing import Pack, calibrate
+from vadtune.search.trainable import MODEL
+from vadtune.search_file import SearchFile, parse_search
+from vadtune.training import Population
+
+SECONDS = ("train_seconds", "inference_seconds")
+SAMPLES = [
+    {"model.latent": latent, "model.layers": layers, "train.kl_weight": 0.05 * (i + 1)}
+    | ({"model.hidden": 4} if layers else {})
+    for i, (latent, layers) in enumerate([(2, 1), (2, 1), (3, 0), (2, 1), (3, 0), (1, 1)])
+]
+
+
+def searched(**search: Any) -> SearchFile:
+    return parse_search(tiny(**search))
+
+
+def pack_of(search: SearchFile, capacity: int) -> tuple[Pack, IncompleteDataset]:
+    dataset = load_dataset(search.data)
+    return Pack(search, dataset.search_data, dataset.scaler, dataset.feature_names, capacity=capacity), dataset
+
+
+def alone(search: SearchFile, dataset: IncompleteDataset, sample: dict[str, Any], epoch: int) -> dict[str, float]:
+    population = Population([search.trial_config(sample)], dataset.train)
+    population.train_until(epoch)
+    return evaluate(population, dataset.search_data)[0]
+
+
+def assert_same_scores(one: dict[str, float], other: dict[str, float]) -> None:
+    for name, value in one.items():
+        if name not in SECONDS:
+            assert other[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 100])
+def test_a_packed_trial_scores_as_it_does_alone(capacity: int) -> None:
+    """Six trials of three shapes come at different moments, and go from report to report."""
+    search = searched()
+
+    async def run() -> list[list[dict[str, float]]]:
+        async def trial(number: int) -> list[dict[str, float]]:
+            await asyncio.sleep(0.02 * number)
+            return [await pack.advance(f"t{number}", SAMPLES[number], epoch) for epoch in (3, 9, 27)]
+
+        return await asyncio.gather(*(trial(number) for number in range(len(SAMPLES))))
+
+    pack, dataset = pack_of(search, capacity)
+    for sample, reports in zip(SAMPLES, asyncio.run(run()), strict=True):
+        for epoch, scores in zip((3, 9, 27), reports, strict=True):
+            assert_same_scores(alone(search, dataset, sample, epoch), scores)
+
+
+def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None:
+    search = searched()
+    first, dataset = pack_of(search, 4)
+    second, _ = pack_of(search, 4)
+
+    async def run() -> tuple[dict[str, bytes], int, dict[str, float]]:
+        await asyncio.gather(*(first.advance(f"t{number}", SAMPLES[number], 9) for number in range(3)))
+        files = await first.checkpoint("t1")
+        epoch = await second.restore("t1", files[STATE_FILE])
+        return files, epoch, await second.advance("t1", SAMPLES[1], 27)
+
+    files, epoch, scores = asyncio.run(run())
+    assert epoch == 9
+    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {STATE_FILE, f"{MODEL}/manifest.json"} == set(files)
+    assert_same_scores(alone(search, dataset, SAMPLES[1], 27), scores)
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    assert load_model(tmp_path / MODEL).config == search.trial_config(SAMPLES[1])
+
+
+def test_a_diverged_trial_harms_no_neighbour() -> None:
+    tree = tiny()
+    tree["train"]["net_lr"] = {"choice": [1e-2, 1e30]}
+    search = parse_search(tree)
+    samples = [{**SAMPLES[0], "train.net_lr": lr} for lr in (1e-2, 1e30)]
+    pack, dataset = pack_of(search, 4)
+
+    async def run() -> list[Any]:
+        trials = (pack.advance(f"t{number}", sample, 27) for number, sample in enumerate(samples))
+        return await asyncio.gather(*trials, return_exceptions=True)
+
+    good, bad = asyncio.run(run())
+    assert isinstance(bad, TrialDiverged)
+    assert_same_scores(alone(search, dataset, samples[0], 27), good)
+
+
+def test_out_of_memory_halves_the_pack_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = searched()
+    pack, dataset = pack_of(search, 100)
+    samples = [{**SAMPLES[0], "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
+    train_epoch = Population.train_epoch
+
+    def limited(population: Population) -> None:
+        if len(population.members) > 2:
+            raise torch.OutOfMemoryError("no room for more than two")
+        train_epoch(population)
+
+    async def run() -> list[dict[str, float]]:
+        return await asyncio.gather(*(pack.advance(f"t{i}", sample, 9) for i, sample in enumerate(samples)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Population, "train_epoch", limited)
+        results = asyncio.run(run())
+    assert "packs of at most 2 from now on" in caplog.text
+    for sample, scores in zip(samples, results, strict=True):
+        assert_same_scores(alone(search, dataset, sample, 9), scores)
+
+
+def test_a_trial_that_leaves_makes_room() -> None:
+    search = searched()
+    pack, _ = pack_of(search, 1)
+
+    async def run() -> dict[str, float]:
+        first = asyncio.create_task(pack.advance("t0", SAMPLES[0], 27))
+        second = asyncio.create_task(pack.advance("t1", SAMPLES[1], 9))
+        await asyncio.sleep(0)
+        assert await pack.load() == 2
+        await pack.leave("t0")
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await second
+
+    assert asyncio.run(run())["val_missing_rmse"] > 0
+
+
+def test_calibration_does_not_pack_what_is_soon_done(iris: IncompleteDataset, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert calibrate(searched(), iris.train, "cpu", samples=10, cores=2) == 1
+    assert "search.pack 1" in caplog.text
+
+
+@pytest.mark.ray
+def test_a_packed_search_finds_what_an_unpacked_one_finds(ray_here: None, tmp_path: Path) -> None:
+    """The same random configurations, without a scheduler: every trial has the same scores, however it was trained."""
+    options = {"samples": 6, "sampler": "random", "scheduler": "none"}
+    packed = Finished(tmp_path / "packed", tiny(**options, pack=3, cpus_per_trial=1))
+    unpacked = Finished(tmp_path / "unpacked", tiny(**options, pack=1))
+    by_params = {repr(sorted(trial.params.items())): trial for trial in unpacked.trials}
+    for trial in packed.trials:
+        assert trial.status == "FINISHED"
+        assert_same_scores(by_params[repr(sorted(trial.params.items()))].metrics, trial.metrics)
+        assert load_model(Path(trial.checkpoint) / MODEL).config.flat() is not None

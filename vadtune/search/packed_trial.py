@@ -1,0 +1,79 @@
+"""A trial whose configuration is trained by a pack: thin, so that hundreds of its processes cost little (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from vadtune.search.schedulers import EPOCH, report_epochs
+from vadtune.search_file import SearchFile
+
+STATE_FILE = "training_state.safetensors"  # as checkpoint.STATE_FILE, which would import torch
+
+
+class PackedTrial(tune.Trainable):
+    """Asks a pack to train one configuration from report to report."""
+
+    def setup(self, config: dict[str, Any], *, search: SearchFile, packs: Sequence[Any], data: Any) -> None:
+        """Chooses the pack with the fewest trials. See tune.Trainable.
+
+        Args:
+            config: The sampled parameters under dotted keys.
+            search: The search file.
+            packs: Handles of Pack actors.
+            data: A reference to the packs' data, kept alive here for packs that start anew.
+        """
+        self._search, self._packs = search, packs
+        self._joined = ""
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Starts another configuration in this process."""
+        self._leave()
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        loads = ray.get([pack.load.remote() for pack in self._packs])
+        self._pack = self._packs[loads.index(min(loads))]
+        self._config, self._epoch = config, 0
+        self._due = report_epochs(self._search.search, self._search.epochs)
+
+    def _leave(self) -> None:
+        if self._joined:
+            ray.get(self._pack.leave.remote(self._joined))
+            self._joined = ""
+
+    def step(self) -> dict[str, Any]:
+        """Has the pack train to the next report.
+
+        Raises:
+            TrialDiverged: The loss or a score became NaN or infinite; Tune fails this trial alone.
+        """
+        self._joined = self.trial_id
+        due = next(epoch for epoch in self._due if epoch > self._epoch)
+        scores = ray.get(self._pack.advance.remote(self._joined, self._config, due))
+        self._epoch = due
+        return {**scores, EPOCH: due, "done": due >= self._due[-1]}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes what the pack gives: the same files as an unpacked trial's."""
+        for name, content in ray.get(self._pack.checkpoint.remote(self._joined)).items():
+            path = Path(checkpoint_dir) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Gives the pack the state to go on from."""
+        assert checkpoint_dir is not None
+        content = (Path(checkpoint_dir) / STATE_FILE).read_bytes()
+        self._joined = self.trial_id
+        self._epoch = ray.get(self._pack.restore.remote(self._joined, content))
+
+    def cleanup(self) -> None:
+        """Leaves the pack."""
+        self._leave()

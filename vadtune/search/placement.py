@@ -1,0 +1,98 @@
+"""Where trials train: each in a process of its own, or stacked in packs, one for each GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from vadtune.data import IncompleteDataset
+from vadtune.search.packed_trial import PackedTrial
+from vadtune.search.packing import Pack, calibrate
+from vadtune.search.samplers import sample_count
+from vadtune.search.trainable import TrainTrial
+from vadtune.search_file import SearchFile
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_GPU_PACK = 64
+
+
+@contextlib.contextmanager
+def placed(search: SearchFile, dataset: IncompleteDataset) -> Iterator[Any]:
+    """Gives what Tune is to run for a trial, with its data and its resources. Needs a running Ray.
+
+    ``search.pack`` says how many trials train as one stack; 'auto' measures it, on the device the trials will use.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if search.search.gpus_per_trial else 0
+    size = search.search.pack
+    if size == "auto":
+        size = _measured(search, dataset, gpus)
+    if size == 1:
+        yield _alone(search, dataset)
+        return
+    data = [ray.put(dataset.search_data)]
+    packs = _packs(search, dataset, data, int(size), gpus)
+    try:
+        yield _packed(search, packs, data, int(size))
+    finally:
+        for pack in packs:
+            ray.kill(pack)
+
+
+def _measured(search: SearchFile, dataset: IncompleteDataset, gpus: int) -> int:
+    if gpus and not torch.cuda.is_available():
+        logger.info("search.pack %d: the GPUs are on other machines than this one", _DEFAULT_GPU_PACK)
+        return _DEFAULT_GPU_PACK
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(search.search.cpus_per_trial)))
+    try:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        return calibrate(search, dataset.train, "cuda" if gpus else "cpu", samples=sample_count(search), cores=cores)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:
+    with_data = tune.with_parameters(
+        TrainTrial,
+        search=search,
+        data=dataset.search_data,
+        scaler=dataset.scaler,
+        feature_names=dataset.feature_names,
+    )
+    return tune.with_resources(with_data, {"CPU": search.search.cpus_per_trial, "GPU": search.search.gpus_per_trial})
+
+
+def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size: int, gpus: int) -> list[Any]:
+    """Starts one pack for each GPU, or for each core but one."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    count = gpus or max(1, cores - 1)
+    resources = {"num_cpus": 1 if cores > count else 0, "num_gpus": 1 if gpus else 0}
+    remote = ray.remote(_RemotePack).options(**resources, max_restarts=-1, max_concurrency=10_000)
+    logger.info("%d packs of up to %d trials, on a %s each", count, size, "GPU" if gpus else "core")
+    described = dataset.scaler, dataset.feature_names
+    device = "cuda" if gpus else "cpu"
+    return [remote.remote(search, data, *described, capacity=size, device=device) for _ in range(count)]
+
+
+def _packed(search: SearchFile, packs: list[Any], data: list[Any], size: int) -> Any:
+    """Thin trials that share what cores the packs leave."""
+    cores = float(ray.cluster_resources().get("CPU", 1))
+    left = cores - len(packs) if cores > len(packs) else cores
+    share = min(1.0, max(0.001, int(1000 * left / (size * len(packs))) / 1000))
+    with_packs = tune.with_parameters(PackedTrial, search=search, packs=packs, data=data)
+    return tune.with_resources(with_packs, {"CPU": share})
+
+
+class _RemotePack(Pack):
+    """A pack whose data comes from the object store, by a reference in a list, so that a new one can be started."""
+
+    def __init__(self, search: SearchFile, data: list[Any], *args: Any, **options: Any) -> None:
+        torch.set_num_threads(1)
+        super().__init__(search, ray.get(data[0]), *args, **options)
