@@ -1,0 +1,49 @@
+"""What a source gives: values, names, and what is known of their arrangement and split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+PartName = Literal["train", "validation", "test"]
+
+
+class Layout(NamedTuple):
+    """How the columns of a row belong together.
+
+    Attributes:
+        image: Height and width, where a row is an image, row by row of pixels; None where it is not.
+        point_dims: Columns of a point, where a row is a list of points (x, y, x, y, ...); None where it is not.
+    """
+
+    image: tuple[int, int] | None = None
+    point_dims: int | None = None
+
+
+TABLE = Layout()
+"""Columns that have nothing to do with each other."""
+
+
+class Source(NamedTuple):
+    """Values as a source gives them.
+
+    Attributes:
+        x: Floats (n, d), in the source's own units, which scores called ``_original`` use; NaN where the source
+            itself has a hole.
+        feature_names: One name per column.
+        standardise: Whether columns are brought to mean 0 and variance 1 for training. Images are not: their pixels
+            share one scale already, and border pixels hardly vary at all.
+        layout: How columns belong together.
+        split: The rows of each part, int (rows,), where the source comes with a split; None where it does not.
+        stored_mask: Returns the source's own mask of a missing ratio, bool (n, d), True = observed; None where it
+            comes without masks.
+    """
+
+    x: np.ndarray
+    feature_names: list[str]
+    standardise: bool
+    layout: Layout = TABLE
+    split: dict[PartName, np.ndarray] | None = None
+    stored_mask: Callable[[float], np.ndarray] | None = None
