@@ -20,6 +20,8 @@ from vadtune.errors import ConfigError, DataError
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.SOURCES) == set(SOURCES)
+    assert set(config_module.SOURCE_OPTIONS) <= set(SOURCES)
+    assert set(config_module.PUBLISHED_SOURCES) <= set(SOURCES)
     assert set(config_module.MECHANISMS) == {*MECHANISMS, config_module.STORED}
 
 
@@ -30,7 +32,9 @@ def test_every_source_loads_split_and_standardised(source: str, tmp_path: Path) 
     assert dataset.train.x.shape[1] == dataset.validation.x.shape[1] == dataset.test_truth.shape[1] == d
     assert dataset.train.x.dtype == np.float32
     assert np.isfinite(dataset.test_truth).all()
-    if dataset.layout.image is None:
+    if dataset.layout.point_dims is not None:
+        np.testing.assert_allclose(np.nanmean(dataset.train.x**2), 1, atol=1e-2)
+    elif dataset.layout.image is None:
         np.testing.assert_allclose(np.nanmean(dataset.train.x, axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(np.nanstd(dataset.train.x, axis=0), 1, atol=1e-3)
 

@@ -27,7 +27,10 @@ from pydantic import (
 from vadtune.domains import as_number
 from vadtune.errors import unknown_name
 
-SOURCES = (*("digits", "breast_cancer", "wine", "diabetes", "iris", "file", "synthetic"),)
+SOURCES = (
+    *("digits", "breast_cancer", "wine", "diabetes", "iris", "file", "synthetic"),
+    *("mnist", "fashion_mnist", "sfm", "artificial", "mosi", "mosei"),
+)
 SOURCE_OPTIONS = {
     "file": ("path", "columns", "na_values", "image", "point_dims"),
     "synthetic": ("rows", "width", "latent", "depth", "noise", "seed"),

@@ -83,15 +83,18 @@ class Scaler:
     scale: np.ndarray
 
     @classmethod
-    def fit(cls, x: np.ndarray, mask: np.ndarray) -> Scaler:
+    def fit(cls, x: np.ndarray, mask: np.ndarray, *, one_scale: bool = False) -> Scaler:
         """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
 
-        A column without two different observed values keeps scale 1.
+        A column without two different observed values keeps scale 1. With ``one_scale`` the variance is 1 on average
+        and the scale the same for all columns, which keeps angles between points.
         """
         count = np.maximum(mask.sum(0), 1)
         filled = np.where(mask, x, 0.0)
         offset = filled.sum(0) / count
         scale = np.sqrt((np.where(mask, x - offset, 0.0) ** 2).sum(0) / count)
+        if one_scale:
+            scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
         return cls(offset, np.where(scale > 1e-12 * np.maximum(np.abs(offset), 1.0), scale, 1.0))
 
     @classmethod
@@ -214,7 +217,9 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
         )
 
     train_mask, validation_mask = mask_of("train"), mask_of("validation")
-    scaler = Scaler.fit(x[rows["train"]], train_mask) if source.standardise else Scaler.identity(d)
+    scaler = Scaler.identity(d)
+    if source.standardise:
+        scaler = Scaler.fit(x[rows["train"]], train_mask, one_scale=source.layout.point_dims is not None)
     of_ratio = stored["test"]
     dataset = IncompleteDataset(
         config=config,

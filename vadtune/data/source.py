@@ -47,3 +47,17 @@ class Source(NamedTuple):
     layout: Layout = TABLE
     split: dict[PartName, np.ndarray] | None = None
     stored_mask: Callable[[float], np.ndarray] | None = None
+
+
+def pixel_names(height: int, width: int) -> list[str]:
+    """Returns a name for each pixel, row by row."""
+    return [f"pixel_{row}_{column}" for row in range(height) for column in range(width)]
+
+
+def split_of_train_rows(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of the train rows of a source without validation rows are for training and which for validation.
+
+    They are in the proportion of 70 to 15, as in sources that come without any split.
+    """
+    train, validation = np.split(np.random.RandomState(0).permutation(n), [round(n * 70 / 85)])
+    return train, validation

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from vadtune.config import DataConfig
+from vadtune.data.images import load_images
+from vadtune.data.published import load_published
 from vadtune.data.source import Layout, Source
 from vadtune.data.synthetic import load_synthetic
 from vadtune.data.tables import load_file
@@ -43,4 +45,10 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "iris": _table("load_iris"),
     "file": load_file,
     "synthetic": load_synthetic,
+    "mnist": load_images,
+    "fashion_mnist": load_images,
+    "sfm": load_published,
+    "artificial": load_published,
+    "mosi": load_published,
+    "mosei": load_published,
 }
