@@ -116,6 +116,12 @@ def test_mask_hash_tells_shape_and_cells_apart() -> None:
     assert len({mask_sha256(mask), mask_sha256(other), mask_sha256(mask.reshape(6, 4))}) == 3
 
 
+def test_masks_are_told_apart_by_what_is_recorded(iris: IncompleteDataset) -> None:
+    assert iris.mask_hashes == load_dataset(iris.config).mask_hashes
+    other = load_dataset(trial_config(data={"missing": {"ratio": 0.3, "seed": 1}}).data)
+    assert not set(iris.mask_hashes.values()) & set(other.mask_hashes.values())
+
+
 def test_hold_out_fraction_is_met() -> None:
     part = Part.hide(np.zeros((400, 50)), np.random.default_rng(0).random((400, 50)) > 0.5)
     cells = hold_out(part, HoldoutConfig(fraction=0.25, repeats=2), seed=0).cells

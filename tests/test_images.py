@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import trial_config
 from tests.own_data import write_idx
+from vadtune.cli import main
 from vadtune.config import DataConfig
 from vadtune.data import load_dataset
 from vadtune.data.images import _torchvision_datasets
@@ -37,6 +39,14 @@ def test_idx_files_are_read_with_their_own_split(source: str, tmp_path: Path) ->
     np.testing.assert_array_equal(
         dataset.train.x[dataset.train.mask], images[order[:33]][dataset.train.mask].astype(np.float32)
     )
+
+
+def test_the_command_takes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx(tmp_path, "MNIST")
+    trial = trial_config().model_copy(update={"data": DataConfig(source="mnist")})
+    (tmp_path / "trial.yaml").write_text(trial.to_yaml())
+    assert main(["train", str(tmp_path / "trial.yaml"), "--data-dir", str(tmp_path)]) == 0
+    assert "val_missing_rmse" in capsys.readouterr().out
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -1,7 +1,8 @@
 """Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
 
-from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, Scaler, SearchData, load_dataset
+from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, load_dataset
 from vadtune.data.missingness import MECHANISMS, mask_sha256
+from vadtune.data.scaler import Scaler
 from vadtune.data.source import Layout
 from vadtune.data.sources import SOURCES
 from vadtune.data.tables import Table, read_table
