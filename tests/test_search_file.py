@@ -125,6 +125,7 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
         ("data.colums=[a]", "data.colums: unknown key 'colums': did you mean 'columns'?"),
         ("data.columns=[a]", "data.columns: is an option of file, not of source 'iris'; leave it out, got ['a']"),
         ("data.rows=20", "data.rows: is an option of synthetic, not of source 'iris'; leave it out, got 20"),
+        ("data={source: file, path: ~nobody-of-this-name/x}", "data.path: starts with the home of a user who is not"),
         ("data.source=file", "data.path: is required by source 'file'; name its file, got None"),
         ("data={source: sfm, path: x, missing: {mechanism: file, path: m}}", "data.missing: the masks of source 'sfm'"),
         ("data={source: mnist, path: x, data_dir: y}", "data.data_dir: stands for downloaded files"),
@@ -249,7 +250,13 @@ KEYS = st.sampled_from(["name", "data", "model", "train", "infer", "search", "x"
 
 @given(
     st.dictionaries(KEYS, YAML_VALUES, max_size=5),
-    st.sampled_from(sorted(flatten(trial_config().model_dump()))),
+    st.sampled_from(
+        [
+            *flatten(trial_config().model_dump()),
+            *("data.train_missing", "data.train_missing.ratio", "data.missing.path", "data.path", "data.columns"),
+            *("data.na_values", "data.image", "data.rows", "data.data_dir"),
+        ]
+    ),
     YAML_VALUES,
 )
 def test_no_file_makes_anything_but_our_own_errors(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -98,7 +98,10 @@ def _text(value: object) -> object:
 
 def _absolute(path: str) -> str:
     # At once: trials run in working directories of their own, and an exported configuration is read from anywhere.
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ValueError("starts with the home of a user who is not known here; write the whole path") from error
 
 
 Whole = Annotated[int, BeforeValidator(_number)]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.config import STORED, DataConfig, HoldoutConfig
+from vadtune.config import STORED, DataConfig, HoldoutConfig, MissingConfig
 from vadtune.data.missingness import draw_mask, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import TABLE, Layout, PartName, Source
@@ -160,11 +160,10 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
     if min(map(len, rows.values())) == 0:
         raise DataError(f"data.source: {config.source} has {n} rows, too few for train, validation and test rows")
     _check_values(source, rows["train"], config)
-    stored = {part: _stored_mask(source, config, part) for part in rows}
+    of_ratio = _stored_mask(source, config.missing)
+    of_train_ratio = of_ratio if config.train_missing is None else _stored_mask(source, config.train_missing)
 
-    def mask_of(part: PartName) -> np.ndarray:
-        missing = config.missing_in_train if part == "train" else config.missing
-        of_ratio = stored[part]
+    def mask_of(part: PartName, missing: MissingConfig, of_ratio: Callable[[float], np.ndarray] | None) -> np.ndarray:
         if of_ratio is not None:
             mask: np.ndarray = of_ratio(missing.ratio)[rows[part]] & ~np.isnan(x[rows[part]])
             return mask
@@ -172,11 +171,11 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
             missing.mechanism, x[rows[part]], missing.ratio, seed=missing.seed, part=part, layout=source.layout
         )
 
-    train_mask, validation_mask = mask_of("train"), mask_of("validation")
+    train_mask = mask_of("train", config.missing_in_train, of_train_ratio)
+    validation_mask = mask_of("validation", config.missing, of_ratio)
     scaler = Scaler.identity(d)
     if source.standardise:
         scaler = Scaler.fit(x[rows["train"]], train_mask, one_scale=source.layout.point_dims is not None)
-    of_ratio = stored["test"]
     dataset = IncompleteDataset(
         config=config,
         feature_names=source.feature_names,
@@ -236,9 +235,8 @@ def _check_values(source: Source, train_rows: np.ndarray, config: DataConfig) ->
         )
 
 
-def _stored_mask(source: Source, config: DataConfig, part: PartName) -> Callable[[float], np.ndarray] | None:
-    """Returns what gives the stored mask (n, d) of a ratio; None where this part's masks are drawn."""
-    missing = config.missing_in_train if part == "train" else config.missing
+def _stored_mask(source: Source, missing: MissingConfig) -> Callable[[float], np.ndarray] | None:
+    """Returns what gives the stored mask (n, d) of a ratio; None where masks are drawn."""
     if missing.mechanism != STORED or missing.ratio == 0:
         return None
     if source.stored_mask is not None:

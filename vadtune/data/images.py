@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,13 @@ def load_images(config: DataConfig) -> Source:
     reader = getattr(_torchvision_datasets(), _CLASSES[config.source])
     try:
         train, test = (reader(folder, train=part, download=True).data.numpy() for part in (True, False))
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # URLError is an OSError
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        pickle.UnpicklingError,
+    ) as error:  # URLError is an OSError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"data.data_dir: {config.source} is not in {folder} and could not be downloaded, or is damaged there "

@@ -17,7 +17,7 @@ The mechanism ``file`` takes the masks of these files; every other one draws new
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ def load_published(config: DataConfig) -> Source:
     names, layout = _columns(config.source, shapes.pop())
     flat_truth = parts["test"].reshape(len(parts["test"]), -1)
 
+    @lru_cache(maxsize=1)  # train, validation and test rows are asked for one after the other
     def stored_mask(ratio: float) -> np.ndarray:
         of_ratio = files.of_ratio(ratio)
         masks = [of_ratio[part].mask.reshape(len(of_ratio[part].mask), -1) for part in _PREFIXES]
