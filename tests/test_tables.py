@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import trial_config
 from tests.own_data import data_config, write_table
@@ -95,6 +98,21 @@ def test_hostile_and_damaged_files_are_refused(name: str, tmp_path: Path, monkey
     assert "\n" not in str(raised.value)
     assert ("could execute code" in str(raised.value)) == (name in ("t.npz", "t.npy", "raw.npy"))
     assert not (tmp_path / "executed").exists()
+
+
+_NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz", "npy"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(st.binary(max_size=60), st.text("a1,.-\n\"'N \t", max_size=40).map(str.encode), st.just(_NPY)))
+def test_no_content_makes_anything_but_our_own_errors(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"t.{suffix}"
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        table = read_table(path)
+        assert table.x.dtype == np.float64
+        assert table.x.shape[1] == len(table.names)
 
 
 def test_files_and_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -201,8 +219,12 @@ def test_masks_that_are_none_are_refused(mask: np.ndarray, message: str, tmp_pat
 
 
 def test_columns_may_be_images_or_points(tmp_path: Path) -> None:
-    assert load_dataset(data_config("file", tmp_path, image=[2, 2])).layout.image == (2, 2)
-    assert load_dataset(data_config("file", tmp_path, point_dims=2)).layout.point_dims == 2
+    images = load_dataset(data_config("file", tmp_path, image=[2, 2]))
+    points = load_dataset(data_config("file", tmp_path, point_dims=2))
+    assert (images.layout.image, points.layout.point_dims) == ((2, 2), 2)
+    for dataset in (images, points):
+        assert len(set(dataset.scaler.scale)) == 1
+        np.testing.assert_allclose(np.nanmean(dataset.train.x**2), 1, atol=0.2)
     with pytest.raises(DataError, match=r"3 x 2 images need 6 columns, got 4"):
         load_dataset(data_config("file", tmp_path, image=[3, 2]))
     with pytest.raises(DataError, match=r"points of 3 do not fit into 4 columns"):

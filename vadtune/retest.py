@@ -260,7 +260,7 @@ def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteData
         if model.scaler is None or not _same_scaler(model.scaler, dataset.scaler):
             raise ModelFolderError(
                 f"{name}: its scaler must be that of the data it names, but {data.source} as it is here gives another; "
-                "use the package versions in its environment.json, or train it anew"
+                "use the data and the package versions it was trained with, or train it anew"
             )
     return dataset
 

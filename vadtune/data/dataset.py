@@ -175,7 +175,7 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
     validation_mask = mask_of("validation", config.missing, of_ratio)
     scaler = Scaler.identity(d)
     if source.standardise:
-        scaler = Scaler.fit(x[rows["train"]], train_mask, one_scale=source.layout.point_dims is not None)
+        scaler = Scaler.fit(x[rows["train"]], train_mask, one_scale=source.layout != TABLE)
     dataset = IncompleteDataset(
         config=config,
         feature_names=source.feature_names,

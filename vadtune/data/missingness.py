@@ -211,7 +211,7 @@ def _logistic_meeting(logits: np.ndarray, mean: float, cells: np.ndarray) -> np.
     if not cells.any():
         return np.zeros(logits.shape)
     lowest, highest = -50.0 - float(logits.max()), 50.0 - float(logits.min())
-    for _ in range(60):
+    for _ in range(40):  # to within 1e-10 of it
         middle = (lowest + highest) / 2
         if _logistic(logits[cells] + middle).mean() < mean:
             lowest = middle

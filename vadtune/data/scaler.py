@@ -25,7 +25,7 @@ class Scaler:
         """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
 
         A column without two different observed values keeps scale 1. With ``one_scale`` the variance is 1 on average
-        and the scale the same for all columns, which keeps angles between points.
+        and the scale the same for all columns, which keeps the shapes of points and images.
         """
         count = np.maximum(mask.sum(0), 1)
         filled = np.where(mask, x, 0.0)

@@ -33,8 +33,8 @@ class Source(NamedTuple):
         x: Floats (n, d), in the source's own units, which scores called ``_original`` use; NaN where the source
             itself has a hole.
         feature_names: One name per column.
-        standardise: Whether columns are brought to mean 0 and variance 1 for training. Images are not: their pixels
-            share one scale already, and border pixels hardly vary at all.
+        standardise: Whether columns are brought to mean 0 and variance 1 for training; pixels and points by one scale
+            for all of them, as border pixels hardly vary at all. Images whose pixels are 0 to 1 are not.
         layout: How columns belong together.
         split: The rows of each part, int (rows,), where the source comes with a split; None where it does not.
         stored_mask: Returns the source's own mask of a missing ratio, bool (n, d), True = observed; None where it

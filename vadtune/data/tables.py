@@ -108,7 +108,7 @@ def as_mask(values: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarra
 
 
 def load_file(config: DataConfig) -> Source:
-    """Returns the user's own table, standardised unless it holds images.
+    """Returns the user's own table.
 
     Raises:
         DataError: As for ``read_table``; also where the columns do not make the images or points that were promised.
@@ -121,7 +121,7 @@ def load_file(config: DataConfig) -> Source:
     if config.point_dims is not None and len(names) % config.point_dims:
         raise DataError(f"data.point_dims: points of {config.point_dims} do not fit into {len(names)} columns")
     image = None if config.image is None else (config.image[0], config.image[1])
-    return Source(x, names, standardise=image is None, layout=Layout(image, config.point_dims))
+    return Source(x, names, standardise=True, layout=Layout(image, config.point_dims))
 
 
 def _read_csv(path: Path, na_values: Sequence[str]) -> pd.DataFrame:
