@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,27 +10,31 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from tests.conftest import trial_config
+from tests.own_data import data_config
 from vadtune import config as config_module
-from vadtune.config import DataConfig, HoldoutConfig, MissingConfig
+from vadtune.config import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.data.dataset import hold_out
-from vadtune.data.missingness import draw_mask
-from vadtune.errors import ConfigError
+from vadtune.errors import ConfigError, DataError
 
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.SOURCES) == set(SOURCES)
-    assert set(config_module.MECHANISMS) == set(MECHANISMS)
+    assert set(config_module.SOURCE_OPTIONS) <= set(SOURCES)
+    assert set(config_module.PUBLISHED_SOURCES) <= set(SOURCES)
+    assert set(config_module.MECHANISMS) == {*MECHANISMS, config_module.STORED}
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_source_loads_split_and_standardised(source: str) -> None:
-    dataset = load_dataset(DataConfig(source=source))
+def test_every_source_loads_split_and_standardised(source: str, tmp_path: Path) -> None:
+    dataset = load_dataset(data_config(source, tmp_path))
     d = len(dataset.feature_names)
     assert dataset.train.x.shape[1] == dataset.validation.x.shape[1] == dataset.test_truth.shape[1] == d
     assert dataset.train.x.dtype == np.float32
     assert np.isfinite(dataset.test_truth).all()
-    if source != "digits":
+    if dataset.layout.point_dims is not None:
+        np.testing.assert_allclose(np.nanmean(dataset.train.x**2), 1, atol=1e-2)
+    elif dataset.layout.image is None:
         np.testing.assert_allclose(np.nanmean(dataset.train.x, axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(np.nanstd(dataset.train.x, axis=0), 1, atol=1e-3)
 
@@ -89,35 +94,18 @@ def test_a_search_sees_no_test_row_and_no_missing_cell(monkeypatch: pytest.Monke
     """Changing every test row and every missing cell at the source leaves what a search sees as it is."""
     config = trial_config().data
     before = load_dataset(config)
-    source = SOURCES[config.source]()
+    source = SOURCES[config.source](config)
     x = np.full_like(source.x, 777.0)
     order = np.random.RandomState(0).permutation(len(x))
     for rows, part in zip(
         np.split(order, [len(before.train.x), -len(before.test_truth)]), (before.train, before.validation), strict=False
     ):
         x[rows] = np.where(part.mask, source.x[rows], x[rows])
-    monkeypatch.setitem(SOURCES, config.source, lambda: source._replace(x=x))
+    monkeypatch.setitem(SOURCES, config.source, lambda config: source._replace(x=x))
     after = load_dataset(config)
     assert not np.isclose(after.test_truth, before.test_truth).any()
     assert pickle.dumps(after.search_data) == pickle.dumps(before.search_data)
     assert after.scaler.to_dict() == before.scaler.to_dict()
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@given(ratio=st.floats(0.05, 0.95), seed=st.integers(0, 10_000))
-def test_masks_meet_their_ratio_and_repeat_per_seed(mechanism: str, ratio: float, seed: int) -> None:
-    x = np.zeros((200, 50))
-    mask = draw_mask(mechanism, x, ratio, seed=seed, part="test")
-    assert abs((~mask).mean() - ratio) < 5 * np.sqrt(ratio * (1 - ratio) / mask.size)
-    np.testing.assert_array_equal(mask, draw_mask(mechanism, x, ratio, seed=seed, part="test"))
-    assert (mask != draw_mask(mechanism, x, ratio, seed=seed + 1, part="test")).any()
-    assert (mask != draw_mask(mechanism, x, ratio, seed=seed, part="train")).any()
-
-
-def test_holes_of_the_source_are_never_observed() -> None:
-    x = np.zeros((50, 4))
-    x[:, 1] = np.nan
-    assert not draw_mask("mcar", x, 0.1, seed=0, part="train")[:, 1].any()
 
 
 def test_mask_hash_tells_shape_and_cells_apart() -> None:
@@ -128,6 +116,12 @@ def test_mask_hash_tells_shape_and_cells_apart() -> None:
     assert len({mask_sha256(mask), mask_sha256(other), mask_sha256(mask.reshape(6, 4))}) == 3
 
 
+def test_masks_are_told_apart_by_what_is_recorded(iris: IncompleteDataset) -> None:
+    assert iris.mask_hashes == load_dataset(iris.config).mask_hashes
+    other = load_dataset(trial_config(data={"missing": {"ratio": 0.3, "seed": 1}}).data)
+    assert not set(iris.mask_hashes.values()) & set(other.mask_hashes.values())
+
+
 def test_hold_out_fraction_is_met() -> None:
     part = Part.hide(np.zeros((400, 50)), np.random.default_rng(0).random((400, 50)) > 0.5)
     cells = hold_out(part, HoldoutConfig(fraction=0.25, repeats=2), seed=0).cells
@@ -135,5 +129,72 @@ def test_hold_out_fraction_is_met() -> None:
 
 
 def test_an_unknown_source_lists_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'digits'.*breast_cancer, diabetes, digits, iris, wine"):
+    with pytest.raises(ConfigError, match=r"did you mean 'digits'.*breast_cancer, diabetes, digits, "):
         load_dataset(DataConfig.model_construct(source="digit"))
+
+
+def test_train_rows_may_be_complete_while_others_have_holes() -> None:
+    """The adversarial case: models never see a hole before they are tested on them."""
+    same = load_dataset(trial_config().data)
+    config = trial_config(data={"train_missing": "none"}).data
+    adversarial = load_dataset(config)
+    assert adversarial.train.mask.all()
+    np.testing.assert_array_equal(adversarial.validation.mask, same.validation.mask)
+    np.testing.assert_array_equal(adversarial.test_mask(0.3, 0), same.test_mask(0.3, 0))
+    assert config.missing_in_train.ratio == 0
+
+
+def test_train_missingness_takes_what_it_leaves_out_from_the_other() -> None:
+    missing = {"mechanism": "mnar", "ratio": 0.4, "seed": 5}
+    config = trial_config(data={"missing": missing, "train_missing": {"ratio": 0.2}}).data
+    assert config.missing_in_train == MissingConfig(mechanism="mnar", ratio=0.2, seed=5)
+    assert trial_config(data={"missing": missing}).data.missing_in_train == config.missing
+    other = trial_config(data={"missing": missing, "train_missing": {"mechanism": "mcar"}}).data
+    assert other.missing_in_train == MissingConfig()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_data_section_survives_being_written_and_read(source: str, tmp_path: Path) -> None:
+    config = trial_config().model_copy(update={"data": data_config(source, tmp_path)})
+    assert TrialConfig.model_validate(config.to_dict()) == config
+    options = set(config.to_dict()["data"]) - {"source", "missing", "holdout"}
+    assert options <= set(config_module.SOURCE_OPTIONS.get(source, ()))
+
+
+def test_constant_columns_and_empty_rows_are_borne(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    x[:, 2] = 7.0
+    x[[3, 40]] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    dataset = load_dataset(DataConfig(source="file", path=str(tmp_path / "x.npy")))
+    assert "2 of 60 rows have no value at all" in caplog.text
+    assert dataset.scaler.scale[2] == 1
+    assert np.nanmax(np.abs(dataset.train.x[:, 2])) == 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "message"),
+    [
+        ((5, 1), np.inf, r"must be finite and below 1e\+30, columns x1 hold others"),
+        ((5, 1), -1e200, r"must be finite and below 1e\+30, columns x1 hold others"),
+        ((slice(None), 2), np.nan, "columns x2 have no value at all; leave them out"),
+        ((slice(None), slice(1, None)), np.nan, "columns x1, x2, x3, x4, x5 and 2 more have no value at all"),
+    ],
+)
+def test_columns_nothing_can_be_learnt_from_are_named(
+    cell: tuple[object, ...], value: float, message: str, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 8))
+    x[cell] = value
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=message):
+        load_dataset(DataConfig(source="file", path=str(tmp_path / "x.npy")))
+
+
+def test_a_column_known_for_test_rows_only_is_named(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    test_rows = np.random.RandomState(0).permutation(60)[51:]
+    x[np.setdiff1d(np.arange(60), test_rows), 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match="columns x1 have no value in the train rows"):
+        load_dataset(DataConfig(source="file", path=str(tmp_path / "x.npy")))

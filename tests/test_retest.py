@@ -153,11 +153,17 @@ def test_a_single_model_has_no_mean_and_a_single_mask_no_error(best: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "data", [{"source": "wine"}, {"missing": {"ratio": 0.4}}, {"missing": {"ratio": 0.3, "seed": 1}}]
+    "data",
+    [
+        {"source": "wine"},
+        {"missing": {"ratio": 0.4}},
+        {"missing": {"ratio": 0.3, "seed": 1}},
+        {"train_missing": "none"},
+    ],
 )
 def test_models_of_different_data_are_not_mixed(data: dict[str, object], best: Path) -> None:
     save_trained(best / "3-c", trial_config(data=data))
-    with pytest.raises(ModelFolderError, match=r"must share data\.source and data\.missing, got iris .* in 1-a and"):
+    with pytest.raises(ModelFolderError, match=r"must share their data section.*, got source iris, .* in 1-a and"):
         run_retest(best, RATIOS, SEEDS)
 
 

@@ -112,10 +112,23 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
         ("model.latent=true", "model.latent: takes a number, got True"),
         ("model=3", "model: takes a section with keys of its own, got 3"),
         ("model.family=gan", "model.family: unknown family 'gan'"),
-        ("data.source=mnist", "data.source: unknown source 'mnist'"),
-        ("data.missing.mechanism=mar", "data.missing.mechanism: unknown mechanism 'mar': did you mean 'mcar'?"),
+        ("data.source=mnits", "data.source: unknown source 'mnits': did you mean 'mnist'?"),
+        ("data.missing.mechanism=mcra", "data.missing.mechanism: unknown mechanism 'mcra': did you mean 'mcar'?"),
         ("data.missing.ratio=1.5", "data.missing.ratio: must be less than 1, got 1.5"),
-        ("data.missing.ratio=0", "data.missing.ratio: must be greater than 0, got 0"),
+        ("data.missing.ratio=-1", "data.missing.ratio: must be greater than or equal to 0, got -1"),
+        ("data.missing.ratio=0", "data.missing: source 'iris' has no holes of its own, so the ratio must be greater"),
+        ("data.missing=none", "data.missing: source 'iris' has no holes of its own, so the ratio must be greater"),
+        ("data.missing.path=m.npy", "data.missing.path: is an option of mechanism 'file', not of the one given"),
+        ("data.missing.mechanism=file", "data.missing: mechanism 'file' needs the `path` of a mask file"),
+        ("data.train_missing={ration: 1}", "data.train_missing.ration: unknown key 'ration': did you mean 'ratio'?"),
+        ("data.train_missing=some", "data.train_missing: takes a section with keys of its own, got 'some'"),
+        ("data.colums=[a]", "data.colums: unknown key 'colums': did you mean 'columns'?"),
+        ("data.columns=[a]", "data.columns: is an option of file, not of source 'iris'; leave it out, got ['a']"),
+        ("data.rows=20", "data.rows: is an option of synthetic, not of source 'iris'; leave it out, got 20"),
+        ("data={source: file, path: ~nobody-of-this-name/x}", "data.path: starts with the home of a user who is not"),
+        ("data.source=file", "data.path: is required by source 'file'; name its file, got None"),
+        ("data={source: sfm, path: x, missing: {mechanism: file, path: m}}", "data.missing: the masks of source 'sfm'"),
+        ("data={source: mnist, path: x, data_dir: y}", "data.data_dir: stands for downloaded files"),
         ("data.missing.ratio={uniform: [0.1, 0.9]}", "data.missing.ratio: takes a value, got a domain"),
         ("train.epochs={int: [1, 9]}", "train.epochs: takes a value, got a domain"),
         ("train.net_lr={loguniform: [1e-2, 1e-3]}", "train.net_lr: loguniform needs low < high, got [0.01, 0.001]"),
@@ -237,7 +250,13 @@ KEYS = st.sampled_from(["name", "data", "model", "train", "infer", "search", "x"
 
 @given(
     st.dictionaries(KEYS, YAML_VALUES, max_size=5),
-    st.sampled_from(sorted(flatten(trial_config().model_dump()))),
+    st.sampled_from(
+        [
+            *flatten(trial_config().model_dump()),
+            *("data.train_missing", "data.train_missing.ratio", "data.missing.path", "data.path", "data.columns"),
+            *("data.na_values", "data.image", "data.rows", "data.data_dir"),
+        ]
+    ),
     YAML_VALUES,
 )
 def test_no_file_makes_anything_but_our_own_errors(tree: dict[str, Any], key: str, value: Any) -> None:

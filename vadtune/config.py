@@ -8,16 +8,48 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from vadtune.domains import as_number
 from vadtune.errors import unknown_name
 
-SOURCES = ("digits", "breast_cancer", "wine", "diabetes", "iris")
-MECHANISMS = ("mcar",)
+SOURCES = (
+    *("digits", "breast_cancer", "wine", "diabetes", "iris", "file", "synthetic"),
+    *("mnist", "fashion_mnist", "sfm", "artificial", "mosi", "mosei"),
+)
+SOURCE_OPTIONS = {
+    "file": ("path", "columns", "na_values", "image", "point_dims"),
+    "synthetic": ("rows", "width", "latent", "depth", "noise", "seed"),
+    "mnist": ("path", "data_dir"),
+    "fashion_mnist": ("path", "data_dir"),
+    **dict.fromkeys(("sfm", "artificial", "mosi", "mosei"), ("path",)),
+}
+"""The keys of the data section that belong to certain sources; a source that is not here has none."""
+
+PUBLISHED_SOURCES = ("mnist", "fashion_mnist", "sfm", "artificial", "mosi", "mosei")
+"""Sources with an HDF5 layout of their own, which holds masks as well."""
+
+_NEED_PATH = ("file", "sfm", "artificial", "mosi", "mosei")
+_MAY_HAVE_HOLES = ("file", "sfm")
+
+MECHANISMS = ("mcar", "mar", "mnar", "mnar_quantile", "block", "landmark", "file")
+STORED = "file"
+"""The mechanism that draws nothing: masks are read from a file of the user's, or from those a source comes with."""
+
 FAMILIES = ("vad", "vae")
 ACTIVATIONS = ("relu", "tanh")
 POSTERIORS = ("learned", "fixed", "none")
@@ -59,9 +91,24 @@ def _one_of(kind: str, valid: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _text(value: object) -> object:
+    """Takes numbers as the texts they are in a table: columns may be named 2019, and holes written -99."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _absolute(path: str) -> str:
+    # At once: trials run in working directories of their own, and an exported configuration is read from anywhere.
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ValueError("starts with the home of a user who is not known here; write the whole path") from error
+
+
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Text = Annotated[str, BeforeValidator(_text)]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
@@ -71,11 +118,33 @@ class Section(BaseModel):
 
 
 class MissingConfig(Section):
-    """Which cells are made missing."""
+    """Which cells are made missing, beside those that are missing from the start.
+
+    ``none`` stands for a ratio of 0: only the holes there are.
+    """
 
     mechanism: Annotated[str, _one_of("mechanism", MECHANISMS)] = "mcar"
-    ratio: Annotated[Real, Field(gt=0, lt=1, description="share of cells missing")] = 0.5
+    ratio: Annotated[Real, Field(ge=0, lt=1, description="share of cells missing")] = 0.5
     seed: Seed = 0
+    path: FilePath | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _path_belongs_to_the_mechanism(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("mechanism") != STORED:
+            raise ValueError(f"is an option of mechanism '{STORED}', not of the one given; leave it out")
+        return path
+
+    @model_serializer(mode="wrap")
+    def _without_path(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+def _none_hides_nothing(value: object) -> object:
+    return {"mechanism": "mcar", "ratio": 0.0} if value == "none" else value
+
+
+_Missing = Annotated[MissingConfig, BeforeValidator(_none_hides_nothing)]
 
 
 class HoldoutConfig(Section):
@@ -86,11 +155,90 @@ class HoldoutConfig(Section):
 
 
 class DataConfig(Section):
-    """Where values come from and which are missing."""
+    """Where values come from and which are missing.
+
+    ``missing`` is about all rows; ``train_missing`` about the train rows alone, where these differ: ``none`` trains on
+    complete rows and still validates and tests on rows with holes. What it leaves out is as in ``missing``.
+    """
 
     source: Annotated[str, _one_of("source", SOURCES)]
-    missing: MissingConfig = MissingConfig()
+    # Of certain sources only: SOURCE_OPTIONS
+    path: FilePath | None = Field(None, validate_default=True)
+    columns: Annotated[list[Text], Field(min_length=1)] | None = None  # None: all
+    na_values: list[Text] | None = None  # what stands for a hole, beside nothing and NaN
+    image: Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
+    point_dims: Annotated[Whole, Field(ge=1, description="columns of a point")] | None = None
+    data_dir: FilePath | None = None  # None: ~/.cache/vadtune
+    rows: Annotated[Whole, Field(ge=10)] = 1000
+    width: Annotated[Whole, Field(ge=1)] = 20
+    latent: Annotated[Whole, Field(ge=1)] = 2
+    depth: Annotated[Whole, Field(ge=0)] = 2
+    noise: Annotated[Real, Field(ge=0)] = 0.05
+    seed: Seed = 0
+
+    missing: _Missing = MissingConfig()
+    train_missing: _Missing | None = None  # None: as in missing
     holdout: HoldoutConfig = HoldoutConfig()
+
+    @field_validator(*sorted({option for options in SOURCE_OPTIONS.values() for option in options}))
+    @classmethod
+    def _option_belongs_to_the_source(cls, value: Any, info: ValidationInfo) -> Any:
+        source, option = info.data.get("source"), info.field_name
+        if source is None:
+            return value
+        if value is None:
+            if option == "path" and source in _NEED_PATH:
+                raise ValueError(f"is required by source '{source}'; name its file")
+            return value
+        owners = sorted(name for name, options in SOURCE_OPTIONS.items() if option in options)
+        if source not in owners:
+            raise ValueError(f"is an option of {', '.join(owners)}, not of source '{source}'; leave it out")
+        if option == "data_dir" and info.data.get("path") is not None:
+            raise ValueError("stands for downloaded files, path for HDF5 files; leave one of them out")
+        return value
+
+    @field_validator("missing")
+    @classmethod
+    def _something_is_missing(cls, missing: MissingConfig, info: ValidationInfo) -> MissingConfig:
+        source = info.data.get("source")
+        if missing.ratio == 0 and source is not None and source not in _MAY_HAVE_HOLES:
+            raise ValueError(f"source '{source}' has no holes of its own, so the ratio must be greater than 0")
+        return cls._mask_file_where_needed(missing, source)
+
+    @field_validator("train_missing", mode="before")
+    @classmethod
+    def _the_rest_is_as_in_missing(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, dict) and "mechanism" not in value and "missing" in info.data:
+            return {**info.data["missing"].model_dump(exclude_unset=True), **value}
+        return value
+
+    @field_validator("train_missing")
+    @classmethod
+    def _train_masks_have_their_file(cls, missing: MissingConfig | None, info: ValidationInfo) -> MissingConfig | None:
+        return None if missing is None else cls._mask_file_where_needed(missing, info.data.get("source"))
+
+    @staticmethod
+    def _mask_file_where_needed(missing: MissingConfig, source: str | None) -> MissingConfig:
+        if source is not None and missing.mechanism == STORED:
+            if source in PUBLISHED_SOURCES and missing.path is not None:
+                raise ValueError(f"the masks of source '{source}' lie beside its data; leave `path` out")
+            if source not in PUBLISHED_SOURCES and missing.path is None:
+                raise ValueError(f"mechanism '{STORED}' needs the `path` of a mask file (1 observed, 0 missing)")
+        return missing
+
+    @property
+    def missing_in_train(self) -> MissingConfig:
+        """Which cells of the train rows are made missing."""
+        return self.missing if self.train_missing is None else self.train_missing
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written is what may be read: options that do not exist for this source would be errors."""
+        values: dict[str, Any] = handler(self)
+        own = SOURCE_OPTIONS.get(self.source, ())
+        foreign = {option for options in SOURCE_OPTIONS.values() for option in options if option not in own}
+        unset = {key for key, value in values.items() if value is None}
+        return {key: value for key, value in values.items() if key not in foreign | unset}
 
 
 class ModelConfig(Section):

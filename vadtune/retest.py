@@ -17,7 +17,7 @@ import numpy as np
 
 from vadtune.baselines import BASELINES, Impute
 from vadtune.checkpoint import find_model_folders, load_model
-from vadtune.config import DataConfig
+from vadtune.config import DataConfig, flatten
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.inference import FittedModel
@@ -210,7 +210,7 @@ def run_retest(
     by_ratio = errors.reshape(len(names), len(METRICS), len(ratios), len(seeds))
     return Retest(
         source=dataset.config.source,
-        training_ratio=dataset.config.missing.ratio,
+        training_ratio=dataset.config.missing_in_train.ratio,
         ratios=list(ratios),
         seeds=list(seeds),
         mask_sha256={key: mask_sha256(mask) for key, mask in masks.items()},
@@ -250,9 +250,9 @@ def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteData
     """Returns the dataset that all the models were trained on."""
     data = models[0][1].config.data
     for name, model in models:
-        if (model.config.data.source, model.config.data.missing) != (data.source, data.missing):
+        if model.config.data.model_copy(update={"holdout": data.holdout}) != data:
             raise ModelFolderError(
-                "models that are retested together must share data.source and data.missing, got "
+                "models that are retested together must share their data section but for the hold-out, got "
                 f"{_told(data)} in {models[0][0]} and {_told(model.config.data)} in {name}; retest them apart"
             )
     dataset = load_dataset(data)
@@ -260,13 +260,14 @@ def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteData
         if model.scaler is None or not _same_scaler(model.scaler, dataset.scaler):
             raise ModelFolderError(
                 f"{name}: its scaler must be that of the data it names, but {data.source} as it is here gives another; "
-                "use the package versions in its environment.json, or train it anew"
+                "use the data and the package versions it was trained with, or train it anew"
             )
     return dataset
 
 
 def _told(data: DataConfig) -> str:
-    return f"{data.source} with {data.missing.mechanism} ratio {data.missing.ratio}, seed {data.missing.seed}"
+    values = data.model_dump(exclude={"holdout"})
+    return ", ".join(f"{key} {value}" for key, value in flatten(values).items())
 
 
 def _same_scaler(one: Scaler, other: Scaler) -> bool:

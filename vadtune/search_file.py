@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -145,9 +145,14 @@ def parse_search(tree: Mapping[str, Any]) -> SearchFile:
     search = SearchConfig.model_validate(search_values)
     if search.samples is None and search.sampler != "grid":
         search = search.model_copy(update={"samples": _DEFAULT_SAMPLES})
-    flat = {key: value for key, value in values.items() if not key.startswith("search") and value != {}}
     trial = TrialConfig.model_validate(given)
-    file = SearchFile(trial.name, trial.data, search, flat, _ordered(domains), dict(tree))
+    # As validated: its paths are absolute, wherever the trials will run and the search be resumed.
+    data = trial.data.model_dump(exclude_unset=True)
+    flat = {
+        **{key: value for key, value in values.items() if not key.startswith(("search", "data.")) and value != {}},
+        **flatten({"data": data}),
+    }
+    file = SearchFile(trial.name, trial.data, search, flat, _ordered(domains), {**tree, "data": data})
     problems = _check_search(file)
     if problems:
         raise ConfigError(problems)
@@ -348,5 +353,6 @@ def _got(item: Any) -> str:
 def _fields_at(root: type[BaseModel], parents: Sequence[int | str]) -> list[str]:
     model: Any = root
     for parent in parents:
-        model = model.model_fields[parent].annotation
+        annotation = model.model_fields[parent].annotation
+        model = next(iter(get_args(annotation)), annotation)  # an optional section is a union with None
     return list(model.model_fields)

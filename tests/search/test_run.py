@@ -107,6 +107,8 @@ def test_the_parent_run_describes_the_search(finished: Finished) -> None:
     assert artifacts == {"search.yaml", "summary.json"}
     assert json.loads(finished.search.params["train.kl_weight"]) == {"loguniform": [0.05, 1]}
     assert finished.search.params["search.sampler"] == "tpe"
+    hashes = json.loads(finished.search.tags["vadtune.masks"])
+    assert hashes == load_dataset(finished.file.data).mask_hashes
     best = min(trial.metrics["val_missing_rmse"] for trial in finished.trials if trial.status != "FAILED")
     assert finished.client.get_run(finished.search.run_id).data.metrics["best_val_missing_rmse"] == best
 

@@ -1,8 +1,9 @@
-"""What the commands about a finished search have in common."""
+"""What several commands have in common."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,22 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 def add_tracking_argument(parser: argparse.ArgumentParser) -> None:
     """Adds which MLflow store is meant."""
     parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds where downloaded data sets lie."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where MNIST and Fashion-MNIST lie or are downloaded to; short for data.data_dir=DIR "
+        "(default: ~/.cache/vadtune)",
+    )
+
+
+def with_data_dir(args: argparse.Namespace) -> list[str]:
+    """Returns the overrides, with that of ``--data-dir`` where it is given."""
+    return [*args.overrides, *([f"data.data_dir={json.dumps(str(args.data_dir))}"] if args.data_dir else [])]
 
 
 def find(args: argparse.Namespace) -> SearchResults:

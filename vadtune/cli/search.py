@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vadtune.cli._shared import add_data_argument, with_data_dir
+
 if TYPE_CHECKING:
     from vadtune.search.run import SearchOutcome
 
@@ -25,6 +27,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("file", type=Path, help="a search file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_data_argument(parser)
     add_store_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the search and prints its best trials."""
     from vadtune.search_file import load_search
 
-    search = load_search(args.file, args.overrides)  # before the slow imports: bad input is told at once
+    search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
     from vadtune.search.run import start_search
     from vadtune.tracking import tracking_uri
 

@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from vadtune.cli._shared import add_data_argument, with_data_dir
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,6 +25,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("file", type=Path, metavar="CONFIG", help="a trial configuration, such as export writes")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_data_argument(parser)
     parser.add_argument("--out", type=Path, help="write the trained model to this new folder")
     parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default: cpu)")
     parser.set_defaults(run=run)
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.search_file import load_trial
     from vadtune.training import Population
 
-    config = load_trial(args.file, args.overrides)
+    config = load_trial(args.file, with_data_dir(args))
     if args.out is not None:
         check_new_folder(args.out)
     try:

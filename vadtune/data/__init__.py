@@ -1,17 +1,23 @@
 """Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
 
-from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, Scaler, SearchData, load_dataset
+from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, load_dataset
 from vadtune.data.missingness import MECHANISMS, mask_sha256
+from vadtune.data.scaler import Scaler
+from vadtune.data.source import Layout
 from vadtune.data.sources import SOURCES
+from vadtune.data.tables import Table, read_table
 
 __all__ = [
     "MECHANISMS",
     "SOURCES",
     "HeldOut",
     "IncompleteDataset",
+    "Layout",
     "Part",
     "Scaler",
     "SearchData",
+    "Table",
     "load_dataset",
     "mask_sha256",
+    "read_table",
 ]

@@ -7,20 +7,30 @@ were hidden on purpose, so that it works the same on data whose missing cells no
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.config import DataConfig, HoldoutConfig
-from vadtune.data.missingness import PartName, draw_mask
+from vadtune.config import STORED, DataConfig, HoldoutConfig, MissingConfig
+from vadtune.data.missingness import draw_mask, mask_sha256
+from vadtune.data.scaler import Scaler
+from vadtune.data.source import TABLE, Layout, PartName, Source
 from vadtune.data.sources import SOURCES
+from vadtune.data.tables import read_mask
 from vadtune.errors import ConfigError, DataError, unknown_name
+
+logger = logging.getLogger(__name__)
 
 # The split of the published comparison figures: a permutation cut at 70 % and 85 %.
 _SPLIT_SEED = 0
 _TRAIN_END, _VALIDATION_END = 0.7, 0.85
+_GREATEST = 1e30  # squares of greater values are beyond 32-bit floats
+_RATIO_TOLERANCE = 0.01  # between the ratio that is named and that of a stored mask
 
 
 class Part(NamedTuple):
@@ -62,53 +72,6 @@ class SearchData(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scaler:
-    """Column-wise affine map between a source's units and the units models train in.
-
-    Attributes:
-        offset: float64 (d,), subtracted.
-        scale: float64 (d,), divided by; positive.
-    """
-
-    offset: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def fit(cls, x: np.ndarray, mask: np.ndarray) -> Scaler:
-        """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
-
-        A column without two different observed values keeps scale 1.
-        """
-        count = np.maximum(mask.sum(0), 1)
-        filled = np.where(mask, x, 0.0)
-        offset = filled.sum(0) / count
-        scale = np.sqrt((np.where(mask, x - offset, 0.0) ** 2).sum(0) / count)
-        return cls(offset, np.where(scale > 1e-12 * np.maximum(np.abs(offset), 1.0), scale, 1.0))
-
-    @classmethod
-    def identity(cls, d: int) -> Scaler:
-        """Returns the scaler that changes nothing, for ``d`` columns."""
-        return cls(np.zeros(d), np.ones(d))
-
-    def transform(self, x: np.ndarray) -> np.ndarray:
-        """Returns ``x`` (..., d) in training units, float32."""
-        return np.asarray((x - self.offset) / self.scale, dtype=np.float32)
-
-    def inverse(self, x: np.ndarray) -> np.ndarray:
-        """Returns ``x`` (..., d) in the source's units, float64."""
-        return np.asarray(x * self.scale + self.offset, dtype=np.float64)
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Returns plain lists, for JSON."""
-        return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Scaler:
-        """Returns the scaler that ``to_dict`` described."""
-        return cls(np.asarray(values["offset"], dtype=np.float64), np.asarray(values["scale"], dtype=np.float64))
-
-
-@dataclass(frozen=True)
 class IncompleteDataset:
     """A dataset with missing cells, split into train, validation and test rows.
 
@@ -128,16 +91,35 @@ class IncompleteDataset:
     train: Part
     validation: Part
     test_truth: np.ndarray
+    layout: Layout = TABLE
+    stored_test_mask: Callable[[float], np.ndarray] | None = None
 
     @cached_property
     def search_data(self) -> SearchData:
         """What a search may see, with the hold-outs of ``config.holdout``."""
         return SearchData(self.train, hold_out(self.validation, self.config.holdout, seed=self.config.missing.seed))
 
+    @property
+    def mask_hashes(self) -> dict[str, str]:
+        """The SHA-256 of the masks that models are trained and selected on, to be recorded with what comes of them."""
+        return {"train": mask_sha256(self.train.mask), "validation": mask_sha256(self.validation.mask)}
+
     def test_mask(self, missing_ratio: float, seed: int) -> np.ndarray:
-        """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments."""
-        mechanism = self.config.missing.mechanism
-        return draw_mask(mechanism, self.test_truth, missing_ratio, seed=seed, part="test")
+        """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments.
+
+        Raises:
+            DataError: Masks are stored, and there is none of this ratio, or a second one of it is asked for.
+        """
+        if self.stored_test_mask is None:
+            mechanism = self.config.missing.mechanism
+            return draw_mask(mechanism, self.test_truth, missing_ratio, seed=seed, part="test", layout=self.layout)
+        if seed:
+            raise DataError(
+                f"data.missing: {self.config.source} has one stored mask for each ratio, got mask seed {seed}; "
+                "retest with --seeds 1, or search with a mechanism that draws masks"
+            )
+        mask: np.ndarray = self.stored_test_mask(missing_ratio) & ~np.isnan(self.test_truth)
+        return mask
 
     def test_part(self, missing_ratio: float, seed: int) -> Part:
         """Returns the test rows under the mask of this ratio and mask seed."""
@@ -167,24 +149,33 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
 
     Raises:
         ConfigError: The source or mechanism is unknown.
-        DataError: The data cannot be used: too few rows, or no cell left to score.
+        DataError: The data cannot be used: unreadable, infinite, too few rows, or no cell left to score.
     """
     if config.source not in SOURCES:
         raise ConfigError(f"data.source: {unknown_name('source', config.source, SOURCES)}")
-    source = SOURCES[config.source]()
+    source = SOURCES[config.source](config)
     x = source.x
     n, d = x.shape
-    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
-    rows = dict(zip(("train", "validation", "test"), np.split(order, _cuts(n)), strict=True))
+    rows = source.split or _split(n)
     if min(map(len, rows.values())) == 0:
         raise DataError(f"data.source: {config.source} has {n} rows, too few for train, validation and test rows")
+    _check_values(source, rows["train"], config)
+    of_ratio = _stored_mask(source, config.missing)
+    of_train_ratio = of_ratio if config.train_missing is None else _stored_mask(source, config.train_missing)
 
-    def mask_of(part: PartName) -> np.ndarray:
-        missing = config.missing
-        return draw_mask(missing.mechanism, x[rows[part]], missing.ratio, seed=missing.seed, part=part)
+    def mask_of(part: PartName, missing: MissingConfig, of_ratio: Callable[[float], np.ndarray] | None) -> np.ndarray:
+        if of_ratio is not None:
+            mask: np.ndarray = of_ratio(missing.ratio)[rows[part]] & ~np.isnan(x[rows[part]])
+            return mask
+        return draw_mask(
+            missing.mechanism, x[rows[part]], missing.ratio, seed=missing.seed, part=part, layout=source.layout
+        )
 
-    train_mask, validation_mask = mask_of("train"), mask_of("validation")
-    scaler = Scaler.fit(x[rows["train"]], train_mask) if source.standardise else Scaler.identity(d)
+    train_mask = mask_of("train", config.missing_in_train, of_train_ratio)
+    validation_mask = mask_of("validation", config.missing, of_ratio)
+    scaler = Scaler.identity(d)
+    if source.standardise:
+        scaler = Scaler.fit(x[rows["train"]], train_mask, one_scale=source.layout != TABLE)
     dataset = IncompleteDataset(
         config=config,
         feature_names=source.feature_names,
@@ -192,6 +183,8 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
         train=Part.hide(scaler.transform(x[rows["train"]]), train_mask),
         validation=Part.hide(scaler.transform(x[rows["validation"]]), validation_mask),
         test_truth=scaler.transform(x[rows["test"]]),
+        layout=source.layout,
+        stored_test_mask=None if of_ratio is None else lambda ratio: of_ratio(ratio)[rows["test"]],
     )
     held_out = dataset.search_data.validation
     if not (train_mask.any() and held_out.cells.any() and held_out.given.mask.any()):
@@ -203,5 +196,59 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
     return dataset
 
 
-def _cuts(n: int) -> list[int]:
-    return [int(_TRAIN_END * n), int(_VALIDATION_END * n)]
+def _split(n: int) -> dict[PartName, np.ndarray]:
+    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
+    train, validation, test = np.split(order, [int(_TRAIN_END * n), int(_VALIDATION_END * n)])
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _check_values(source: Source, train_rows: np.ndarray, config: DataConfig) -> None:
+    """Checks what no model could learn from, and tells of rows that say nothing.
+
+    Raises:
+        DataError: A column holds infinities or nothing, or nothing is missing although nothing is to be hidden.
+    """
+    where = config.path or config.source
+
+    def named(columns: np.ndarray) -> str:
+        names = [source.feature_names[index] for index in np.flatnonzero(columns)]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    known = ~np.isnan(source.x)
+    with np.errstate(invalid="ignore"):
+        infinite = (np.abs(source.x) > _GREATEST).any(0)
+    if infinite.any():
+        raise DataError(
+            f"{where}: values must be finite and below {_GREATEST:g}, columns {named(infinite)} hold others"
+        )
+    if not known.any(0).all():
+        raise DataError(f"{where}: columns {named(~known.any(0))} have no value at all; leave them out")
+    empty = ~known[train_rows].any(0)
+    if empty.any():
+        raise DataError(f"{where}: columns {named(empty)} have no value in the train rows; leave them out")
+    if config.missing.ratio == 0 and known.all():
+        raise DataError(f"data.missing.ratio: 0 hides nothing, and {where} has no holes of its own; take one above 0")
+    empty_rows = int((~known.any(1)).sum())
+    if empty_rows:
+        logger.warning(
+            "%s: %d of %d rows have no value at all; they get the prior's mean", where, empty_rows, len(known)
+        )
+
+
+def _stored_mask(source: Source, missing: MissingConfig) -> Callable[[float], np.ndarray] | None:
+    """Returns what gives the stored mask (n, d) of a ratio; None where masks are drawn."""
+    if missing.mechanism != STORED or missing.ratio == 0:
+        return None
+    if source.stored_mask is not None:
+        return source.stored_mask
+    assert missing.path is not None
+    path = missing.path
+    mask = read_mask(Path(path), source.x.shape, source.feature_names)
+    actual = float(1 - mask.mean())
+
+    def of_ratio(ratio: float) -> np.ndarray:
+        if abs(ratio - actual) > _RATIO_TOLERANCE:
+            raise DataError(f"{path}: hides {actual:.3f} of the cells, got ratio {ratio:g}; name {actual:.2f}")
+        return mask
+
+    return of_ratio

@@ -80,7 +80,11 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
     tracker.start(
         params={**fixed, **settings, **{key: domain_text(search, key) for key in search.domains}},
-        tags={"vadtune.seed": str(search.search.seed), "vadtune.folder": str(folder)},
+        tags={
+            "vadtune.seed": str(search.search.seed),
+            "vadtune.folder": str(folder),
+            "vadtune.masks": json.dumps(dataset.mask_hashes),
+        },
         artifacts=[folder / _SEARCH_FILE],
     )
     details = {"run": run, "experiment": search.name, "parent_run_id": tracker.run_id}

@@ -1,0 +1,58 @@
+"""Between the units of a source and those models train in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Column-wise affine map between a source's units and the units models train in.
+
+    Attributes:
+        offset: float64 (d,), subtracted.
+        scale: float64 (d,), divided by; positive.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, mask: np.ndarray, *, one_scale: bool = False) -> Scaler:
+        """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
+
+        A column without two different observed values keeps scale 1. With ``one_scale`` the variance is 1 on average
+        and the scale the same for all columns, which keeps the shapes of points and images.
+        """
+        count = np.maximum(mask.sum(0), 1)
+        filled = np.where(mask, x, 0.0)
+        offset = filled.sum(0) / count
+        scale = np.sqrt((np.where(mask, x - offset, 0.0) ** 2).sum(0) / count)
+        if one_scale:
+            scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
+        return cls(offset, np.where(scale > 1e-12 * np.maximum(np.abs(offset), 1.0), scale, 1.0))
+
+    @classmethod
+    def identity(cls, d: int) -> Scaler:
+        """Returns the scaler that changes nothing, for ``d`` columns."""
+        return cls(np.zeros(d), np.ones(d))
+
+    def transform(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``x`` (..., d) in training units, float32."""
+        return np.asarray((x - self.offset) / self.scale, dtype=np.float32)
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``x`` (..., d) in the source's units, float64."""
+        return np.asarray(x * self.scale + self.offset, dtype=np.float64)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Returns plain lists, for JSON."""
+        return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scaler:
+        """Returns the scaler that ``to_dict`` described."""
+        return cls(np.asarray(values["offset"], dtype=np.float64), np.asarray(values["scale"], dtype=np.float64))
