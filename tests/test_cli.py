@@ -65,6 +65,15 @@ MISTAKES = [
     ("retest {export} --out {file}/x", "cannot be written"),
     ("retest {incomplete}", "weights.safetensors"),
     ("retest {altered}", "config.yaml"),
+    ("impute nowhere {table} --out x.csv", "nowhere: does not exist; write one with"),
+    ("impute {export} nowhere.csv --out x.csv", "nowhere.csv: cannot be read (No such file or directory)"),
+    ("impute {export} {file} --out file2", "takes a file that ends in .csv, .tsv, .parquet, .npy, .npz, got ''"),
+    ("impute {export} {wrong} --out x.csv", "must have the columns of the model, got missing 'sepal length (cm)', "),
+    ("impute {export} {table} --out x.parquet", "--out: takes a file of the table's kind, '.csv', got x.parquet"),
+    ("impute {export} {table} --out {table}", "--out: takes another file than the table that is read"),
+    ("impute {export} {table} --out {export}", "--out: takes a file, got the folder"),
+    ("impute {export} {table} --out {file}/x.csv", "cannot be written"),
+    ("impute {incomplete} {table} --out x.csv", "weights.safetensors is missing"),
     ("ui", "the store must exist, and does not; run `vadtune search` first"),
     ("ui --tracking-uri {store} --port 99999", "--port: takes a port from 1 to 65535, got 99999"),
     ("ui --tracking-uri {store} --port {busy}", "cannot be used (Address already in use); name another"),
@@ -77,6 +86,9 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("places")
     (folder / "file").write_text("a file, not a folder")
     (folder / "dotted.yaml").write_text("name: dotted\ndata: {source: iris}\nmodel.latent: {int: [1, 3]}\n")
+    names = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
+    (folder / "table.csv").write_text(f"{names}\n5.1,,1.4,\n")
+    (folder / "wrong.csv").write_text("a,b\n1,\n")
     found = find_results("tiny", search.uri)
     (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
     for name in ("incomplete", "altered"):
@@ -88,6 +100,8 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
         "digits": DIGITS,
         "file": str(folder / "file"),
         "dotted": str(folder / "dotted.yaml"),
+        "table": str(folder / "table.csv"),
+        "wrong": str(folder / "wrong.csv"),
         "config": str(model.folder / "config.yaml"),
         "export": str(model.folder),
         "incomplete": str(folder / "incomplete"),

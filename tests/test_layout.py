@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"domains", "files"},
+    {"domains", "files", "tables"},
     {"config"},
     {"search_file", "randomness", "optimiser"},
     {"data"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"checkpoint"},
     {"tracking"},
     {"search"},
-    {"baselines", "masks", "results"},
+    {"baselines", "impute", "masks", "results"},
     {"export", "retest"},
     {"report"},
     {"cli"},
