@@ -25,7 +25,9 @@ LAYERS = [
     {"search"},
     {"baselines", "impute", "masks", "results"},
     {"export", "retest"},
+    {"preview"},
     {"report"},
+    {"plots"},
     {"cli"},
 ]
 # Heavy or external libraries and the only places that may import them.

@@ -18,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # at run time it would cost every command that prints a table the import of torch
+    from matplotlib.figure import Figure
+
     from vadtune.retest import Retest
 
 Rows = Sequence[Mapping[str, object]]
 ERROR_NAMES = {"missing_rmse": "RMSE", "missing_mae": "MAE"}
 _MOST_TICKS, _MOST_NAMED_MODELS = 12, 6
-_BLUE, _LIGHT_BLUE = "#0b4f9c", "#6ba3dc"
+BLUE, _LIGHT_BLUE = "#0b4f9c", "#6ba3dc"
 _BASELINE_COLOURS = ("#8a8a8a", "#c98a00", "#2a8a57", "#b5403a", "#7b57a8")
 
 
@@ -166,6 +168,11 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     spread = f"mean ± standard error over {len(retest.seeds)} masks" if len(retest.seeds) > 1 else "one mask"
     figure.text(0.02, 0.94, f"{retest.source}: imputation error by missing ratio", fontsize=14, fontweight="bold")
     figure.text(0.02, 0.89, f"{spread} at each ratio, the same masks for every method", color="0.35")
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG; the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -191,7 +198,7 @@ def _styles(retest: Retest) -> list[dict[str, Any]]:
     styles: list[dict[str, Any]] = []
     for method in retest.methods:
         if method is retest.headline:
-            styles.append({"color": _BLUE, "linewidth": 2.6, "marker": "o", "markersize": 6, "zorder": 4})
+            styles.append({"color": BLUE, "linewidth": 2.6, "marker": "o", "markersize": 6, "zorder": 4})
         elif method.kind == "model":
             styles.append({"color": _LIGHT_BLUE, "linewidth": 1.2, "marker": "o", "markersize": 3, "zorder": 3})
         else:

@@ -1,7 +1,8 @@
 """Retest: exported models and baselines on the sealed test rows, under masks of many missing ratios.
 
-The only module that reads the values of test rows. Every method imputes the same rows under the same masks, having been
-fitted once, on the train rows under the mask of the training ratio: ratios far from it are the point.
+With the preview the only module that reads the values of test rows. Every method imputes the same rows under the same
+masks, having been fitted once, on the train rows under the mask of the training ratio; ratios far from it
+are the point.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def run_retest(
         if name not in BASELINES:
             raise ConfigError(f"--baselines: {unknown_name('baseline', name, BASELINES)}")
     models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
-    dataset = _shared_dataset(models)
+    dataset = shared_dataset(models)
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
     masks = stored_masks(path / MASKS_FILE, dataset, keys) if store_masks else draw_masks(dataset, keys)
 
@@ -246,7 +247,7 @@ def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequenc
     return ((start, keys[start : start + size]) for start in range(0, len(keys), size))
 
 
-def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
+def shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
     """Returns the dataset that all the models were trained on."""
     data = models[0][1].config.data
     for name, model in models:
