@@ -62,6 +62,8 @@ MISTAKES = [
     ("retest {export} --ratios 0:1:0.1", "--ratios: takes ratios above 0 and below 1"),
     ("retest {export} --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
     ("retest {export} --baselines tree", "--baselines: unknown baseline 'tree'"),
+    ("retest {export} --clean --seeds 3", "--clean: hides nothing and takes nothing about masks, got --seeds; leave"),
+    ("retest {export} --save-predictions x.txt", "takes a file that ends in .npz or .h5, got x.txt; name it so"),
     ("retest {export} --out {file}/x", "cannot be written"),
     ("retest {incomplete}", "weights.safetensors"),
     ("retest {altered}", "config.yaml"),
