@@ -189,9 +189,9 @@ def test_arrays_keep_values_and_type(dtype: str, impute: Callable[..., bytes]) -
 def test_an_archive_keeps_its_other_arrays(impute: Callable[..., bytes]) -> None:
     buffer = io.BytesIO()
     x = np.array([[0.2, np.nan, 3.5, 5.1]], dtype=np.float32)
-    np.savez(buffer, table=x, feature_names=NAMES[::-1], ids=np.array([7]))
+    np.savez(buffer, table=x, columns=NAMES[::-1], ids=np.array([7]))
     with np.load(io.BytesIO(impute("t.npz", buffer.getvalue()))) as back:
-        assert set(back.files) == {"table", "feature_names", "ids"}
+        assert set(back.files) == {"table", "columns", "ids"}
         assert back["ids"] == 7
         np.testing.assert_array_equal(back["table"][:, [0, 2, 3]], x[:, [0, 2, 3]])
         assert np.isfinite(back["table"]).all()
@@ -234,7 +234,7 @@ def parquet_of(**columns: list[object]) -> bytes:
         ("t.npy", npz(x=np.zeros((2, 4))), "is an archive of arrays; name it .npz"),
         ("t.npz", npy(np.zeros((2, 4))), "holds one bare array; name it .npy"),
         ("t.npz", npz(a=np.zeros((2, 4)), b=np.zeros((2, 4))), "needs an array named x, got a, b"),
-        ("t.npz", npz(x=np.zeros((2, 4)), feature_names=np.array(["a"])), "got 1 feature_names for 4 columns"),
+        ("t.npz", npz(x=np.zeros((2, 4)), columns=np.array(["a"])), "got 1 names for 4 columns"),
         ("t.npz", b"PK\x03\x04", "cannot be read as numpy arrays"),
         ("t.parquet", b"text", "cannot be read as Parquet"),
         ("t.parquet", parquet_of(name=["a"]), "columns must be numeric, but 'name' is string"),

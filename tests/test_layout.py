@@ -26,7 +26,7 @@ LAYERS = [
     {"baselines", "impute", "masks", "results"},
     {"predictions"},
     {"export", "retest"},
-    {"preview", "retest_clean"},
+    {"compare", "preview", "retest_clean"},
     {"report"},
     {"plots"},
     {"cli"},

@@ -60,6 +60,11 @@ class ModelAverage:
         """The columns, in the order ``fill`` takes them."""
         return self.models[0].feature_names
 
+    @property
+    def na_values(self) -> tuple[str, ...]:
+        """What stood for a hole in the table the models were trained on, beside empty cells and NaN."""
+        return tuple(getattr(self.models[0].config.data, "na_values", None) or ())
+
     def fill(self, x: np.ndarray) -> Filled:
         """Fills holes with the mean of the models' reconstructions.
 

@@ -1,13 +1,15 @@
-"""Plots of single rows and columns: what was there, what models were given, and what they made of it."""
+"""Plots of test rows and what models made of them, and of a comparison of searches."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadtune.report import BLUE, png
+from vadtune.report import BLUE, label_lines, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +21,7 @@ _INK, _GREY = "0.15", "0.35"
 _CELL = 0.95  # inches of an image
 _MOST_PANELS, _PANELS_A_ROW, _PANEL = 30, 5, 2.0  # inches of a table's panel
 _MOST_LETTERS = 24
+_CURVES = (BLUE, "#c2571a", "#2a8a57", "#7b57a8", "#8a6d1f", "#555555")
 
 
 def preview_plot(preview: Preview) -> bytes:
@@ -123,6 +126,54 @@ def _columns(preview: Preview) -> bytes:
     title = f"{preview.source}: imputed against true values, {preview.ratio:.0%} of cells missing"
     _head(figure, title, _by(preview) + (f"; the first {shown} of {d} columns" if shown < d else ""))
     return png(figure)
+
+
+def comparison_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Returns a PNG: error against missing ratio, a line for each search, labelled directly.
+
+    Solid where train rows miss as much as test rows, dotted where they are complete; searches of one family and source
+    share a colour. The band reaches from the lowest to the highest score among the test masks.
+    """
+    colours = _curve_colours(rows)
+    left, across, right = 0.75, 5.7, 0.4 + 0.088 * max(len(search) for search in colours)  # inches
+    width = max(left + across + right, 7.6)
+    figure = _figure(width, 5.4)
+    axes = figure.add_axes((left / width, 0.115, across / width, 0.735))
+    labels: list[tuple[float, str, str]] = []
+    for search in colours:
+        curve = sorted((row for row in rows if row["search"] == search), key=lambda row: row["missing_ratio"])
+        ratios, means = [row["missing_ratio"] for row in curve], [row["missing_rmse"] for row in curve]
+        lowest, highest = ([row[f"missing_rmse_{end}"] for row in curve] for end in ("lowest", "highest"))
+        complete = curve[0]["trained_on"] == "complete rows"
+        axes.fill_between(ratios, lowest, highest, color=colours[search], alpha=0.16, linewidth=0)
+        style: Any = (0, (1, 1.6)) if complete else "-"
+        axes.plot(ratios, means, color=colours[search], linewidth=2.2, linestyle=style, marker="o", markersize=4.5)
+        labels.append((means[-1], search, colours[search]))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    bold = {name for _, name, _ in labels}
+    label_lines(axes, labels, last=max(row["missing_ratio"] for row in rows), bold=bold)
+    axes.set_xlabel("share of cells missing")
+    axes.set_ylabel(f"RMSE over missing test cells ({rows[0]['units']})")
+    axes.set_xticks(sorted({row["missing_ratio"] for row in rows}))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    masks = rows[0]["masks"]
+    told = [f"mean over {masks} test masks, band from the lowest to the highest" if masks > 1 else "one test mask"]
+    if any(row["trained_on"] == "complete rows" for row in rows):
+        told.append("dotted: trained on complete rows")
+    sources = ", ".join(dict.fromkeys(row["source"] for row in rows))
+    _head(figure, f"{sources}: imputation error by missing ratio", "; ".join(told))
+    return png(figure)
+
+
+def _curve_colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns a colour for each search: one for each family and source, if that tells solid and dotted lines apart."""
+    kinds = {row["search"]: (row["source"], row["family"], row["trained_on"]) for row in rows}
+    apart = len(set(kinds.values())) == len(kinds)
+    groups = {search: kind[:2] if apart else search for search, kind in kinds.items()}
+    colours = dict(zip(dict.fromkeys(groups.values()), itertools.cycle(_CURVES)))
+    return {search: colours[group] for search, group in groups.items()}
 
 
 def _figure(width: float, height: float) -> Figure:

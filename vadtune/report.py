@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # at run time it would cost every command that prints a table the import of torch
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vadtune.retest import Retest
@@ -130,25 +131,9 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     if len(models) > _MOST_NAMED_MODELS:
         labels = [label for label in labels if label not in models]
         labels.append((float(np.median([height for height, _, _ in models])), f"each of {len(models)}", models[0][2]))
-    places = spread_apart([height for height, _, _ in labels], (top - bottom) / 23)
-    for (height, name, style), place in zip(labels, places, strict=True):
-        axes.annotate(
-            name,
-            xy=(retest.ratios[-1], height),
-            xytext=(1.03, place),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            color=style["color"],
-            fontweight="bold" if style["linewidth"] > 2 else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": style["color"],
-                "linewidth": 0.6,
-                "shrinkA": 2,
-                "shrinkB": 5,
-                "relpos": (0, 0.5),
-            },
-        )
+    bold = {name for _, name, style in labels if style["linewidth"] > 2}
+    named = [(height, name, style["color"]) for height, name, style in labels]
+    label_lines(axes, named, last=retest.ratios[-1], bold=bold)
     axes.annotate(
         "fitted here",
         xy=(retest.training_ratio, 0),
@@ -169,6 +154,37 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     figure.text(0.02, 0.94, f"{retest.source}: imputation error by missing ratio", fontsize=14, fontweight="bold")
     figure.text(0.02, 0.89, f"{spread} at each ratio, the same masks for every method", color="0.35")
     return png(figure)
+
+
+def label_lines(axes: Axes, labels: Sequence[tuple[float, str, str]], *, last: float, bold: Collection[str]) -> None:
+    """Names lines at their right ends, names moved apart where ends are near each other.
+
+    Args:
+        axes: Whose limits are final.
+        labels: Height of the line's end, name and colour of each line.
+        last: Where on the x axis the lines end.
+        bold: The names to print in bold.
+    """
+    bottom, top = axes.get_ylim()
+    places = spread_apart([height for height, _, _ in labels], (top - bottom) / 23)
+    for (height, name, colour), place in zip(labels, places, strict=True):
+        axes.annotate(
+            name,
+            xy=(last, height),
+            xytext=(1.03, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=colour,
+            fontweight="bold" if name in bold else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 2,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def png(figure: Figure) -> bytes:

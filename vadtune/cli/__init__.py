@@ -17,7 +17,10 @@ from typing import NoReturn
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
-COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "plot", "impute", "train", "ui")
+COMMANDS = (
+    *("validate", "search", "resume", "results", "export", "retest", "plot", "impute", "train", "compare"),
+    *("ui",),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -25,7 +25,9 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("folder", type=Path, help="what `export` wrote: a model folder, or a folder of them")
     parser.add_argument("table", type=Path, help="rows with the columns the models were trained on")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the filled table, of the same kind")
-    parser.add_argument("--na-values", metavar="TEXTS", help="what else means a hole, by commas: --na-values=-999,NA")
+    parser.add_argument(
+        "--na-values", metavar="TEXTS", help="what means a hole too: --na-values=-999,NA (beside what did in training)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
     _check_out(args.table, args.out)
     check_writable(args.out.absolute().parent)
-    table = read_table(args.table, args.na_values.split(",") if args.na_values else ())
-    from vadtune.impute import ModelAverage  # it imports torch: a table that cannot be read is told at once
+    from vadtune.impute import ModelAverage
 
     models = ModelAverage.load(args.folder)
+    named = args.na_values.split(",") if args.na_values else ()
+    table = read_table(args.table, [*models.na_values, *named])
     places = check_columns(args.table, table, models.feature_names)
     try:
         filled = models.fill(table.x[:, places])

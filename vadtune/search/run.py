@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from vadtune.data import load_dataset
-from vadtune.errors import SearchError
+from vadtune.errors import NothingToResume, SearchError
 from vadtune.files import check_writable, write_atomically
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
 from vadtune.search.process import check_resources, local_ray, only_here, stop_signals
@@ -144,7 +144,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | 
         trainable = _trainable(search, load_dataset(search.data))
         path = folder / _TUNE
         if not tune.Tuner.can_restore(path):
-            raise SearchError(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
+            raise NothingToResume(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
         if not tracker.reopen(parent):
             return None
 

@@ -69,7 +69,7 @@ class NpyTable(Table):
 
 
 class NpzTable(Table):
-    """An array of numbers (n, d) in an npz file: ``x``, or the only one of two axes; ``feature_names`` may name its
+    """An array of numbers (n, d) in an npz file: ``x``, or the only one of two axes; ``columns`` may name its
     columns."""
 
     def __init__(self, content: bytes, na_values: Collection[str]) -> None:
@@ -81,12 +81,10 @@ class NpzTable(Table):
         if "x" not in archive and len(tables) != 1:
             raise DataError(f"needs an array named x, got {', '.join(archive) or 'none'}; rename the table to x")
         self._key = "x" if "x" in archive else tables[0]
-        self.names = list(map(str, archive["feature_names"].ravel())) if "feature_names" in archive else None
+        self.names = list(map(str, archive["columns"].ravel())) if "columns" in archive else None
         self.x = _numbers(archive[self._key], na_values)
         if self.names is not None and len(self.names) != self.x.shape[1]:
-            raise DataError(
-                f"needs a name for each column, got {len(self.names)} feature_names for {self.x.shape[1]} columns"
-            )
+            raise DataError(f"needs a name for each column, got {len(self.names)} names for {self.x.shape[1]} columns")
 
     def filled(self, x: np.ndarray) -> bytes:
         """Returns an npz file with the other arrays as they were; whole numbers are rounded."""
