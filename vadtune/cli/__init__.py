@@ -19,7 +19,7 @@ from vadtune.errors import ConfigError, VadtuneError
 
 COMMANDS = (
     *("validate", "search", "resume", "results", "export", "retest", "plot", "impute", "train", "compare"),
-    *("ui",),
+    *("configs", "ui"),
 )
 
 
