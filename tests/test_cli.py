@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -102,6 +103,15 @@ MISTAKES = [
     ("configs {digits} model.latnt=3 --out configs", "model.latnt: unknown key 'latnt': did you mean 'latent'?"),
     ("configs {digits} --out {export}", "must be new or empty, and is not; name another folder"),
     ("configs {digits} --out {file}/x", "cannot be written"),
+    ("import-config nofile.json", "nofile.json: cannot be read (No such file or directory)"),
+    ("import-config {file}", "not valid JSON"),
+    ("import-config {published}", "--source: is needed, a configuration of the published code does not name its data"),
+    ("import-config {published} --source digit", "data.source: unknown source 'digit': did you mean 'digits'?"),
+    ("import-config {published} --source iris --kl", "--kl: belongs to the models vae and vae_free, got ae"),
+    ("import-config {published} --source iris --ratio-kl 2", "--ratio-kl: needs --kl, without which the prior"),
+    ("import-config {published} --source iris --batch-size 0", "train.batch_size: must be greater than or equal to 1"),
+    ("import-config {published} --source iris --out {export}", "--out: takes a file, got the folder"),
+    ("import-config {published} --source iris --out {file}/x.yaml", "cannot be written"),
     ("ui", "the store must exist, and does not; run `vadtune search` first"),
     ("ui --tracking-uri {store} --port 99999", "--port: takes a port from 1 to 65535, got 99999"),
     ("ui --tracking-uri {store} --port {busy}", "cannot be used (Address already in use); name another"),
@@ -117,6 +127,8 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     names = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
     (folder / "table.csv").write_text(f"{names}\n5.1,,1.4,\n")
     (folder / "wrong.csv").write_text("a,b\n1,\n")
+    published = {"n_latent_params": 25, "n_hidden": 50, "n_hidden_layers": 2, "net_lr": 0.001, "latent_param_lr": 0.01}
+    (folder / "config_0.json").write_text(json.dumps({**published, "masked": 0.5}))
     found = find_results("tiny", search.uri)
     (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
     for name in ("incomplete", "altered"):
@@ -128,6 +140,7 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
         "digits": DIGITS,
         "file": str(folder / "file"),
         "dotted": str(folder / "dotted.yaml"),
+        "published": str(folder / "config_0.json"),
         "table": str(folder / "table.csv"),
         "wrong": str(folder / "wrong.csv"),
         "config": str(model.folder / "config.yaml"),

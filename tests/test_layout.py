@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"search_file", "randomness", "optimiser"},
     {"data"},
-    {"model"},
+    {"model", "published"},
     {"metrics"},
     {"inference"},
     {"training"},
