@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"domains", "files", "tables"},
+    {"domains", "files", "table_files"},
     {"config"},
     {"search_file", "randomness", "optimiser"},
     {"data"},
-    {"model", "published"},
+    {"model", "import_config"},
     {"metrics"},
     {"inference"},
     {"training"},

@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -318,7 +319,6 @@ def saved(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    h5py = pytest.importorskip("h5py")
     with h5py.File(path) as file:
         text = {"methods", "feature_names"}
         return {name: file[name].asstr()[()] if name in text else file[name][()] for name in file}
@@ -326,8 +326,6 @@ def saved(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", [".npz", ".h5"])
 def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path: Path) -> None:
-    if kind == ".h5":
-        pytest.importorskip("h5py")
     path = tmp_path / f"predictions{kind}"
     command = ["retest", str(best), "--ratios", "0.3,0.7", "--seeds", "3", "--baselines", "mean", "--no-log"]
     assert main([*command, "--save-predictions", str(path)]) == 0
@@ -348,12 +346,3 @@ def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path:
     for of_method in arrays["x_imputed"]:
         np.testing.assert_array_equal(of_method[1, 2][mask], arrays["x_true"][mask])
     np.testing.assert_allclose(arrays["x_imputed"][2], arrays["x_imputed"][:2].mean(0), rtol=1e-4)
-
-
-def test_hdf5_without_h5py_is_told_before_any_work(
-    best: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["retest", str(best), "--save-predictions", str(best / "x.h5")]) == 2
-    assert "HDF5 needs h5py, which is not installed" in capsys.readouterr().err
-    assert not (best / "masks.npz").exists()

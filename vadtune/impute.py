@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.data import Part, Scaler
 from vadtune.errors import DataError, ModelFolderError
 from vadtune.inference import FittedModel
-from vadtune.model import Architecture, build_family
 
 
 class Filled(NamedTuple):
@@ -66,7 +64,7 @@ class ModelAverage:
         return tuple(getattr(self.models[0].config.data, "na_values", None) or ())
 
     def fill(self, x: np.ndarray) -> Filled:
-        """Fills holes with the mean of the models' reconstructions.
+        """Fills holes with the mean of the models' reconstructions; a row without anything else is their prior's mean.
 
         Args:
             x: (n, d) in the source's units, NaN where missing.
@@ -76,32 +74,18 @@ class ModelAverage:
         """
         x = np.asarray(x, dtype=np.float64)
         mask = ~np.isnan(x)
-        empty = ~mask.any(axis=1)
-        fitted = ~mask.all(axis=1) & ~empty
+        holed = ~mask.all(axis=1)
         total = np.zeros(x.shape)
         for model in self.models:
             scaler = _scaler(model)
             with np.errstate(over="ignore"):  # of what float32 cannot hold: told below
                 part = Part.hide(scaler.transform(x), mask)
             _check_finite(part.x, mask, x)
-            if fitted.any():
-                total[fitted] += scaler.inverse(model.reconstruct(Part(part.x[fitted], mask[fitted])))
-            total[empty] += scaler.inverse(_prior_mean(model))
+            if holed.any():
+                total[holed] += scaler.inverse(model.reconstruct(Part(part.x[holed], mask[holed])))
         filled = np.where(mask, x, total / len(self.models))
         _check_finite(filled, ~mask, x)
-        return Filled(filled, int(empty.sum()))
-
-
-def _prior_mean(model: FittedModel) -> np.ndarray:
-    """Returns the reconstruction (d,) of the mean of the prior that inference uses: all there is to say of a row of
-    which nothing is known. Where no prior is used, zero is still where the latents of training started around."""
-    architecture = Architecture.of(model.config.model, len(model.feature_names))
-    family = build_family(architecture)
-    k = architecture.latent
-    mean = model.latents[:, :k].mean(dim=0) if model.config.infer.prior == "train" else torch.zeros(k)
-    with torch.no_grad():
-        x_hat: np.ndarray = family.decode(family.layers(model.weights[None]), mean.view(1, 1, k)).numpy()[0, 0]
-    return x_hat
+        return Filled(filled, int((~mask.any(axis=1)).sum()))
 
 
 def _check_finite(values: np.ndarray, cells: np.ndarray, x: np.ndarray) -> None:

@@ -103,6 +103,8 @@ class _Inference:
             x = torch.tensor(part.x[rows], device=self.device).masked_fill_(~mask, 0.0)
             statistics = self._fit(x, mask.float())
             mean = self.family.posterior(statistics, self.log_var).mean
+            # A row without any observed cell says nothing of itself: its posterior is the prior, wherever it started.
+            mean = torch.where(mask.any(1, keepdim=True), mean, self.prior.mean)
             chunks.append(self.family.decode(self.networks, mean).cpu().numpy())
         return np.concatenate(chunks, axis=1)
 

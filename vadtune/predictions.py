@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +19,12 @@ def check_predictions_file(path: Path) -> None:
     """Makes sure, before any work is done, that predictions can be saved under a name.
 
     Raises:
-        ConfigError: It is of no known kind, or is HDF5 and h5py is not installed.
+        ConfigError: It is of no known kind.
     """
     if path.suffix not in _KINDS or path.is_dir():
         raise ConfigError(
             f"--save-predictions: takes a file that ends in {' or '.join(_KINDS)}, got {path}; name it so"
         )
-    if path.suffix == ".h5" and importlib.util.find_spec("h5py") is None:
-        raise ConfigError(f"--save-predictions: HDF5 needs h5py, which is not installed, got {path}; name a .npz file")
 
 
 class Predictions:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Translates; prints or writes the YAML."""
     from vadtune.errors import ConfigError
     from vadtune.files import check_writable, write_atomically
-    from vadtune.published import import_settings, read_settings
+    from vadtune.import_config import import_settings, read_settings
 
     if args.out is not None:
         if args.out.is_dir():

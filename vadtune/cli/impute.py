@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vadtune.errors import DataError
     from vadtune.files import check_writable, write_atomically
-    from vadtune.tables import check_columns, read_table
+    from vadtune.table_files import check_columns, read_table
 
     _check_out(args.table, args.out)
     check_writable(args.out.absolute().parent)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from vadtune.errors import DataError
-from vadtune.tables.base import Holes, Table
+from vadtune.table_files.base import Holes, Table
 
 _FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
 

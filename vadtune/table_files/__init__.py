@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.errors import DataError
-from vadtune.tables.base import Table
-from vadtune.tables.binary import NpyTable, NpzTable, ParquetTable
-from vadtune.tables.text import CsvTable, TsvTable
+from vadtune.table_files.base import Table
+from vadtune.table_files.binary import NpyTable, NpzTable, ParquetTable
+from vadtune.table_files.text import CsvTable, TsvTable
 
 __all__ = ["TABLES", "Table", "check_columns", "read_table"]
 

@@ -10,7 +10,7 @@ import yaml
 from vadtune.cli import main
 from vadtune.config import ACTIVATIONS, SCHEDULES, DataConfig, ModelConfig, TrainConfig, TrialConfig
 from vadtune.errors import ConfigError
-from vadtune.published import import_settings, read_settings
+from vadtune.import_config import import_settings, read_settings
 from vadtune.search_file import load_trial
 
 # A configuration as the published code's generator writes it, but for the start of test rows.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vadtune.errors import DataError
-from vadtune.tables.base import Holes, Table
+from vadtune.table_files.base import Holes, Table
 
 
 class ParquetTable(Table):
