@@ -16,7 +16,7 @@ import yaml
 from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.compare import Cell, plan, run_comparison
-from vadtune.errors import ConfigError, ModelFolderError, SearchError
+from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
 from vadtune.plots import comparison_plot
 from vadtune.retest import run_retest
 
@@ -125,6 +125,26 @@ def test_an_interruption_ends_the_comparison_and_keeps_what_is_done(
     assert main(["compare", *files, "--out", str(out), "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]) == 130
     assert capsys.readouterr().out == ""
     assert not (out / "compare.csv").exists()
+
+
+def test_a_search_that_left_nothing_to_resume_is_started_again(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resume(*args: Any, **options: Any) -> None:
+        raise NothingToResume("it ended before its first snapshot")
+
+    outcome = SimpleNamespace(run="again", interrupted=False, failures={"trial-0001": "error: full disk"})
+    monkeypatch.setattr("vadtune.compare.resume_search", resume)
+    monkeypatch.setattr("vadtune.compare.start_search", lambda *args, **options: outcome)
+    monkeypatch.setattr("vadtune.compare._retest", lambda cell, run, *args: {"run": run})
+    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    made = cell(tmp_path, files)
+    (made.folder / "runs/before").mkdir(parents=True)
+    (made.folder / "runs/before/run.json").write_text("{}")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = run_comparison([made], top=1, seeds=[0], uri=uri, progress=lambda line: None)
+    assert done.rows == [{"run": "again"}]
+    assert done.failures == {"one-r0.3 trial-0001": "error: full disk"}
 
 
 def test_a_search_without_a_model_leaves_a_gap_and_the_others_go_on(

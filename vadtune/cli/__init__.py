@@ -18,8 +18,19 @@ from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
 COMMANDS = (
-    *("validate", "search", "resume", "results", "export", "retest", "plot", "impute", "train", "compare"),
-    *("configs", "import-config", "ui"),
+    "validate",
+    "search",
+    "resume",
+    "results",
+    "export",
+    "retest",
+    "plot",
+    "impute",
+    "train",
+    "compare",
+    "configs",
+    "import-config",
+    "ui",
 )
 
 

@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(args.out, table.filled(x))
     if filled.empty_rows:
         logger.warning("%d rows have no observed cell: filled from the prior mean alone", filled.empty_rows)
-    logger.info(
-        "filled %d of %d cells by the mean of %d models: %s", table.holes.sum(), x.size, len(models.models), args.out
-    )
+    count = len(models.models)
+    by = "one model" if count == 1 else f"the mean of {count} models"
+    logger.info("filled %d of %d cells by %s: %s", table.holes.sum(), x.size, by, args.out)
     return 0
 
 
