@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -44,3 +45,12 @@ def search(tmp_path_factory: pytest.TempPathFactory, iris: IncompleteDataset) ->
     from tests.finished_search import finished_search  # it imports this module
 
     return finished_search(tmp_path_factory.mktemp("finished"), iris)
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One local Ray for all searches of this process: started and stopped as a search would."""
+    from vadtune.search.process import local_ray
+
+    with local_ray():
+        yield

@@ -119,7 +119,7 @@ def test_training_resumed_from_disk_changes_nothing(
     model: dict[str, str], tmp_path: Path, iris: IncompleteDataset
 ) -> None:
     config = trial_config(model=model)
-    save_state(tmp_path, trained(config, iris.train, epochs=2))
+    save_state(tmp_path, trained(config, iris.train, epochs=2).states()[0])
     resumed = Population([config], iris.train)
     load_state(tmp_path, resumed)
     resumed.train_until(4)
@@ -128,7 +128,7 @@ def test_training_resumed_from_disk_changes_nothing(
 
 def test_a_damaged_training_state_is_a_clear_error(tmp_path: Path, iris: IncompleteDataset) -> None:
     population = trained(trial_config(), iris.train, epochs=1)
-    save_state(tmp_path, population)
+    save_state(tmp_path, population.states()[0])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ModelFolderError, match="training cannot be resumed"):

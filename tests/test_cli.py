@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -68,9 +69,55 @@ MISTAKES = [
     ("retest {export} --ratios 0:1:0.1", "--ratios: takes ratios above 0 and below 1"),
     ("retest {export} --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
     ("retest {export} --baselines tree", "--baselines: unknown baseline 'tree'"),
+    ("retest {export} --clean --seeds 3", "--clean: hides nothing and takes nothing about masks, got --seeds; leave"),
+    ("retest {export} --save-predictions x.txt", "takes a file that ends in .npz or .h5, got x.txt; name it so"),
     ("retest {export} --out {file}/x", "cannot be written"),
     ("retest {incomplete}", "weights.safetensors"),
     ("retest {altered}", "config.yaml"),
+    ("plot nowhere", "nowhere: does not exist; write one with"),
+    ("plot {export} --ratio 1", "--ratio: takes a share of cells above 0 and below 1, got 1.0"),
+    ("plot {export} --ratio nan", "--ratio: takes a share of cells above 0 and below 1, got nan"),
+    ("plot {export} --ratio 0.001", "a mask must hide a test cell"),
+    ("plot {export} --rows 0", "--rows: takes a number of rows above 0, got 0"),
+    ("plot {export} --rows 1 --ratio 0.05", "--rows: needs a missing cell to show, got none in 1 rows"),
+    ("plot {export} --seed -1", "--seed: takes a whole number from 0"),
+    ("plot {export} --out x.jpg", "--out: takes a file that ends in .png, got x.jpg"),
+    ("plot {export} --out {file}/x.png", "cannot be written"),
+    ("plot {altered}", "config.yaml was altered"),
+    ("impute nowhere {table} --out x.csv", "nowhere: does not exist; write one with"),
+    ("impute {export} nowhere.csv --out x.csv", "nowhere.csv: cannot be read (No such file or directory)"),
+    ("impute {export} {file} --out file2", "takes a file that ends in .csv, .tsv, .parquet, .npy, .npz, got ''"),
+    ("impute {export} {wrong} --out x.csv", "must have the columns of the model, got missing 'sepal length (cm)', "),
+    ("impute {export} {table} --out x.parquet", "--out: takes a file of the table's kind, '.csv', got x.parquet"),
+    ("impute {export} {table} --out {table}", "--out: takes another file than the table that is read"),
+    ("impute {export} {table} --out {export}", "--out: takes a file, got the folder"),
+    ("impute {export} {table} --out {file}/x.csv", "cannot be written"),
+    ("impute {incomplete} {table} --out x.csv", "weights.safetensors is missing"),
+    ("compare {digits} --out cmp --ratios 2", "--ratios: takes ratios above 0 and below 1"),
+    ("compare {digits} --out cmp --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
+    ("compare {digits} --out cmp --top 0", "--top: takes a number of models above 0, got 0"),
+    ("compare {digits}", "the following arguments are required: --out"),
+    ("compare search.samples=3 --out cmp", "FILE: needs a search file at least, got search.samples=3; name one"),
+    ("compare {digits} {digits} --out cmp", "need names of their own, got 'digits' twice; change one"),
+    ("compare {digits} nofile.yaml --out cmp", "nofile.yaml: cannot be read"),
+    ("compare {digits} data.source=digit --out cmp", "data.source: unknown source 'digit'"),
+    ("compare {digits} --out {file}/cmp", "cannot be written"),
+    ("compare {digits} search.cpus_per_trial=4096 --out cmp", "search.cpus_per_trial: must be at most the"),
+    ("compare {digits} --out cmp --tracking-uri sqlite:////nowhere/x.db", "/nowhere/x.db cannot be written"),
+    ("configs {digits}", "the following arguments are required: --out"),
+    ("configs {digits} --out configs --samples 0", "--samples: takes a number of configurations above 0, got 0"),
+    ("configs {digits} model.latnt=3 --out configs", "model.latnt: unknown key 'latnt': did you mean 'latent'?"),
+    ("configs {digits} --out {export}", "must be new or empty, and is not; name another folder"),
+    ("configs {digits} --out {file}/x", "cannot be written"),
+    ("import-config nofile.json", "nofile.json: cannot be read (No such file or directory)"),
+    ("import-config {file}", "not valid JSON"),
+    ("import-config {published}", "--source: is needed, a configuration of the published code does not name its data"),
+    ("import-config {published} --source digit", "data.source: unknown source 'digit': did you mean 'digits'?"),
+    ("import-config {published} --source iris --kl", "--kl: belongs to the models vae and vae_free, got ae"),
+    ("import-config {published} --source iris --ratio-kl 2", "--ratio-kl: needs --kl, without which the prior"),
+    ("import-config {published} --source iris --batch-size 0", "train.batch_size: must be greater than or equal to 1"),
+    ("import-config {published} --source iris --out {export}", "--out: takes a file, got the folder"),
+    ("import-config {published} --source iris --out {file}/x.yaml", "cannot be written"),
     ("ui", "the store must exist, and does not; run `vadtune search` first"),
     ("ui --tracking-uri {store} --port 99999", "--port: takes a port from 1 to 65535, got 99999"),
     ("ui --tracking-uri {store} --port {busy}", "cannot be used (Address already in use); name another"),
@@ -83,6 +130,11 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("places")
     (folder / "file").write_text("a file, not a folder")
     (folder / "dotted.yaml").write_text("name: dotted\ndata: {source: iris}\nmodel.latent: {int: [1, 3]}\n")
+    names = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
+    (folder / "table.csv").write_text(f"{names}\n5.1,,1.4,\n")
+    (folder / "wrong.csv").write_text("a,b\n1,\n")
+    published = {"n_latent_params": 25, "n_hidden": 50, "n_hidden_layers": 2, "net_lr": 0.001, "latent_param_lr": 0.01}
+    (folder / "config_0.json").write_text(json.dumps({**published, "masked": 0.5}))
     found = find_results("tiny", search.uri)
     (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
     for name in ("incomplete", "altered"):
@@ -94,6 +146,9 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
         "digits": DIGITS,
         "file": str(folder / "file"),
         "dotted": str(folder / "dotted.yaml"),
+        "published": str(folder / "config_0.json"),
+        "table": str(folder / "table.csv"),
+        "wrong": str(folder / "wrong.csv"),
         "config": str(model.folder / "config.yaml"),
         "export": str(model.folder),
         "incomplete": str(folder / "incomplete"),

@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"domains", "files"},
+    {"domains", "files", "table_files"},
     {"config"},
     {"search_file", "randomness", "optimiser"},
     {"data"},
-    {"model"},
+    {"model", "import_config"},
     {"metrics"},
     {"inference", "batches"},
     {"training"},
@@ -23,9 +23,12 @@ LAYERS = [
     {"checkpoint"},
     {"tracking"},
     {"search"},
-    {"baselines", "masks", "results"},
+    {"baselines", "impute", "masks", "results"},
+    {"predictions"},
     {"export", "retest"},
+    {"compare", "preview", "retest_clean"},
     {"report"},
+    {"plots"},
     {"cli"},
 ]
 # Heavy or external libraries and the only places that may import them.

@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -16,7 +17,7 @@ from vadtune.baselines import BASELINES
 from vadtune.checkpoint import find_model_folders, load_model, save_model
 from vadtune.cli import main
 from vadtune.config import TrialConfig
-from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
+from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256
 from vadtune.errors import ConfigError, ModelFolderError
 from vadtune.metrics import score
 from vadtune.retest import METRICS, Retest, parse_ratios, run_retest
@@ -141,7 +142,7 @@ def test_rows_imputed_together_or_apart_score_the_same(
     apart = run_retest(best, RATIOS, SEEDS)
     for one, other in zip(together.methods, apart.methods, strict=True):
         for metric in METRICS:
-            np.testing.assert_allclose(one.scores[metric], other.scores[metric], rtol=1e-4)
+            np.testing.assert_allclose(one.scores[metric], other.scores[metric], rtol=1e-4, atol=1e-5)
 
 
 def test_a_single_model_has_no_mean_and_a_single_mask_no_error(best: Path) -> None:
@@ -246,6 +247,9 @@ def test_a_retest_is_logged_to_the_search_it_tests(
         (["--missing-mode", "random", "--seed", "-1"], "--seed: takes a whole number from 0"),
         (["--baselines", "men"], "--baselines: unknown baseline 'men': did you mean 'mean'? valid: "),
         (["--out", "{best}/1-a/config.yaml"], "cannot be written"),
+        (["--clean", "--ratios", "0.5", "--seeds", "2"], "--clean: hides nothing and takes nothing about masks, got"),
+        (["--save-predictions", "{best}/x.csv"], "--save-predictions: takes a file that ends in .npz or .h5, got"),
+        (["--save-predictions", "{best}/1-a/config.yaml/x.npz"], "cannot be written"),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(
@@ -267,3 +271,84 @@ def test_an_incomplete_export_is_refused(name: str, best: Path, capsys: pytest.C
     assert main(["retest", str(best)]) == 2
     assert name in capsys.readouterr().err
     assert sorted(path.name for path in best.iterdir()) == ["1-a", "2-b"]
+
+
+def test_reconstructions_are_scored_on_observed_and_all_cells_too(retest: tuple[Path, Retest]) -> None:
+    best, result = retest
+    dataset = load_dataset(trial_config().data)
+    part = dataset.test_part(RATIOS[1], SEEDS[2])
+    x_hats = [load_model(folder).reconstruct(part) for folder in find_model_folders(best)]
+    for method, x_hat in zip(result.methods, [*x_hats, np.mean(x_hats, axis=0)], strict=False):
+        observed = score(x_hat, dataset.test_truth, part.mask).rmse
+        everything = score(x_hat, dataset.test_truth, np.ones_like(part.mask)).rmse
+        assert method.scores["observed_rmse"][1, 2] == pytest.approx(observed, rel=1e-4)
+        assert method.scores["all_rmse"][1, 2] == pytest.approx(everything, rel=1e-4)
+        assert method.scores["observed_mse"][1, 2] == pytest.approx(observed**2, rel=1e-4)
+        assert method.scores["all_mse"][1, 2] == pytest.approx(everything**2, rel=1e-4)
+    for method in result.methods:
+        if method.kind == "baseline":  # it copies observed cells: an error of 0 would flatter it
+            assert np.isnan(method.scores["observed_rmse"]).all()
+            assert np.isnan(method.scores["all_mse"]).all()
+
+
+def test_clean_rows_are_reconstructed_whole(best: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retest", str(best), "--clean", "--no-log", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in rows] == ["1-a", "2-b", "mean of 2 models"]
+    dataset = load_dataset(trial_config().data)
+    whole = np.ones(dataset.test_truth.shape, dtype=bool)
+    x_hats = [load_model(folder).reconstruct(Part(dataset.test_truth, whole)) for folder in find_model_folders(best)]
+    for row, x_hat in zip(rows, [*x_hats, np.mean(x_hats, axis=0)], strict=True):
+        errors = score(x_hat, dataset.test_truth, whole)
+        assert row["all_rmse"] == pytest.approx(errors.rmse, rel=1e-4)
+        assert row["all_mae"] == pytest.approx(errors.mae, rel=1e-4)
+        assert row["all_mse"] == pytest.approx(errors.rmse**2, rel=1e-4)
+    assert [path.name for path in (best / "retest").iterdir()] == ["clean.csv"]
+    assert not (best / "masks.npz").exists()
+
+
+def test_a_clean_retest_is_logged_too(
+    search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "best"
+    assert main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(best)]) == 0
+    capsys.readouterr()
+    command = ["retest", str(best), "--clean", "--tracking-uri", search.uri, "--format", "json"]
+    assert main(command) == 0
+    mean = json.loads(capsys.readouterr().out)[-1]
+    run = MlflowClient(search.uri).get_run(search.run_id)
+    assert run.data.metrics["retest_clean_all_rmse"] == pytest.approx(mean["all_rmse"])
+    assert json.loads(run.data.tags["vadtune.retest_clean"]) == {"method": "mean of 3 models"}
+
+
+def saved(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    with h5py.File(path) as file:
+        text = {"methods", "feature_names"}
+        return {name: file[name].asstr()[()] if name in text else file[name][()] for name in file}
+
+
+@pytest.mark.parametrize("kind", [".npz", ".h5"])
+def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"predictions{kind}"
+    command = ["retest", str(best), "--ratios", "0.3,0.7", "--seeds", "3", "--baselines", "mean", "--no-log"]
+    assert main([*command, "--save-predictions", str(path)]) == 0
+    arrays = saved(path)
+    dataset = load_dataset(trial_config().data)
+    assert list(arrays["methods"]) == ["1-a", "2-b", "mean of 2 models"]
+    assert list(arrays["ratios"]) == RATIOS
+    assert list(arrays["mask_seeds"]) == SEEDS
+    assert list(arrays["feature_names"]) == dataset.feature_names
+    assert arrays["x_imputed"].shape == (3, 2, 3, *dataset.test_truth.shape)
+    assert arrays["x_imputed"].dtype == np.float32
+    truth = dataset.scaler.inverse(dataset.test_truth)
+    np.testing.assert_allclose(arrays["x_true"], truth, rtol=1e-6)
+    mask = arrays["masks"][1, 2]
+    np.testing.assert_array_equal(mask, dataset.test_mask(0.7, 2))
+    imputed = load_model(best / "2-b").impute(Part.hide(dataset.test_truth, mask))
+    np.testing.assert_allclose(arrays["x_imputed"][1, 1, 2], dataset.scaler.inverse(imputed), rtol=1e-4, atol=1e-5)
+    for of_method in arrays["x_imputed"]:
+        np.testing.assert_array_equal(of_method[1, 2][mask], arrays["x_true"][mask])
+    np.testing.assert_allclose(arrays["x_imputed"][2], arrays["x_imputed"][:2].mean(0), rtol=1e-4, atol=1e-5)

@@ -41,6 +41,10 @@ class SearchError(VadtuneError):
     """A search cannot be started or resumed."""
 
 
+class NothingToResume(SearchError):  # noqa: N818 - it names a state, not a mistake
+    """A search ended before anything of it was saved; it can only be started again."""
+
+
 class TrialDiverged(VadtuneError):  # noqa: N818 - it names what happened to the trial, as Optuna's TrialPruned does
     """A configuration's loss became NaN or infinite; only this trial fails."""
 

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # at run time it would cost every command that prints a table the import of torch
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from vadtune.retest import Retest
 
 Rows = Sequence[Mapping[str, object]]
 ERROR_NAMES = {"missing_rmse": "RMSE", "missing_mae": "MAE"}
 _MOST_TICKS, _MOST_NAMED_MODELS = 12, 6
-_BLUE, _LIGHT_BLUE = "#0b4f9c", "#6ba3dc"
+BLUE, _LIGHT_BLUE = "#0b4f9c", "#6ba3dc"
 _BASELINE_COLOURS = ("#8a8a8a", "#c98a00", "#2a8a57", "#b5403a", "#7b57a8")
 
 
@@ -128,25 +131,9 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     if len(models) > _MOST_NAMED_MODELS:
         labels = [label for label in labels if label not in models]
         labels.append((float(np.median([height for height, _, _ in models])), f"each of {len(models)}", models[0][2]))
-    places = spread_apart([height for height, _, _ in labels], (top - bottom) / 23)
-    for (height, name, style), place in zip(labels, places, strict=True):
-        axes.annotate(
-            name,
-            xy=(retest.ratios[-1], height),
-            xytext=(1.03, place),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            color=style["color"],
-            fontweight="bold" if style["linewidth"] > 2 else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": style["color"],
-                "linewidth": 0.6,
-                "shrinkA": 2,
-                "shrinkB": 5,
-                "relpos": (0, 0.5),
-            },
-        )
+    bold = {name for _, name, style in labels if style["linewidth"] > 2}
+    named = [(height, name, style["color"]) for height, name, style in labels]
+    label_lines(axes, named, last=retest.ratios[-1], bold=bold)
     axes.annotate(
         "fitted here",
         xy=(retest.training_ratio, 0),
@@ -166,6 +153,42 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     spread = f"mean ± standard error over {len(retest.seeds)} masks" if len(retest.seeds) > 1 else "one mask"
     figure.text(0.02, 0.94, f"{retest.source}: imputation error by missing ratio", fontsize=14, fontweight="bold")
     figure.text(0.02, 0.89, f"{spread} at each ratio, the same masks for every method", color="0.35")
+    return png(figure)
+
+
+def label_lines(axes: Axes, labels: Sequence[tuple[float, str, str]], *, last: float, bold: Collection[str]) -> None:
+    """Names lines at their right ends, names moved apart where ends are near each other.
+
+    Args:
+        axes: Whose limits are final.
+        labels: Height of the line's end, name and colour of each line.
+        last: Where on the x axis the lines end.
+        bold: The names to print in bold.
+    """
+    bottom, top = axes.get_ylim()
+    places = spread_apart([height for height, _, _ in labels], (top - bottom) / 23)
+    for (height, name, colour), place in zip(labels, places, strict=True):
+        axes.annotate(
+            name,
+            xy=(last, height),
+            xytext=(1.03, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color=colour,
+            fontweight="bold" if name in bold else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 2,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG; the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -191,7 +214,7 @@ def _styles(retest: Retest) -> list[dict[str, Any]]:
     styles: list[dict[str, Any]] = []
     for method in retest.methods:
         if method is retest.headline:
-            styles.append({"color": _BLUE, "linewidth": 2.6, "marker": "o", "markersize": 6, "zorder": 4})
+            styles.append({"color": BLUE, "linewidth": 2.6, "marker": "o", "markersize": 6, "zorder": 4})
         elif method.kind == "model":
             styles.append({"color": _LIGHT_BLUE, "linewidth": 1.2, "marker": "o", "markersize": 3, "zorder": 3})
         else:

@@ -1,7 +1,8 @@
 """Retest: exported models and baselines on the sealed test rows, under masks of many missing ratios.
 
-The only module that reads the values of test rows. Every method imputes the same rows under the same masks, having been
-fitted once, on the train rows under the mask of the training ratio: ratios far from it are the point.
+With the preview the only module that reads the values of test rows. Every method imputes the same rows under the same
+masks, having been fitted once, on the train rows under the mask of the training ratio; ratios far from it
+are the point.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ from vadtune.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.inference import FittedModel
 from vadtune.masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.metrics import score
+from vadtune.predictions import Predictions
 
-METRICS = ("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original")
-"""Errors over the missing cells of the test rows: in the scaler's units, and in the source's own."""
+METRICS = (
+    *("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original"),
+    *("observed_rmse", "all_rmse", "observed_mse", "all_mse"),
+)
+"""Errors over the missing, the observed and all cells of the test rows, in the scaler's units, and in the source's own
+where the name says so. Baselines copy what is observed: they are scored on missing cells only. ``observed_mse`` is the
+masked loss of the published VAD code, ``all_mse`` its loss against the complete rows."""
 
 MASKS_FILE = "masks.npz"
 _MOST_RATIOS = 99
@@ -166,6 +173,7 @@ def run_retest(
     *,
     store_masks: bool = True,
     baselines: Sequence[str] = tuple(BASELINES),
+    predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
     """Imputes the test rows with every model, with the mean of the models and with baselines, under the same masks.
@@ -176,6 +184,7 @@ def run_retest(
         seeds: Mask seeds; each pair of ratio and seed is one mask.
         store_masks: Whether masks come from ``masks.npz`` in ``path``, which is made or extended as needed.
         baselines: Names of BASELINES.
+        predictions: Is given what the models impute.
         progress: Is told what is being done.
 
     Raises:
@@ -186,10 +195,12 @@ def run_retest(
         if name not in BASELINES:
             raise ConfigError(f"--baselines: {unknown_name('baseline', name, BASELINES)}")
     models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
-    dataset = _shared_dataset(models)
+    dataset = shared_dataset(models)
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
     masks = stored_masks(path / MASKS_FILE, dataset, keys) if store_masks else draw_masks(dataset, keys)
 
+    if predictions is not None:
+        predictions.begin(dataset, masks)
     imputers: list[Impute] = []
     for name in baselines:
         progress(f"fitting {name}")
@@ -203,10 +214,13 @@ def run_retest(
     for start, batch in _batches(keys, dataset.test_truth.size):
         parts = [Part.hide(dataset.test_truth, masks[key]) for key in batch]
         part = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        for index, x_hat in enumerate(_reconstructions([model for _, model in models], imputers, part)):
-            progress(f"{names[index][0]}: {start + len(batch)} of {len(keys)} masks")
+        for index, x_hat in enumerate(reconstructions([model for _, model in models], imputers, part)):
+            name, kind = names[index]
+            progress(f"{name}: {start + len(batch)} of {len(keys)} masks")
             for offset, (key, rows) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
-                errors[index, :, start + offset] = _errors(rows, dataset, masks[key])
+                errors[index, :, start + offset] = _errors(rows, dataset, masks[key], kind)
+                if predictions is not None and kind != "baseline":
+                    predictions.add(name, key, rows)
     by_ratio = errors.reshape(len(names), len(METRICS), len(ratios), len(seeds))
     return Retest(
         source=dataset.config.source,
@@ -221,7 +235,7 @@ def run_retest(
     )
 
 
-def _reconstructions(models: Sequence[FittedModel], imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
+def reconstructions(models: Sequence[FittedModel], imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
     """Yields x_hat (n, d) of every model, of the mean of the models where there are several, and of every imputer."""
     total = np.zeros(part.x.shape)
     for model in models:
@@ -234,10 +248,14 @@ def _reconstructions(models: Sequence[FittedModel], imputers: Sequence[Impute], 
         yield impute(part.x)
 
 
-def _errors(x_hat: np.ndarray, dataset: IncompleteDataset, mask: np.ndarray) -> tuple[float, ...]:
+def _errors(x_hat: np.ndarray, dataset: IncompleteDataset, mask: np.ndarray, kind: Kind) -> tuple[float, ...]:
     """Returns the values of METRICS."""
-    cells, inverse = cells_to_score(dataset, mask), dataset.scaler.inverse
-    return (*score(x_hat, dataset.test_truth, cells), *score(inverse(x_hat), inverse(dataset.test_truth), cells))
+    truth, cells, inverse = dataset.test_truth, cells_to_score(dataset, mask), dataset.scaler.inverse
+    reconstructed = kind != "baseline" and bool(mask.any())
+    observed = score(x_hat, truth, mask).rmse if reconstructed else np.nan
+    everything = score(x_hat, truth, ~np.isnan(truth)).rmse if reconstructed else np.nan
+    missing = (*score(x_hat, truth, cells), *score(inverse(x_hat), inverse(truth), cells))
+    return (*missing, observed, everything, observed**2, everything**2)
 
 
 def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequence[MaskKey]]]:
@@ -246,7 +264,7 @@ def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequenc
     return ((start, keys[start : start + size]) for start in range(0, len(keys), size))
 
 
-def _shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
+def shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
     """Returns the dataset that all the models were trained on."""
     data = models[0][1].config.data
     for name, model in models:

@@ -117,6 +117,18 @@ def load_trial(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
     return search.trial_config({})
 
 
+def parse_trial(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrialConfig:
+    """Checks a trial configuration given as nested mappings.
+
+    Raises:
+        ConfigError: With every problem of it; also when it has domains.
+    """
+    search = parse_search(_override(dict(tree), overrides))
+    if search.domains:
+        raise ConfigError(f"one value each is needed, got domains for {', '.join(search.domains)}; name values")
+    return search.trial_config({})
+
+
 def parse_search(tree: Mapping[str, Any]) -> SearchFile:
     """Checks a search given as nested mappings.
 

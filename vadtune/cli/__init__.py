@@ -17,7 +17,21 @@ from typing import NoReturn
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
-COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "train", "ui")
+COMMANDS = (
+    "validate",
+    "search",
+    "resume",
+    "results",
+    "export",
+    "retest",
+    "plot",
+    "impute",
+    "train",
+    "compare",
+    "configs",
+    "import-config",
+    "ui",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vadtune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"vadtune.cli.{name}").add_parser(commands, [common])
+        importlib.import_module(f"vadtune.cli.{name.replace('-', '_')}").add_parser(commands, [common])
     return parser
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.errors import SearchError
+from vadtune.errors import NothingToResume, SearchError
 from vadtune.files import check_writable, write_atomically
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
 from vadtune.search.placement import placed
@@ -148,7 +148,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | 
         dataset = load_dataset(search.data)
         path = folder / _TUNE
         if not tune.Tuner.can_restore(path):
-            raise SearchError(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
+            raise NothingToResume(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
         if not tracker.reopen(parent):
             return None
 

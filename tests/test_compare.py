@@ -1,0 +1,235 @@
+"""Comparisons: whole ones on a real Ray, what needs no search on results the tests write."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from vadtune.checkpoint import find_model_folders, load_model
+from vadtune.cli import main
+from vadtune.compare import Cell, plan, run_comparison
+from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
+from vadtune.plots import comparison_plot
+from vadtune.retest import run_retest
+
+TREE: dict[str, Any] = {
+    "name": "one",
+    "data": {"source": "iris"},
+    "model": {"latent": {"int": [1, 3]}, "hidden": 8},
+    "train": {"epochs": 9, "net_lr": 1e-2},
+    "infer": {"steps": 10},
+    "search": {"samples": 3, "cpus_per_trial": 2},
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    paths = []
+    for name, family in (("one", "vad"), ("two", "vae")):
+        tree = {**TREE, "name": name, "model": {**TREE["model"], "family": family}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        paths.append(str(tmp_path / f"{name}.yaml"))
+    return paths
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.ray
+def test_each_file_is_searched_and_retested_at_each_ratio_and_nothing_is_done_twice(
+    ray_here: None,
+    files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = ["compare", *files, "--ratios", "0.3,0.6", "--seeds", "2", "--top", "2", "--out", str(out)]
+    command += ["--tracking-uri", uri]
+    assert main(command) == 0
+    header, one, two = capsys.readouterr().out.splitlines()
+    assert header.split() == ["search", "trained_on", "0.3", "0.6"]
+    rows = rows_of(out / "compare.csv")
+    cells = [("one", "0.3"), ("one", "0.6"), ("two", "0.3"), ("two", "0.6")]
+    assert [(row["search"], row["missing_ratio"]) for row in rows] == cells
+    assert [row["family"] for row in rows] == ["vad", "vad", "vae", "vae"]
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert one.split()[-1] == f"{float(rows[1]['missing_rmse']):.4g}"
+    assert two.split()[0] == "two"
+    for row in rows:
+        best = out / f"{row['search']}-r{row['missing_ratio']}/best"
+        ratio = float(row["missing_ratio"])
+        assert len(find_model_folders(best)) == 2
+        assert load_model(find_model_folders(best)[0]).config.data.missing.ratio == ratio
+        again = run_retest(best, [ratio], [0, 1], store_masks=False, baselines=[])
+        assert float(row["missing_rmse"]) == pytest.approx(again.headline.mean("missing_rmse")[0])
+        scores = again.headline.scores["missing_rmse"][0]
+        assert float(row["missing_rmse_lowest"]) == pytest.approx(scores.min())
+        assert float(row["missing_rmse_highest"]) == pytest.approx(scores.max())
+
+    def forbidden(*args: Any, **options: Any) -> Any:
+        raise AssertionError("done already")
+
+    # The same command again does nothing; a cell that lost its result is retested, not searched.
+    with monkeypatch.context() as patch:
+        patch.setattr("vadtune.compare.start_search", forbidden)
+        patch.setattr("vadtune.compare.export_best", forbidden)
+        assert main(command) == 0
+    before = (out / "compare.csv").read_bytes()
+    (out / "two-r0.6/result.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("vadtune.compare.start_search", forbidden)
+        assert main(command) == 0
+    assert (out / "compare.csv").read_bytes() == before
+
+    # More masks: every cell is retested, none searched.
+    with monkeypatch.context() as patch:
+        patch.setattr("vadtune.compare.start_search", forbidden)
+        assert main([*command, "--seeds", "3"]) == 0
+    assert {row["masks"] for row in rows_of(out / "compare.csv")} == {"3"}
+
+    # Another file under the same name is no continuation.
+    capsys.readouterr()
+    assert main(["compare", "train.epochs=10", *command[1:]]) == 2
+    assert "must hold this search, but holds one of another one file or other overrides" in capsys.readouterr().err
+
+    # A search that left no snapshot is started again.
+    shutil.rmtree(out / "one-r0.3/runs")
+    (out / "one-r0.3/result.json").unlink()
+    (out / "one-r0.3/runs/broken").mkdir(parents=True)
+    assert main(command) == 0
+    assert len(list((out / "one-r0.3/runs").glob("*/run.json"))) == 1
+
+
+def cell(folder: Path, files: list[str], ratio: float = 0.3) -> Cell:
+    (made,) = plan([Path(files[0])], [], [ratio], folder)
+    return made
+
+
+def test_an_interruption_ends_the_comparison_and_keeps_what_is_done(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = SimpleNamespace(run="one-r0.3-x", interrupted=True, failures={})
+    monkeypatch.setattr("vadtune.compare.start_search", lambda *args, **options: outcome)
+    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    out = tmp_path / "out"
+    assert main(["compare", *files, "--out", str(out), "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]) == 130
+    assert capsys.readouterr().out == ""
+    assert not (out / "compare.csv").exists()
+
+
+def test_a_search_that_left_nothing_to_resume_is_started_again(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resume(*args: Any, **options: Any) -> None:
+        raise NothingToResume("it ended before its first snapshot")
+
+    outcome = SimpleNamespace(run="again", interrupted=False, failures={"trial-0001": "error: full disk"})
+    monkeypatch.setattr("vadtune.compare.resume_search", resume)
+    monkeypatch.setattr("vadtune.compare.start_search", lambda *args, **options: outcome)
+    monkeypatch.setattr("vadtune.compare._retest", lambda cell, run, *args: {"run": run})
+    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    made = cell(tmp_path, files)
+    (made.folder / "runs/before").mkdir(parents=True)
+    (made.folder / "runs/before/run.json").write_text("{}")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = run_comparison([made], top=1, seeds=[0], uri=uri, progress=lambda line: None)
+    assert done.rows == [{"run": "again"}]
+    assert done.failures == {"one-r0.3 trial-0001": "error: full disk"}
+
+
+def test_a_search_without_a_model_leaves_a_gap_and_the_others_go_on(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
+        return cell.search.name, {}, False
+
+    def retest(cell: Cell, *args: Any) -> dict[str, object]:
+        if cell.ratio == 0.3:
+            raise ModelFolderError("none has a checkpoint")
+        return {"missing_ratio": cell.ratio}
+
+    monkeypatch.setattr("vadtune.compare._search", search)
+    monkeypatch.setattr("vadtune.compare._retest", retest)
+    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    cells = plan([Path(files[0])], [], [0.3, 0.6], tmp_path / "out")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = run_comparison(cells, top=1, seeds=[0], uri=uri, progress=lambda line: None)
+    assert done.rows == [{"missing_ratio": 0.6}]
+    assert done.failures == {"one-r0.3": "none has a checkpoint"}
+
+
+def test_cells_have_names_ratios_and_overrides_of_their_own(files: list[str], tmp_path: Path) -> None:
+    cells = plan([Path(path) for path in files], ["train.epochs=5"], [0.1, 0.35], tmp_path)
+    assert [cell.search.name for cell in cells] == ["one-r0.1", "one-r0.35", "two-r0.1", "two-r0.35"]
+    assert [cell.search.data.missing.ratio for cell in cells] == [0.1, 0.35] * 2
+    assert {cell.search.epochs for cell in cells} == {5}
+    assert [cell.family for cell in cells] == ["vad", "vad", "vae", "vae"]
+    assert not any(cell.trained_on_complete for cell in cells)
+    assert not any(tmp_path.glob("*-r*")), "planning writes nothing"
+
+
+def test_two_files_of_one_name_are_refused(files: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="need names of their own, got 'one' twice"):
+        plan([Path(files[0]), Path(files[0])], [], [0.3], tmp_path)
+
+
+def test_a_damaged_result_is_named(files: list[str], tmp_path: Path) -> None:
+    made = cell(tmp_path, files)
+    made.folder.mkdir()
+    (made.folder / "result.json").write_text("{")
+    with pytest.raises(SearchError, match=r"result\.json: cannot be read .* delete it"):
+        run_comparison([made], top=1, seeds=[0], uri="", progress=lambda line: None)
+
+
+def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) -> list[dict[str, Any]]:
+    return [
+        {
+            "search": name,
+            "source": "synthetic",
+            "family": family,
+            "trained_on": trained_on,
+            "missing_ratio": round(0.1 + 0.2 * i, 1),
+            "units": "standardised units",
+            "masks": masks,
+            "missing_rmse": 0.1 * (i + number + 1),
+            "missing_rmse_lowest": 0.09 * (i + number + 1),
+            "missing_rmse_highest": 0.11 * (i + number + 1),
+        }
+        for number, (name, family, trained_on) in enumerate(searches)
+        for i in range(ratios)
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        made_up(("vad", "vad", "the same ratio"), ("vad_adversarial_with_a_long_name", "vad", "complete rows")),
+        made_up(("a", "vad", "the same ratio"), ("b", "vad", "the same ratio"), ("c", "vae", "complete rows")),
+        made_up(("one", "vad", "complete rows"), masks=1, ratios=1),
+        made_up(*((f"search{i}", "vad", "the same ratio") for i in range(9))),
+    ],
+    ids=["adversarial", "one family twice", "one point", "many"],
+)
+def test_every_comparison_can_be_drawn(rows: list[dict[str, Any]]) -> None:
+    png = comparison_plot(rows)
+    assert png.startswith(b"\x89PNG")
+    assert comparison_plot(rows) == png, "the same rows give the same bytes"
+
+
+def test_a_cell_with_a_result_is_not_searched(files: list[str], tmp_path: Path) -> None:
+    made = cell(tmp_path, files)
+    made.folder.mkdir()
+    row = {"search": "one", "missing_ratio": 0.3}
+    (made.folder / "result.json").write_text(json.dumps({"top": 2, "seeds": [0], "row": row, "masks": []}))
+    done = run_comparison([made], top=2, seeds=[0], uri="", progress=lambda line: None)
+    assert done.rows == [row]

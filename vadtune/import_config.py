@@ -1,0 +1,182 @@
+"""Configurations of the published VAD code, as trial configurations.
+
+That code reads a JSON of sizes, learning rates and initialisations (``config_0.json``) and takes the rest as flags.
+Here both are one mapping by the names they have there, so that the ``args.json`` it leaves behind can be read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vadtune.config import DataConfig, ModelConfig, TrainConfig, TrialConfig, unflatten
+from vadtune.data import load_dataset
+from vadtune.errors import ConfigError, unknown_name
+from vadtune.search_file import parse_trial
+
+FLAG_DEFAULTS: dict[str, Any] = {
+    **{"model": "ae", "kl": False, "ratio_kl": 1.0, "log_var": -14.0, "reduce": False},
+    **{"batch_size": 32, "n_train_epochs": 50, "n_test_epochs": 50},
+}
+POSTERIORS = {"ae": "none", "vae": "fixed", "vae_free": "learned"}
+
+_SAME = {
+    "n_latent_params": "model.latent",
+    "n_hidden": "model.hidden",
+    "n_hidden_layers": "model.layers",
+    "net_lr": "train.net_lr",
+    "latent_param_lr": "train.latent_lr",
+    "activation_fn": "model.activation",
+    "latent_param_init": "train.latent_init",
+    "n_train_epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "test_latent_param_lr": "infer.lr",
+    "test_latent_param_init": "infer.start",
+    "n_test_epochs": "infer.steps",  # each of its test epochs updates a row once
+}
+_NEEDED = ("n_latent_params", "n_hidden", "n_hidden_layers", "net_lr", "latent_param_lr")
+_CONVERTED = ("model", "kl", "ratio_kl", "log_var", "reduce", "masked", "use_adam", "layer_norm", "dropout", "dataset")
+_WITHOUT_EFFECT = (
+    *("action", "config_folder", "config_num", "cuda", "cuda_device", "device", "debug", "dataset_path"),
+    *("missing_mode", "output_size", "test_batch_size"),
+)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A configuration that was read.
+
+    Attributes:
+        config: The trial configuration.
+        notes: What was converted, and what was left behind, a line each.
+    """
+
+    config: TrialConfig
+    notes: list[str]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a JSON of the published code.
+
+    Raises:
+        ConfigError: It cannot be read, is no JSON object, or lacks what every such file has.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing file") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); name a config_N.json of the published code") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: needs an object of settings, got {type(settings).__name__}; name a config_N.json")
+    missing = [key for key in _NEEDED if key not in settings]
+    if missing:
+        raise ConfigError(f"{path}: lacks {', '.join(missing)}, which the published code needs; name a config_N.json")
+    return settings
+
+
+def import_settings(
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    source: str | None = None,
+    ratio: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Imported:
+    """Translates the published code's settings.
+
+    Its loss is the mean squared error over observed cells plus ``ratio_kl`` times the KL divergence of a row; here the
+    squared error is a sum, so ``kl_weight`` is ``ratio_kl`` times the observed cells of a row, d · (1 − missing ratio).
+
+    Args:
+        settings: By the published code's names: what its JSON holds, and its flags.
+        name: Of the trial configuration.
+        source: The data source; None for the ``dataset`` of the settings.
+        ratio: Share of cells to make missing; None for ``masked`` of the settings, by which it trains in any case.
+        overrides: ``key.path=value`` texts that replace what the settings say.
+
+    Raises:
+        ConfigError: A setting breaks a rule, or has no counterpart here.
+        DataError: The source cannot be read, whose width converts ``ratio_kl``.
+    """
+    settings = {**FLAG_DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
+    source = source or settings.get("dataset")
+    if source is None:
+        raise ConfigError("--source: is needed, a configuration of the published code does not name its data; add it")
+    values: dict[str, Any] = {"name": name, "data.source": source, **_missing(settings.get("masked"), ratio)}
+    values |= {key: settings[theirs] for theirs, key in _SAME.items() if theirs in settings}
+    values |= _posterior(settings) | _training(settings)
+    notes = [f"{key}: no effect here, left out" for key in settings if key in _WITHOUT_EFFECT]
+    known = {*_SAME, *_CONVERTED, *_WITHOUT_EFFECT}
+    notes += [f"{key}: unknown, {settings[key]!r} was left out" for key in settings if key not in known]
+    values["train.kl_weight"] = 0.0
+    config = parse_trial(unflatten(values), overrides)  # before the data is read: mistakes are told at once
+    if settings["kl"]:
+        d, share = len(load_dataset(config.data).feature_names), 1 - _train_ratio(settings.get("masked"))
+        values["train.kl_weight"] = settings["ratio_kl"] * d * share
+        notes.append(f"kl_weight = ratio_kl {settings['ratio_kl']:g} x {d} columns x {share:g} observed")
+        config = parse_trial(unflatten(values), overrides)
+    return Imported(config, notes)
+
+
+def _missing(masked: object, ratio: float | None) -> dict[str, Any]:
+    """Returns which cells are missing: ``masked`` in training, ``ratio`` where rows are validated and tested."""
+    train = _train_ratio(masked)
+    if ratio is None and not train:
+        raise ConfigError("--ratio: is needed, for masked is null: the published code trained on complete rows; add it")
+    tested = train if ratio is None else ratio
+    if train == tested:
+        return {"data.missing.ratio": tested}
+    if "train_missing" not in DataConfig.model_fields:
+        raise ConfigError(
+            f"masked: train and test rows must miss the same share of cells here, got {masked} with --ratio {ratio}; "
+            "leave --ratio out"
+        )
+    return {"data.missing.ratio": tested, "data.train_missing": {"ratio": train} if train else "none"}
+
+
+def _train_ratio(masked: object) -> float:
+    if masked is None:
+        return 0.0
+    if isinstance(masked, bool) or not isinstance(masked, (int, float)) or not 0 <= masked < 1:
+        raise ConfigError(f"masked: takes a share of cells from 0 to below 1 or null, got {masked!r}; correct it")
+    return float(masked)
+
+
+def _posterior(settings: Mapping[str, Any]) -> dict[str, Any]:
+    model, kl = settings["model"], settings["kl"]
+    if model not in POSTERIORS:
+        raise ConfigError(f"--model: {unknown_name('model', model, POSTERIORS)}")
+    if kl and model == "ae":
+        raise ConfigError("--kl: belongs to the models vae and vae_free, got ae, which has no variance; leave it out")
+    if isinstance(settings["ratio_kl"], bool) or not isinstance(settings["ratio_kl"], (int, float)):
+        raise ConfigError(f"--ratio_kl: takes a number, got {settings['ratio_kl']!r}; correct it")
+    values: dict[str, Any] = {"model.family": "vad", "model.posterior": POSTERIORS[model]}
+    if model == "vae":
+        values["model.log_var"] = settings["log_var"]
+    return values
+
+
+def _training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns optimiser, schedule and regularisation; what this vadtune has no key for is an error, never dropped."""
+    values: dict[str, Any] = {"train.weight_decay": 0.0}
+    values["train.schedule"] = "plateau" if settings["reduce"] else "constant"
+    adam = settings.get("use_adam", True)
+    if "optimiser" in TrainConfig.model_fields:
+        values["train.optimiser"] = "adam" if adam else "sgd"
+    elif not adam:  # AdamW without weight decay is Adam
+        raise _no_counterpart("use_adam", adam)
+    for key in ("layer_norm", "dropout"):
+        if not settings.get(key):
+            continue
+        if key not in ModelConfig.model_fields:
+            raise _no_counterpart(key, settings[key])
+        values[f"model.{key}"] = settings[key]
+    return values
+
+
+def _no_counterpart(key: str, value: object) -> ConfigError:
+    return ConfigError(f"{key}: this vadtune has no counterpart, got {value!r}; take it out of the file, or upgrade")
