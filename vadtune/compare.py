@@ -53,7 +53,7 @@ class Cell:
     @property
     def trained_on_complete(self) -> bool:
         """Whether train rows have nothing hidden (the paper's adversarial case)."""
-        train = getattr(self.search.data, "train_missing", None)
+        train = self.search.data.train_missing
         return train is not None and train.ratio == 0
 
     @property

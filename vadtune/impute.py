@@ -61,7 +61,7 @@ class ModelAverage:
     @property
     def na_values(self) -> tuple[str, ...]:
         """What stood for a hole in the table the models were trained on, beside empty cells and NaN."""
-        return tuple(getattr(self.models[0].config.data, "na_values", None) or ())
+        return tuple(self.models[0].config.data.na_values or ())
 
     def fill(self, x: np.ndarray) -> Filled:
         """Fills holes with the mean of the models' reconstructions; a row without anything else is their prior's mean.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from vadtune.errors import ConfigError
 from vadtune.masks import MaskKey, cells_to_score, draw_masks
 from vadtune.retest import shared_dataset
 
-_IMAGES = ("digits", "mnist", "fashion_mnist")
 _SHOWN_IMAGES = 8
 
 
@@ -95,9 +93,8 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
     dataset = shared_dataset(models)
     key = MaskKey(ratio, seed)
     mask = draw_masks(dataset, [key])[key]
-    n, d = mask.shape
-    side = math.isqrt(d)
-    image_shape = (side, side) if dataset.config.source in _IMAGES and side * side == d else None
+    n = len(mask)
+    image_shape = dataset.layout.image
     count = min(n, rows or (_SHOWN_IMAGES if image_shape else n))
     taken = np.sort(np.random.default_rng(seed).permutation(n)[:count])
     if not cells_to_score(dataset, mask)[taken].any():
