@@ -183,6 +183,20 @@ def test_two_files_of_one_name_are_refused(files: list[str], tmp_path: Path) -> 
         plan([Path(files[0]), Path(files[0])], [], [0.3], tmp_path)
 
 
+def test_values_that_vary_make_a_line_each(files: list[str], tmp_path: Path) -> None:
+    vary = ["model.family=vad,vae", "data.train_missing=null,none"]
+    cells = plan([Path(files[0])], [], [0.3], tmp_path, vary)
+    assert [(cell.name, cell.family, cell.trained_on_complete) for cell in cells] == [
+        ("one-vad", "vad", False),
+        ("one-vad-none", "vad", True),
+        ("one-vae", "vae", False),
+        ("one-vae-none", "vae", True),
+    ]
+    for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae"):
+        with pytest.raises(ConfigError, match="--vary: takes key.path=value,value"):
+            plan([Path(files[0])], [], [0.3], tmp_path, [wrong])
+
+
 def test_a_damaged_result_is_named(files: list[str], tmp_path: Path) -> None:
     made = cell(tmp_path, files)
     made.folder.mkdir()

@@ -12,6 +12,7 @@ interrupted goes on where it stopped: what is done is not done again, a search i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -78,7 +79,13 @@ class Comparison:
     interrupted: str | None
 
 
-def plan(files: Sequence[Path], overrides: Sequence[str], ratios: Sequence[float], out: Path) -> list[Cell]:
+def plan(
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    ratios: Sequence[float],
+    out: Path,
+    vary: Sequence[str] = (),
+) -> list[Cell]:
     """Returns the cells of a comparison, file by file.
 
     Args:
@@ -86,22 +93,31 @@ def plan(files: Sequence[Path], overrides: Sequence[str], ratios: Sequence[float
         overrides: Of each file.
         ratios: Missing ratios.
         out: The folder of the comparison.
+        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values.
 
     Raises:
         ConfigError: A file has problems, asks for more than the machine has, or two have the same name.
         SearchError: The folder holds a cell of this name that another file or other overrides made.
     """
-    names = [load_search(file, overrides).name for file in files]
+    lines = [
+        (file, [*overrides, *(f"{key}={value}" for key, value in values)], [value for _, value in values])
+        for file in files
+        for values in itertools.product(*map(_values, vary))
+    ]
+    names = [
+        "-".join([load_search(file, changed).name, *(value for value in values if value != "null")])
+        for file, changed, values in lines
+    ]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
             f"name: searches that are compared need names of their own, got '{twice[0]}' twice; change one"
         )
     cells = []
-    for file, name in zip(files, names, strict=True):
+    for (file, changed, _), name in zip(lines, names, strict=True):
         for ratio in ratios:
             own = f"{name}-r{ratio:g}"
-            search = load_search(file, [*overrides, f"data.missing.ratio={ratio!r}", f"name={own}"])
+            search = load_search(file, [*changed, f"data.missing.ratio={ratio!r}", f"name={own}"])
             check_resources(search.search)
             cells.append(Cell(name, ratio, search, out / own))
     for cell in cells:
@@ -112,6 +128,13 @@ def plan(files: Sequence[Path], overrides: Sequence[str], ratios: Sequence[float
                 "name another folder by --out, or delete it"
             )
     return cells
+
+
+def _values(vary: str) -> list[tuple[str, str]]:
+    key, equals, values = vary.partition("=")
+    if not key or not equals or not all(values.split(",")):
+        raise ConfigError(f"--vary: takes key.path=value,value,..., got '{vary}'")
+    return [(key, value) for value in values.split(",")]
 
 
 def run_comparison(

@@ -29,6 +29,13 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE|key.path=value", help="search files, and values that replace those of each"
     )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="key.path=value,...",
+        help="take each file with each of these values, a line for each; may be repeated; null for the default",
+    )
     parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks for each ratio (default: 5)")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="best models that are averaged (default: 3)")
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.tracking import tracking_uri
 
     ratios = parse_ratios(args.ratios)
-    cells = plan(files, overrides, ratios, args.out)
+    cells = plan(files, overrides, ratios, args.out, args.vary)
     uri = tracking_uri(args.tracking_uri)
     done = run_comparison(cells, top=args.top, seeds=list(range(args.seeds)), uri=uri, progress=logger.info)
     if done.interrupted:
