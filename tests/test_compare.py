@@ -193,7 +193,7 @@ def test_values_that_vary_make_a_line_each(files: list[str], tmp_path: Path) -> 
         ("one-vae-none", "vae", True),
     ]
     for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae"):
-        with pytest.raises(ConfigError, match="--vary: takes key.path=value,value"):
+        with pytest.raises(ConfigError, match="--vary: takes"):
             plan([Path(files[0])], [], [0.3], tmp_path, [wrong])
 
 

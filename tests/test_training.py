@@ -233,3 +233,17 @@ def test_truth_of_test_cells_changes_nothing_but_test_scores(iris: IncompleteDat
     (model,) = trained(trial_config(), iris.train).models()
     part = iris.test_part(0.3, 0)
     np.testing.assert_array_equal(model.reconstruct(part), model.reconstruct(other.test_part(0.3, 0)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", KINDS)
+def test_a_gpu_trains_the_same_model(model: dict[str, str], iris: IncompleteDataset) -> None:
+    config = trial_config(model=model)
+    population = Population([config, trial_config(model=model, train={"kl_weight": 0.3})], iris.train, "cuda")
+    population.join(trial_config(model=model, train={"kl_weight": 0.2}))
+    population.train_until(4)
+    alone = trained(config, iris.train).states()[0]
+    (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m.config == config)
+    for name in ("weights", "rows"):
+        torch.testing.assert_close(state[name].cpu(), alone[name], rtol=1e-2, atol=1e-3)
