@@ -4,8 +4,8 @@
 
 64 configurations (decoder 50-100-100-784, learned posteriors, batch 128, half of the cells missing) train for some
 epochs, in packs of each size. Needs only torch, numpy and pydantic. The last line is the ratio of packs of 64 to one at
-a time. Beside it stands the share of the device's memory bandwidth and matrix rate that the step comes to, each measured
-here: the step's least traffic is its weights with their moments and gradients, its least arithmetic its products.
+a time. Beside each size stands the share of the device's memory bandwidth and matrix rate, both measured here, that its
+steps come to: a step's least traffic is its weights with moments and gradients, its least arithmetic its products.
 """
 
 from __future__ import annotations
