@@ -8,7 +8,7 @@
     environment.json      versions of Python and of the packages that matter
     manifest.json         format version, provenance, and the SHA-256 of every other file
 
-A checkpoint of a trial is a model folder with training_state.safetensors beside it.
+A checkpoint of a trial is a model folder with training_state.safetensors beside it, and the SHA-256 of that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MODEL_FILES = (
     "metrics.json",
     "environment.json",
 )
-_STATE = "training_state.safetensors"
+_STATE, _STATE_HASH = "training_state.safetensors", "training_state.sha256"
 _PACKAGES = ("torch", "numpy", "safetensors")
 
 
@@ -182,18 +182,23 @@ def find_model_folders(path: Path) -> list[Path]:
 def save_state(folder: Path, population: Population) -> None:
     """Writes all that resuming a population needs into ``folder``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in population.state().items()}
-    (folder / _STATE).write_bytes(save_tensors(tensors))
+    content = save_tensors(tensors)
+    (folder / _STATE).write_bytes(content)
+    (folder / _STATE_HASH).write_text(hashlib.sha256(content).hexdigest() + "\n")
 
 
 def load_state(folder: Path, population: Population) -> None:
     """Makes a population go on from what ``save_state`` wrote.
 
     Raises:
-        ModelFolderError: The file is missing or damaged.
+        ModelFolderError: The file is missing, was damaged or altered.
     """
     try:
-        population.load_state(load_tensors((folder / _STATE).read_bytes()))
-    except (OSError, SafetensorError) as error:
+        content = (folder / _STATE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != (folder / _STATE_HASH).read_text().strip():
+            raise ValueError(f"its SHA-256 differs from {_STATE_HASH}")
+        population.load_state(load_tensors(content))
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: training cannot be resumed from it, {_STATE}: {error}") from error
 
 

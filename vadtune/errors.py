@@ -41,6 +41,10 @@ class SearchError(VadtuneError):
     """A search cannot be started or resumed."""
 
 
+class CheckpointError(VadtuneError):
+    """A checkpoint could not be written, as on a full disk; the trial is tried again from the one before."""
+
+
 class TrialDiverged(VadtuneError):  # noqa: N818 - it names what happened to the trial, as Optuna's TrialPruned does
     """A configuration's loss became NaN or infinite; only this trial fails."""
 

@@ -20,6 +20,7 @@ from vadtune.files import check_writable, write_atomically
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
 from vadtune.search.process import check_resources, local_ray, only_here, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
+from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
 from vadtune.search.trainable import TrainTrial
@@ -107,7 +108,7 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
                 storage_path=str(folder),
                 callbacks=[SearchCallback(run)],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
                 verbose=0,
             ),
         )
@@ -175,7 +176,7 @@ def _run(search: SearchFile, run: str, tracker: Tracker, build: Callable[[], tun
         session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
         SESSIONS[run] = session
         try:
-            with local_ray():
+            with local_ray(), bounded_retries():
                 build().fit()
         except BaseException:
             tracker.abandon()

@@ -165,13 +165,19 @@ class Tracker:
             pending.status = "RUNNING"
 
     def log_metrics(self, trial_id: str, metrics: Mapping[str, float], *, epoch: int) -> None:
-        """Logs a report of a trial; one that was logged before a resume is not logged again."""
+        """Logs a report of a trial; one that was logged before a resume or a retry is not logged again."""
         if epoch <= self._last_epoch.get(trial_id, -1):
             return
+        self._last_epoch[trial_id] = epoch
         now = int(time.time() * 1000)
         values = [Metric(name, float(value), now, epoch) for name, value in {**metrics, "epoch": epoch}.items()]
         with self._lock:
             self._pending.setdefault(trial_id, _Pending()).metrics += values
+
+    def tag_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
+        """Tags a trial's run."""
+        with self._lock:
+            self._pending.setdefault(trial_id, _Pending()).tags |= tags
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
         """Ends a trial's run.
