@@ -148,6 +148,7 @@ class SearchConfig(Section):
     trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
 
     @field_validator("metric")

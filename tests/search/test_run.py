@@ -14,10 +14,10 @@ from vadtune.config import REPORTED_METRICS, SCHEDULERS
 from vadtune.data import load_dataset
 from vadtune.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.evaluation import evaluate
-from vadtune.search.process import only_here
+from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search, start_search
 from vadtune.search_file import parse_search
-from vadtune.tracking import Tracker, Trial, connect, list_trials, resolve_search
+from vadtune.tracking import Trial, connect, list_trials, resolve_search
 from vadtune.training import Population
 
 pytestmark = pytest.mark.ray
@@ -191,26 +191,29 @@ def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
     assert "stopped by time budget" in reasons
 
 
-def test_a_search_whose_last_results_the_store_refused_is_logged_by_resuming(
-    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_whose_results_the_store_refused_is_logged_by_sync(
+    ray_here: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
 
         def away(*args: object, **kwargs: object) -> None:
             raise ConnectionError("the server is away")
 
-        patch.setattr(Tracker, "_write", away)
-        with pytest.raises(TrackingError, match="log it again with `vadtune resume tiny-"):
-            Finished(tmp_path, tiny(samples=3))
-    (folder,) = (tmp_path / "runs").iterdir()
-    outcome = resume_search(folder, tracking_uri=None)
-    assert outcome is not None
-    assert sum(outcome.counts.values()) == 3
-    client = connect(outcome.tracking_uri)
-    trials = list_trials(client, resolve_search(client, outcome.tracking_uri, outcome.run))
-    assert [trial.name for trial in trials] == ["trial-0001", "trial-0002", "trial-0003"]
-    assert all("val_missing_rmse" in trial.metrics for trial in trials)
-    assert resume_search(folder, tracking_uri=None) is None
+        patch.setattr("vadtune.tracking.writer._PATIENCE", 1.0)
+        patch.setattr("vadtune.tracking.delivery.Delivery._write", away)
+        found = Finished(tmp_path, tiny(samples=3))
+        assert not found.outcome.logged
+        assert sum(found.outcome.counts.values()) == 3
+    assert f"deliver them by: vadtune sync {found.outcome.run}" in caplog.text
+    monkeypatch.chdir(tmp_path)
+    assert main(["sync", found.outcome.run]) == 0
+    assert [trial.name for trial in found.trials] == ["trial-0001", "trial-0002", "trial-0003"]
+    assert all("val_missing_rmse" in trial.metrics for trial in found.trials)
+    assert resume_search(tmp_path / "runs" / found.outcome.run, tracking_uri=None) is None
 
 
 def test_a_search_runs_in_one_process_only(finished: Finished) -> None:

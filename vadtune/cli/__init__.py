@@ -17,7 +17,23 @@ from typing import NoReturn
 from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
-COMMANDS = ("validate", "search", "resume", "results", "export", "retest", "train", "ui")
+COMMANDS = (
+    "validate",
+    "doctor",
+    "search",
+    "resume",
+    "list",
+    "sync",
+    "results",
+    "export",
+    "retest",
+    "train",
+    "ui",
+    "submit",
+    "status",
+    "logs",
+    "stop",
+)
 
 
 class _Parser(argparse.ArgumentParser):

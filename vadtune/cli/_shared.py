@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,16 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 def add_tracking_argument(parser: argparse.ArgumentParser) -> None:
     """Adds which MLflow store is meant."""
     parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
+
+
+def add_job_address(parser: argparse.ArgumentParser) -> None:
+    """Adds which cluster's job server is meant."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    parser.add_argument(
+        "--address",
+        default=address,
+        help="job server of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+    )
 
 
 def find(args: argparse.Namespace) -> SearchResults:

@@ -220,7 +220,7 @@ class SearchCallback(Callback):
     def _finish(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id not in self._session.started:  # it never ran, and has no run to end
             return
-        checkpoint = trial.checkpoint.path if trial.checkpoint else ""
+        checkpoint = _place(trial)
         self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _progress(self, trials: list[Trial]) -> Progress:
@@ -236,6 +236,14 @@ class SearchCallback(Callback):
             best=self._session.best,
             budget_left=left,
         )
+
+
+def _place(trial: Trial) -> str:
+    """Returns where a trial's last checkpoint is, a path or a URI; empty without one."""
+    if not trial.checkpoint:
+        return ""
+    kind = trial.checkpoint.filesystem.type_name
+    return str(trial.checkpoint.path) if kind == "local" else f"{kind}://{trial.checkpoint.path}"
 
 
 def _epoch(trial: Trial) -> int:
