@@ -15,7 +15,8 @@ import optuna
 import pyarrow
 import ray
 from pyarrow import fs
-from ray._private import ray_constants, services
+from ray._private import ray_constants
+from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vadtune.errors import SearchError, VadtuneError
@@ -65,10 +66,12 @@ def joined(address: str) -> Iterator[None]:
 
 def _answering(address: str) -> str:
     """Returns the ``host:port`` of a cluster; Ray itself would try for minutes to reach one that is not there."""
-    found = str(services.get_ray_address_from_environment(address, None) if address == "auto" else address)
+    # Not Ray's own way to find one: that would take any Ray on this machine, such as the one of another search.
+    own = os.environ.get("RAY_ADDRESS") or read_ray_address() if address == "auto" else address
+    found = str(own or "")
     host, colon, port = found.rpartition(":")
     if not colon or not port.isdigit():
-        raise ValueError(f"no cluster runs on this machine ({found})" if address == "auto" else "not host:port")
+        raise ValueError("this machine is no node of a cluster" if address == "auto" else "not host:port")
     socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
     return found
 
