@@ -124,7 +124,7 @@ def load_model(folder: Path) -> FittedModel:
         if weights.numel() != family.n_parameters:
             raise ValueError(f"{family.n_parameters} weights expected, got {weights.numel()}")
         return FittedModel(config, weights, latents, Scaler.from_dict(description), tuple(names))
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: its files do not fit together ({error}); export the model again") from error
 
 
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         format_version, hashes = manifest["format_version"], dict(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / MANIFEST}: cannot be read ({error}); export the model again") from error
     if format_version != FORMAT_VERSION:
         raise ModelFolderError(

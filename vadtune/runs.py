@@ -66,7 +66,7 @@ def read_run(folder: Path) -> Run:
     """
     try:
         run = Run(**json.loads((folder / RUN_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} cannot be read: {error})") from error
     if not all(isinstance(value, str) for value in asdict(run).values()):
         raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} must hold texts, got {asdict(run)})")

@@ -41,7 +41,7 @@ class Spool:
         self._size = self._path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file, self._size)
         try:
-            self._offset = min(int(self._mark.read_text()), self._size)
+            self._offset = max(0, min(int(self._mark.read_text()), self._size))
         except (OSError, ValueError):  # nothing delivered yet; delivering twice changes nothing
             self._offset = 0
 
@@ -100,7 +100,7 @@ def _parsed(line: bytes) -> Iterator[Entry]:
         entry = json.loads(line)
         if not isinstance(entry, dict) or "op" not in entry:
             raise ValueError("no entry")
-    except ValueError:
+    except (ValueError, RecursionError):
         logger.warning("%s: a damaged line was left out: %s", SPOOL_FILE, line[:80])
         return
     yield entry
