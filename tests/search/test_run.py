@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,42 @@ def test_every_scheduler_brings_every_sample_to_an_end(scheduler: str, ray_here:
     ends = {"completed"} if scheduler == "none" else {"completed", f"stopped by {scheduler}"}
     assert {trial.end.partition(" at ")[0] for trial in found.trials} <= ends
     assert any(trial.end == "completed" for trial in found.trials)
+
+
+def test_searches_are_listed_and_the_unfinished_offered(
+    finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    assert main(["list", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["search"], row["state"], row["trials"]) == (finished.outcome.run, "finished", 10)
+    assert row["completed"] + row["stopped"] + row["failed"] == 10
+    assert row["best"] == finished.outcome.best[0] if finished.outcome.best else False
+    assert main(["resume"]) == 0
+    assert capsys.readouterr().out == ""
+    folder = finished.folder / "runs" / finished.outcome.run
+    killed = finished.folder / "runs" / "tiny-killed"
+    killed.mkdir()
+    (killed / "run.json").write_text((folder / "run.json").read_text())
+    with only_here(killed):
+        assert main(["resume"]) == 0
+        assert capsys.readouterr().out == "", "it runs"
+    assert main(["resume"]) == 0
+    assert capsys.readouterr().out == "tiny-killed\n"
+    shutil.rmtree(killed)
+
+
+def test_state_and_checkpoints_may_be_kept_behind_a_uri(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    storage = (tmp_path / "bucket").as_uri()
+    outcome = start_search(parse_search(tiny(samples=2, scheduler="none")), storage=storage, tracking_uri=uri)
+    assert sum(outcome.counts.values()) == 2
+    assert list(tmp_path.glob("bucket/*/tune/*/checkpoint_*"))
+    assert (tmp_path / "runs" / outcome.run / "search.yaml").exists()
+    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
 
 
 def test_a_vae_is_searched_the_same_way(ray_here: None, tmp_path: Path) -> None:

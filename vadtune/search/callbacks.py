@@ -243,7 +243,8 @@ def _place(trial: Trial) -> str:
     if not trial.checkpoint:
         return ""
     kind = trial.checkpoint.filesystem.type_name
-    return str(trial.checkpoint.path) if kind == "local" else f"{kind}://{trial.checkpoint.path}"
+    scheme = {"gcs": "gs"}.get(kind, kind)
+    return str(trial.checkpoint.path) if kind == "local" else f"{scheme}://{trial.checkpoint.path}"
 
 
 def _epoch(trial: Trial) -> int:
