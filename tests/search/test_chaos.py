@@ -38,19 +38,29 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], log:
         time.sleep(0.05)
 
 
+DRIVERS: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_driver_stays() -> Iterator[None]:
+    yield
+    while DRIVERS:
+        driver = DRIVERS.pop()
+        if driver.poll() is None:
+            kill_tree(driver)
+
+
 def started(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             command(*arguments), cwd=folder, env=env or environment(), stdout=log, stderr=log, text=True
         )
+    DRIVERS.append(driver)
+    return driver
 
 
 def ended(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> None:
-    try:
-        assert process.wait(seconds) == 0, (folder / "log.txt").read_text()
-    finally:
-        if process.poll() is None:
-            kill_tree(process)
+    assert process.wait(seconds) == 0, (folder / "log.txt").read_text()
 
 
 class Server:
@@ -208,8 +218,8 @@ def test_sixty_four_trials_survive_a_worker_a_server_a_node_and_a_driver(server:
         search = started(tmp_path, "search", "tiny.yaml", *arguments, env=here.env)
         wait_for(lambda: finished_trials(tmp_path) >= 4, search, log)
 
-        workers = [pid for pid in descendants(here.nodes[0].pid) if "TrainTrial" in command_line(pid)]
-        os.kill(workers[0], signal.SIGKILL)
+        wait_for(lambda: bool(workers_of(here.nodes[0])), search, log)
+        os.kill(workers_of(here.nodes[0])[0], signal.SIGKILL)
         wait_for(lambda: finished_trials(tmp_path) >= 12, search, log)
 
         server.kill()
@@ -237,6 +247,11 @@ def test_sixty_four_trials_survive_a_worker_a_server_a_node_and_a_driver(server:
         check=True,
     )
     assert len(done.stdout.splitlines()) == 65
+
+
+def workers_of(node: subprocess.Popen[str]) -> list[int]:
+    """Returns the processes of a node that train; Ray gives them the name of what they do."""
+    return [pid for pid in descendants(node.pid) if "ray::" in (name := command_line(pid)) and ".train" in name]
 
 
 def command_line(pid: int) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError
@@ -143,13 +144,26 @@ def connect(uri: str) -> MlflowClient:
             return _within(_REACH_SECONDS, attempt)
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try again for minutes
             raise OSError(f"{path} cannot be written")
-        return attempt()  # a file answers sooner or later; making a new database on a busy disk takes its time
+        with _one_at_a_time(path.parent):
+            return attempt()  # a file answers sooner or later; making a new database on a busy disk takes its time
     except Exception as error:  # of many kinds, by store: no answer, no database, not MLflow's, damaged
         reason = hide_secrets(" ".join(str(getattr(error, "reason", None) or error).split())[:300], uri)
         raise TrackingError(
             f"the tracking store {shown} must answer, got: {reason or type(error).__name__}; start the server, or name "
             "another with --tracking-uri or MLFLOW_TRACKING_URI"
         ) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Lets one process at a time go on: two that make a database in a file at once break each other's."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def connect_existing(uri: str) -> MlflowClient:
