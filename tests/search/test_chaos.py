@@ -140,6 +140,7 @@ def test_a_tracking_server_that_dies_for_a_while_loses_nothing(server: Server, t
     ended(search, tmp_path)
     assert "the tracking store does not answer, results are kept until it does" in log.read_text()
     assert "the tracking store answers again" in log.read_text()
+    assert "View run" not in log.read_text()
     check_every_sample_once(server.trials(), 8)
     check_histories(server.uri, server.trials())
 

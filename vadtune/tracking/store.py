@@ -18,6 +18,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, 
 # A server that is away is noticed in seconds, not in MLflow's four minutes; what waits for it is tried again later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# Else each run that ends is announced on stdout by its address, a password in it included.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
