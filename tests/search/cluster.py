@@ -71,7 +71,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # of jobs
             "PYTHONWARNINGS": "ignore",
         }
         self.nodes: list[subprocess.Popen[str]] = []
@@ -80,7 +81,8 @@ class Cluster:
         """Starts a node, the first one being the head, and waits until it is up."""
         where = [f"--address={self.address}"]
         if not self.nodes:
-            where = ["--head", f"--port={self.port}", f"--temp-dir={self._folder}", "--include-dashboard=false"]
+            where = ["--head", f"--port={self.port}", f"--temp-dir={self._folder}"]
+            where += ["--include-dashboard=false"] if "--include-dashboard=true" not in extra else []
         command = [str(Path(sys.executable).parent / "ray"), "start", *where, "--node-ip-address=127.0.0.1"]
         command += [f"--num-cpus={cpus}", "--object-store-memory=200000000", "--disable-usage-stats", "--block", *extra]
         log = self._folder / f"node-{len(self.nodes)}.log"
@@ -103,12 +105,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster with a head; all of it is gone afterwards."""
+def cluster(*extra: str) -> Iterator[Cluster]:
+    """A cluster with a head, started with these arguments too; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need a short path
     here = Cluster(folder)
     try:
-        here.start_node()
+        here.start_node(*extra)
         yield here
     finally:
         for node in reversed(here.nodes):
