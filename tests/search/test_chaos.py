@@ -146,30 +146,42 @@ def test_a_tracking_server_that_dies_for_a_while_loses_nothing(server: Server, t
 
 
 def test_a_tracking_server_that_dies_for_good_ends_no_search(server: Server, tmp_path: Path) -> None:
+    """Its password is neither written down nor shown, whatever goes wrong."""
     search_file(tmp_path, 6)
-    search = started(tmp_path, "search", "tiny.yaml", "--tracking-uri", server.uri)
-    wait_for(lambda: finished_trials(tmp_path) >= 2, search, tmp_path / "log.txt")
+    log = tmp_path / "log.txt"
+    secret = server.uri.replace("http://", "http://me:hunter2@")
+    search = started(tmp_path, "search", "tiny.yaml", "--tracking-uri", secret)
+    wait_for(lambda: finished_trials(tmp_path) >= 2, search, log)
     server.kill()
     ended(search, tmp_path)
     (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
-    assert f"vadtune sync {run}" in (tmp_path / "log.txt").read_text()
-    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    assert f"vadtune sync {run}" in log.read_text()
+    assert "Traceback" not in log.read_text()
     server.start()
     server.wait()
-    for message in ("bytes delivered", "the store has everything"):
-        done = subprocess.run(
+
+    def sync(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command("sync", run),
             cwd=tmp_path,
-            env=environment(),
+            env={**environment(), **env},
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
+
+    assert "name the store with its password in MLFLOW_TRACKING_URI" in sync().stderr
+    for message in ("bytes delivered", "the store has everything"):
+        done = sync(MLFLOW_TRACKING_URI=secret)
         assert done.returncode == 0, done.stderr
         assert message in done.stderr
         check_every_sample_once(server.trials(), 6)
         check_histories(server.uri, server.trials())
+    client = connect(server.uri)
+    found = resolve_search(client, server.uri, run)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "server.txt"]
+    assert not any(b"hunter2" in content for content in [*written, repr((found, server.trials())).encode()])
 
 
 def test_a_driver_killed_at_random_moments_finishes_every_sample_once(tmp_path: Path) -> None:

@@ -134,8 +134,11 @@ def connect(uri: str) -> MlflowClient:
     def attempt() -> MlflowClient:
         if uri.startswith(("http://", "https://")):
             # Any answer will do here; whether it is MLflow's, the next call tells.
+            # Without the password, which urlopen would take for a part of the host's name.
+            parts = urlsplit(uri)
+            probe = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=f"{parts.path.rstrip('/')}/health")
             with contextlib.suppress(HTTPError):
-                urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_SECONDS / 2).close()
+                urlopen(urlunsplit(probe), timeout=_REACH_SECONDS / 2).close()
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         return client
