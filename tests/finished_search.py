@@ -32,7 +32,7 @@ class FinishedSearch(NamedTuple):
 def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
     """Trains the trials in ``folder`` and logs them to ``folder/mlflow.db``."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    tracker = Tracker(connect(uri), uri, "tiny", RUN)
+    tracker = Tracker(connect(uri), uri, "tiny", RUN, folder)
     tracker.start(params={"search.metric": "val_missing_rmse"}, tags={}, artifacts=[])
     ranking = {}
     for name, (model, epochs, status, end) in TRIALS.items():

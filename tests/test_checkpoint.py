@@ -129,7 +129,12 @@ def test_training_resumed_from_disk_changes_nothing(
 def test_a_damaged_training_state_is_a_clear_error(tmp_path: Path, iris: IncompleteDataset) -> None:
     population = trained(trial_config(), iris.train, epochs=1)
     save_state(tmp_path, population.states()[0])
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-20])
+    path = tmp_path / "training_state.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelFolderError, match="training cannot be resumed"):
+            load_state(tmp_path, population)
+    path.unlink()
     with pytest.raises(ModelFolderError, match="training cannot be resumed"):
         load_state(tmp_path, population)

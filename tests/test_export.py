@@ -143,3 +143,13 @@ def test_trials_without_a_checkpoint_here_are_passed_over_aloud(
 def test_top_must_be_positive(search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(search, tmp_path / "best", "--top", "0") == 2
     assert "--top: takes a number of models above 0, got 0" in capsys.readouterr().err
+
+
+def test_models_kept_behind_a_uri_are_fetched(search: FinishedSearch, tmp_path: Path) -> None:
+    found = find_results("tiny", search.uri)
+    behind = [replace(t, checkpoint=Path(t.checkpoint).as_uri() if t.checkpoint else "") for t in found.trials]
+    (model,) = export_best(found.search, behind, metric=found.metric, top=1, out=tmp_path / "best")
+    assert {path.name for path in model.folder.iterdir()} == {*MODEL_FILES, MANIFEST}
+    away = [replace(t, checkpoint="s3-of-nobody://bucket/x") for t in found.trials]
+    with pytest.raises(ModelFolderError, match="none of its 4 trials has both a score and a checkpoint"):
+        export_best(found.search, away, metric=found.metric, top=1, out=tmp_path / "other")

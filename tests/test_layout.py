@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 LAYERS = [
     {"errors"},
     {"domains", "files", "table_files"},
+    {"runs"},
     {"config"},
     {"search_file", "randomness", "optimiser"},
     {"data"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,17 @@ from vadtune.errors import TrackingError
 from vadtune.tracking import (
     Tracker,
     connect,
+    is_finished,
     list_trials,
     log_to_run,
     resolve_search,
+    sync,
     tracking_uri,
     without_secrets,
 )
+from vadtune.tracking.delivery import Delivery
+from vadtune.tracking.spool import Spool
+from vadtune.tracking.store import hide_secrets
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +33,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str]:
     return connect(uri), uri
 
 
+def away(*args: object, **kwargs: object) -> None:
+    raise ConnectionError("the server is away")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def folder_of(store: tuple[MlflowClient, str], search: str) -> Path:
+    return Path(store[1].removeprefix("sqlite:///")).parent / "runs" / search
+
+
 def started(store: tuple[MlflowClient, str], experiment: str, search: str) -> Tracker:
-    tracker = Tracker(*store, experiment, search)
+    tracker = Tracker(*store, experiment, search, folder_of(store, search))
     tracker.start(params={"search.sampler": "tpe"}, tags={"vadtune.seed": "0"}, artifacts=[])
     return tracker
 
 
 def finish(tracker: Tracker) -> None:
-    tracker.finish(status="FINISHED", metrics={"trials_completed": 1.0}, tags={}, artifacts={"summary.json": "{}"})
+    summary = {"summary.json": "{}"}
+    assert tracker.finish(status="FINISHED", metrics={"trials_completed": 1.0}, tags={}, artifacts=summary)
 
 
 def test_a_search_is_a_parent_run_with_a_child_run_per_trial(store: tuple[MlflowClient, str]) -> None:
@@ -74,8 +96,8 @@ def test_a_resumed_search_logs_nothing_twice_and_forgets_lost_trials(store: tupl
         tracker.log_metrics(trial_id, {"val_missing_rmse": 0.5}, epoch=1)
     tracker.abandon()  # the process died: runs are left as they are
 
-    again = Tracker(client, uri, "resumed", "resumed-1")
-    again.reopen(tracker.run_id)
+    again = Tracker(client, uri, "resumed", "resumed-1", folder_of(store, "resumed-1"))
+    again.reopen(tracker.run_id, tracker.experiment_id)
     again.forget_trials_except({"kept"})
     again.start_trial("kept", "trial-kept", {"model.latent": 2})
     again.log_metrics("kept", {"val_missing_rmse": 0.5}, epoch=1)
@@ -122,11 +144,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
     client, uri = store
     tracker = started(store, f"outage-{call}", f"outage-{call}-1")
     with monkeypatch.context() as patch:
-
-        def fail(*args: object, **kwargs: object) -> None:
-            raise ConnectionError("the server is away")
-
-        patch.setattr(client, call, fail)
+        patch.setattr(client, call, away)
         tracker.start_trial("t", "trial-0001", {"model.latent": 3})
         tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
         time.sleep(1.2)
@@ -140,7 +158,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
 
 
 def test_logging_costs_the_search_almost_nothing(store: tuple[MlflowClient, str]) -> None:
-    """A report only appends to a list: well under the budget of ten milliseconds on any machine."""
+    """A report only appends a line to a file: well under the budget of ten milliseconds on any machine."""
     tracker = started(store, "cost", "cost-1")
     tracker.start_trial("t", "trial-0001", {})
     start = time.process_time()
@@ -210,10 +228,126 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
 
 
-def test_secrets_stay_out_of_what_is_shown() -> None:
-    shown = without_secrets("postgresql://me:hunter2@db.example:5432/mlflow")
-    assert shown == "postgresql://me:***@db.example:5432/mlflow"
-    assert without_secrets("sqlite:///a.db") == "sqlite:///a.db"
-    with pytest.raises(TrackingError) as raised:
-        connect("http://me:hunter2@127.0.0.1:9")
-    assert "hunter2" not in str(raised.value)
+def test_what_a_search_logs_is_on_disk_before_the_store_has_it(
+    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process loses nothing, and what it had delivered without noting it comes to the store once."""
+    client, uri = store
+    tracker = started(store, "killed", "killed-1")
+    tracker.start_trial("t", "trial-0001", {"model.latent": 3})
+    tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
+    wait_for(lambda: tracker._spool.undelivered == 0)
+    monkeypatch.setattr(Delivery, "deliver", lambda self: False)  # the process stands still
+    tracker.log_metrics("t", {"val_missing_rmse": 0.4}, epoch=2)
+    monkeypatch.undo()
+    (folder_of(store, "killed-1") / "mlflow.delivered").unlink()  # killed between the store's answer and the note
+    with (folder_of(store, "killed-1") / "mlflow.jsonl").open("a") as file:
+        file.write('{"op":"metrics","trial":"t","epoch":3,"val')  # and in the middle of a line
+
+    again = Tracker(client, uri, "killed", "killed-1", folder_of(store, "killed-1"))
+    again.reopen(tracker.run_id, tracker.experiment_id)
+    again.start_trial("t", "trial-0001", {"model.latent": 3})
+    for epoch, score in ((2, 0.4), (3, 0.3)):
+        again.log_metrics("t", {"val_missing_rmse": score}, epoch=epoch)
+    again.end_trial("t", status="FINISHED", end="completed")
+    finish(again)
+    (trial,) = list_trials(client, resolve_search(client, uri, "killed-1"))
+    assert (trial.params, trial.status, trial.epoch) == ({"model.latent": "3"}, "FINISHED", 3)
+    history = client.get_metric_history(trial.run_id, "val_missing_rmse")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.4), (3, 0.3)]
+
+
+def test_a_store_that_is_gone_for_good_ends_no_search_and_sync_delivers_later(
+    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, uri = store
+    folder = folder_of(store, "gone-1")
+    tracker = started(store, "gone", "gone-1")
+    with monkeypatch.context() as patch:
+        patch.setattr("vadtune.tracking.writer._PATIENCE", 1.0)
+        patch.setattr(Delivery, "_write", away)
+        tracker.start_trial("t", "trial-0001", {"model.latent": 3})
+        tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
+        tracker.end_trial("t", status="FINISHED", end="completed")
+        assert not tracker.finish(status="FINISHED", metrics={"best": 0.5}, tags={}, artifacts={"summary.json": "{}"})
+        assert is_finished(folder)
+        with pytest.raises(TrackingError, match="run `vadtune sync gone-1` again"):
+            sync(folder, uri, search="gone-1", experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+        tracker._drained.set()  # as if the process had ended
+        tracker._thread = None
+    for expected in (True, False):
+        done = sync(folder, uri, search="gone-1", experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+        assert (done > 0) in (expected, False)  # the thread of this very process may have been faster
+    search = resolve_search(client, uri, "gone-1")
+    (trial,) = list_trials(client, search)
+    assert (trial.status, trial.metrics["val_missing_rmse"], search.status) == ("FINISHED", 0.5, "FINISHED")
+    assert len(client.get_metric_history(trial.run_id, "val_missing_rmse")) == 1
+
+
+def test_a_run_deleted_in_mlflow_holds_nothing_up(
+    store: tuple[MlflowClient, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    client, uri = store
+    tracker = started(store, "removed", "removed-1")
+    for trial_id in ("a", "b"):
+        tracker.start_trial(trial_id, f"trial-{trial_id}", {})
+    wait_for(lambda: len(list_trials(client, resolve_search(client, uri, "removed"))) == 2)
+    client.delete_run(list_trials(client, resolve_search(client, uri, "removed"))[0].run_id)
+    for trial_id in ("a", "b"):
+        tracker.log_metrics(trial_id, {"val_missing_rmse": 0.5}, epoch=1)
+    finish(tracker)
+    (trial,) = list_trials(client, resolve_search(client, uri, "removed"))
+    assert trial.metrics["val_missing_rmse"] == 0.5
+    assert "trial-a: its run was deleted in MLflow" in caplog.text
+
+
+def test_a_full_disk_keeps_lines_in_memory_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def full(*args: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("vadtune.tracking.spool.os.write", full)
+        for number in range(3):
+            spool.append({"op": "tags", "number": number})
+        assert spool.take() == ([], 0)
+        assert spool.undelivered > 0
+    spool.append({"op": "tags", "number": 3})
+    entries, mark = spool.take()
+    assert [entry["number"] for entry in entries] == [0, 1, 2, 3]
+    spool.mark_delivered(mark)
+    assert spool.take() == ([], mark)
+    assert Spool(tmp_path).take() == ([], mark)
+
+
+def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.jsonl").write_text('{"op":"tags","n":1}\nnonsense\n[1]\n{"op":"tags","n":2}\n{"op":"ta')
+    spool = Spool(tmp_path)
+    entries, _ = spool.take()
+    assert [entry["n"] for entry in entries] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:hunter2@db.example:5432/mlflow", "postgresql://me:***@db.example:5432/mlflow"),
+        ("https://hunter2@mlflow.example", "https://***@mlflow.example"),
+        ("https://me:hunter2@mlflow.example/x", "https://me:***@mlflow.example/x"),
+        ("postgresql://db/mlflow?user=me&password=hunter2", "postgresql://db/mlflow?user=me&password=***"),
+        ("https://mlflow.example/?access_token=hunter2", "https://mlflow.example/?access_token=***"),
+        ("https://[hunter2", "***"),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+        ("postgresql://me@db.example/mlflow", "postgresql://me@db.example/mlflow"),
+    ],
+)
+def test_secrets_stay_out_of_what_is_shown(uri: str, shown: str) -> None:
+    assert without_secrets(uri) == shown
+    assert "hunter2" not in hide_secrets(f"could not reach {uri}: no route", uri)
+
+
+def test_secrets_stay_out_of_errors() -> None:
+    for uri in ("http://me:hunter2@127.0.0.1:9", "http://hunter2@127.0.0.1:9", "postgresql://me:hunter2@127.0.0.1:9/x"):
+        with pytest.raises(TrackingError) as raised:
+            connect(uri)
+        assert "hunter2" not in str(raised.value)

@@ -8,7 +8,7 @@
     environment.json      versions of Python and of the packages that matter
     manifest.json         format version, provenance, and the SHA-256 of every other file
 
-A checkpoint of a trial is a model folder with training_state.safetensors beside it.
+A checkpoint of a trial is a model folder with training_state.safetensors beside it, and the SHA-256 of that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MODEL_FILES = (
     "metrics.json",
     "environment.json",
 )
-STATE_FILE = "training_state.safetensors"
+STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 _PACKAGES = ("torch", "numpy", "safetensors")
 
 
@@ -124,7 +124,7 @@ def load_model(folder: Path) -> FittedModel:
         if weights.numel() != family.n_parameters:
             raise ValueError(f"{family.n_parameters} weights expected, got {weights.numel()}")
         return FittedModel(config, weights, latents, Scaler.from_dict(description), tuple(names))
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: its files do not fit together ({error}); export the model again") from error
 
 
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         format_version, hashes = manifest["format_version"], dict(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / MANIFEST}: cannot be read ({error}); export the model again") from error
     if format_version != FORMAT_VERSION:
         raise ModelFolderError(
@@ -181,31 +181,35 @@ def find_model_folders(path: Path) -> list[Path]:
 
 def save_state(folder: Path, state: State) -> None:
     """Writes all that resuming a member of a population needs into ``folder``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    (folder / STATE_FILE).write_bytes(save_tensors(tensors))
+    content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    (folder / STATE_FILE).write_bytes(content)
+    (folder / STATE_HASH).write_text(hashlib.sha256(content).hexdigest() + "\n")
 
 
 def load_state(folder: Path, population: Population) -> None:
     """Makes a population of one go on from what ``save_state`` wrote.
 
     Raises:
-        ModelFolderError: The file is missing or damaged.
+        ModelFolderError: The file is missing, was damaged or altered.
     """
     try:
-        population.load_states([parse_state((folder / STATE_FILE).read_bytes())])
+        content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
     except OSError as error:
         raise ModelFolderError(f"{folder}: training cannot be resumed from it, {STATE_FILE}: {error}") from error
+    population.load_states([parse_state(content, sha256)])
 
 
-def parse_state(content: bytes) -> State:
+def parse_state(content: bytes, sha256: str) -> State:
     """Returns the state in the content of a state file.
 
     Raises:
-        ModelFolderError: It is damaged.
+        ModelFolderError: It was damaged or altered.
     """
     try:
+        if hashlib.sha256(content).hexdigest() != sha256.strip():
+            raise ValueError(f"its SHA-256 differs from {STATE_HASH}")
         return dict(load_tensors(content))
-    except SafetensorError as error:
+    except (ValueError, SafetensorError) as error:
         raise ModelFolderError(f"{STATE_FILE}: training cannot be resumed from it: {error}") from error
 
 

@@ -293,9 +293,11 @@ class SearchConfig(Section):
     metric: str = "val_missing_rmse"
     seed: Seed = 0
     time_budget: Any = None
+    trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
     pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
+    accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
 
     @field_validator("metric")
@@ -326,12 +328,17 @@ class SearchConfig(Section):
             raise ValueError("takes 'auto' or a number of trials from 1")
         return number
 
-    @field_validator("time_budget")
+    @field_validator("time_budget", "trial_timeout")
     @classmethod
-    def _time_budget_is_a_duration(cls, value: object) -> object:
+    def _times_are_durations(cls, value: object) -> object:
         if value is not None and _seconds(value) is None:
             raise ValueError("takes a duration above 0 such as 90s, 30m, 2h or 1d")
         return value
+
+    @property
+    def trial_timeout_s(self) -> float | None:
+        """The trial timeout in seconds; None without one."""
+        return None if self.trial_timeout is None else _seconds(self.trial_timeout)
 
     @property
     def time_budget_s(self) -> float | None:

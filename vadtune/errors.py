@@ -45,6 +45,10 @@ class NothingToResume(SearchError):  # noqa: N818 - it names a state, not a mist
     """A search ended before anything of it was saved; it can only be started again."""
 
 
+class CheckpointError(VadtuneError):
+    """A checkpoint could not be written, as on a full disk; the trial is tried again from the one before."""
+
+
 class TrialDiverged(VadtuneError):  # noqa: N818 - it names what happened to the trial, as Optuna's TrialPruned does
     """A configuration's loss became NaN or infinite; only this trial fails."""
 

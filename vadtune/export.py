@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from vadtune.checkpoint import MODEL_FILES, find_model_folders, read_manifest, write_manifest
-from vadtune.errors import ModelFolderError
-from vadtune.files import check_writable
+from vadtune.errors import ModelFolderError, VadtuneError
+from vadtune.files import check_writable, fetch_folder
 from vadtune.results import ranked, score_of
 from vadtune.tracking import SearchRun, Trial, without_secrets
 
@@ -47,8 +48,16 @@ def export_best(
         VadtuneError: ``out`` cannot be written.
         ModelFolderError: ``out`` holds something, no trial has a checkpoint, or a checkpoint is damaged.
     """
+    with tempfile.TemporaryDirectory(prefix="vadtune-") as fetched:
+        return _export(search, trials, metric, top, out, overwrite, Path(fetched))
+
+
+def _export(
+    search: SearchRun, trials: Sequence[Trial], metric: str, top: int, out: Path, overwrite: bool, fetched: Path
+) -> list[Exported]:
     check_out(out, overwrite=overwrite)
-    chosen = [(trial, source) for trial in ranked(trials, metric) if (source := _model_folder(trial))][:top]
+    found = ((trial, _model_folder(trial, fetched)) for trial in ranked(trials, metric))
+    chosen = list(islice(((trial, source) for trial, source in found if source), top))
     if not chosen:
         raise ModelFolderError(
             f"{search.name}: none of its {len(trials)} trials has both a score and a checkpoint that can be read here; "
@@ -108,13 +117,20 @@ def _was_exported(folder: Path) -> bool:
         return False
 
 
-def _model_folder(trial: Trial) -> Path | None:
-    """Returns the model folder of a trial's last checkpoint, or None if there is none to be found here."""
+def _model_folder(trial: Trial, fetched: Path) -> Path | None:
+    """Returns the model folder of a trial's last checkpoint, or None if there is none to be found here.
+
+    One that is kept behind a URI is copied to a folder below ``fetched``.
+    """
     if not trial.checkpoint:
         return None
     try:
-        return find_model_folders(Path(trial.checkpoint))[0]
-    except ModelFolderError as error:
+        place = Path(trial.checkpoint)
+        if "://" in trial.checkpoint:
+            place = fetched / trial.trial_id
+            fetch_folder(trial.checkpoint, place)
+        return find_model_folders(place)[0]
+    except VadtuneError as error:
         logger.warning("%s is passed over, its checkpoint is not here: %s", trial.name, str(error).partition(";")[0])
         return None
 

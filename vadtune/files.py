@@ -24,6 +24,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise VadtuneError(f"{path}: cannot be written ({error.strerror}); name another place") from error
 
 
+def fetch_folder(uri: str, to: Path) -> None:
+    """Copies a folder that a URI such as ``s3://bucket/folder`` names.
+
+    Raises:
+        VadtuneError: It is not there, or cannot be read.
+    """
+    import pyarrow  # slow, and needed by those who keep things behind a URI only
+    from pyarrow import fs
+
+    try:
+        source, path = fs.FileSystem.from_uri(uri)
+        fs.copy_files(path, str(to), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise VadtuneError(f"{uri}: cannot be fetched ({reason}); set the credentials of its storage") from error
+
+
 def check_writable(folder: Path) -> None:
     """Makes sure, before any work is done, that a folder can be written to or created; creates nothing.
 

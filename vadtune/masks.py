@@ -16,6 +16,10 @@ from vadtune.errors import ConfigError, ModelFolderError
 from vadtune.files import write_atomically
 
 FORMAT_VERSION = 1
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, RecursionError, MemoryError),
+    zipfile.BadZipFile,
+)
 
 
 class MaskKey(NamedTuple):
@@ -88,7 +92,7 @@ def _read(path: Path, dataset: IncompleteDataset) -> Masks:
                 raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {header}; {again}")
             masks = np.unpackbits(file["bits"], axis=1, count=dataset.test_truth.size).astype(bool)
             masks = masks.reshape(len(entries), *shape)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ModelFolderError(f"{path}: stored masks cannot be read ({error}); {again}") from error
     for (key, expected), mask in zip(entries, masks, strict=True):
         if mask_sha256(mask) != expected:

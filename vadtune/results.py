@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
-from vadtune.tracking import SearchRun, Trial, connect_existing, list_trials, resolve_search
+from vadtune.tracking import SearchRun, Trial, connect_existing, list_searches, list_trials, resolve_search
 
 _ALWAYS = ("rank", "trial", "end", "epoch")
 
@@ -39,6 +39,49 @@ def find_results(name: str, uri: str) -> SearchResults:
     client = connect_existing(uri)
     search = resolve_search(client, uri, name)
     return SearchResults(search, list_trials(client, search), search.params.get("search.metric", SELECTABLE_METRICS[0]))
+
+
+def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
+    """Returns a row per search, newest first: its names, its state, trials by how they ended, the best score.
+
+    Args:
+        uri: The MLflow store.
+        experiment: Only searches of this name; None for all.
+        running: Tells of a search's folder whether a process works on it; None where that cannot be known.
+
+    Raises:
+        TrackingError: The store does not exist or does not answer, or holds no such experiment.
+    """
+    client = connect_existing(uri)
+    rows: list[dict[str, object]] = []
+    for search in list_searches(client, uri, experiment):
+        trials = list_trials(client, search)
+        metric = search.params.get("search.metric", SELECTABLE_METRICS[0])
+        best = ranked(trials, metric)
+        status = [trial.status for trial in trials]
+        rows.append(
+            {
+                "experiment": search.experiment,
+                "search": search.name,
+                "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
+                "started": search.started,
+                "trials": len(trials),
+                "completed": status.count("FINISHED"),
+                "stopped": status.count("KILLED"),
+                "failed": status.count("FAILED"),
+                "metric": metric,
+                "best": score_of(best[0], metric) if best else None,
+            }
+        )
+    return rows
+
+
+def _state(search: SearchRun, runs_here: bool | None) -> str:
+    if search.status == "FINISHED":
+        return "finished"
+    if search.status == "RUNNING" and runs_here is not False:
+        return "running"
+    return "killed" if search.status == "RUNNING" else "interrupted" if search.status == "KILLED" else "failed"
 
 
 def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:

@@ -18,6 +18,7 @@ _SEARCHED = ("model", "train", "infer")
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # a budget, and what all configurations share to be comparable
 _DEFAULT_SAMPLES = 64
 _MAX_BYTES = 2**20
+_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error, not a silent replacement."""
+    """Safe YAML in which a key given twice is an error, not a silent replacement.
+
+    Aliases are refused: a few lines of them can stand for more than a memory holds, or for themselves.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            line = event.start_mark.line + 1
+            raise yaml.composer.ComposerError(None, None, f"an alias, '*{event.anchor}' (line {line}); repeat it", None)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
@@ -345,11 +356,11 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             case "value_error":
                 yield f"{path}: {item['ctx']['error']}{_got(item)}"
             case "model_type" | "dict_type":
-                yield f"{path}: takes a section with keys of its own, got {item['input']!r}"
+                yield f"{path}: takes a section with keys of its own, got {_shown(item['input'])}"
             case _ if isinstance(item["input"], dict):
                 yield f"{path}: {unknown_name('domain', next(iter(item['input']), ''), DOMAINS)}"
             case _:
-                yield f"{path}: {item['msg'].replace('Input should be', 'must be')}, got {item['input']!r}"
+                yield f"{path}: {item['msg'].replace('Input should be', 'must be')}, got {_shown(item['input'])}"
 
 
 def _is_misspelt_domain(node: object) -> bool:
@@ -357,9 +368,15 @@ def _is_misspelt_domain(node: object) -> bool:
     return isinstance(node, dict) and len(node) == 1 and isinstance(next(iter(node.values())), list)
 
 
+def _shown(value: object) -> str:
+    """Returns a value as a message shows it, its beginning where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def _got(item: Any) -> str:
     message = str(item["ctx"]["error"])
-    return "" if repr(item["input"]) in message or f"'{item['input']}'" in message else f", got {item['input']!r}"
+    return "" if repr(item["input"]) in message or f"'{item['input']}'" in message else f", got {_shown(item['input'])}"
 
 
 def _fields_at(root: type[BaseModel], parents: Sequence[int | str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.search.test_run import Finished, tiny
-from vadtune.checkpoint import MODEL_FILES, STATE_FILE, load_model
+from vadtune.checkpoint import MODEL_FILES, STATE_FILE, STATE_HASH, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
@@ -74,12 +74,14 @@ def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None
     async def run() -> tuple[dict[str, bytes], int, dict[str, float]]:
         await asyncio.gather(*(first.advance(f"t{number}", SAMPLES[number], 9) for number in range(3)))
         files = await first.checkpoint("t1")
-        epoch = await second.restore("t1", files[STATE_FILE])
+        epoch = await second.restore("t1", files[STATE_FILE], files[STATE_HASH].decode())
         return files, epoch, await second.advance("t1", SAMPLES[1], 27)
 
     files, epoch, scores = asyncio.run(run())
     assert epoch == 9
-    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {STATE_FILE, f"{MODEL}/manifest.json"} == set(files)
+    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {STATE_FILE, STATE_HASH, f"{MODEL}/manifest.json"} == set(
+        files
+    )
     assert_same_scores(alone(search, dataset, SAMPLES[1], 27), scores)
     for name, content in files.items():
         path = tmp_path / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from vadtune.config import REPORTED_METRICS, SCHEDULERS
 from vadtune.data import load_dataset
 from vadtune.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.evaluation import evaluate
-from vadtune.search.process import only_here
+from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search, start_search
 from vadtune.search_file import parse_search
-from vadtune.tracking import Tracker, Trial, connect, list_trials, resolve_search
+from vadtune.tracking import Trial, connect, list_trials, resolve_search
 from vadtune.training import Population
 
 pytestmark = pytest.mark.ray
@@ -166,6 +167,42 @@ def test_every_scheduler_brings_every_sample_to_an_end(scheduler: str, ray_here:
     assert any(trial.end == "completed" for trial in found.trials)
 
 
+def test_searches_are_listed_and_the_unfinished_offered(
+    finished: Finished, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    assert main(["list", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["search"], row["state"], row["trials"]) == (finished.outcome.run, "finished", 10)
+    assert row["completed"] + row["stopped"] + row["failed"] == 10
+    assert row["best"] == finished.outcome.best[0] if finished.outcome.best else False
+    assert main(["resume"]) == 0
+    assert capsys.readouterr().out == ""
+    folder = finished.folder / "runs" / finished.outcome.run
+    killed = finished.folder / "runs" / "tiny-killed"
+    killed.mkdir()
+    (killed / "run.json").write_text((folder / "run.json").read_text())
+    with only_here(killed):
+        assert main(["resume"]) == 0
+        assert capsys.readouterr().out == "", "it runs"
+    assert main(["resume"]) == 0
+    assert capsys.readouterr().out == "tiny-killed\n"
+    shutil.rmtree(killed)
+
+
+def test_state_and_checkpoints_may_be_kept_behind_a_uri(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    storage = (tmp_path / "bucket").as_uri()
+    outcome = start_search(parse_search(tiny(samples=2, scheduler="none")), storage=storage, tracking_uri=uri)
+    assert sum(outcome.counts.values()) == 2
+    assert list(tmp_path.glob("bucket/*/tune/*/checkpoint_*"))
+    assert (tmp_path / "runs" / outcome.run / "search.yaml").exists()
+    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+
+
 def test_a_vae_is_searched_the_same_way(ray_here: None, tmp_path: Path) -> None:
     tree = tiny(samples=3)
     tree["model"]["family"] = "vae"
@@ -194,26 +231,29 @@ def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
     assert "stopped by time budget" in reasons
 
 
-def test_a_search_whose_last_results_the_store_refused_is_logged_by_resuming(
-    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_whose_results_the_store_refused_is_logged_by_sync(
+    ray_here: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
 
         def away(*args: object, **kwargs: object) -> None:
             raise ConnectionError("the server is away")
 
-        patch.setattr(Tracker, "_write", away)
-        with pytest.raises(TrackingError, match="log it again with `vadtune resume tiny-"):
-            Finished(tmp_path, tiny(samples=3))
-    (folder,) = (tmp_path / "runs").iterdir()
-    outcome = resume_search(folder, tracking_uri=None)
-    assert outcome is not None
-    assert sum(outcome.counts.values()) == 3
-    client = connect(outcome.tracking_uri)
-    trials = list_trials(client, resolve_search(client, outcome.tracking_uri, outcome.run))
-    assert [trial.name for trial in trials] == ["trial-0001", "trial-0002", "trial-0003"]
-    assert all("val_missing_rmse" in trial.metrics for trial in trials)
-    assert resume_search(folder, tracking_uri=None) is None
+        patch.setattr("vadtune.tracking.writer._PATIENCE", 1.0)
+        patch.setattr("vadtune.tracking.delivery.Delivery._write", away)
+        found = Finished(tmp_path, tiny(samples=3))
+        assert not found.outcome.logged
+        assert sum(found.outcome.counts.values()) == 3
+    assert f"deliver them by: vadtune sync {found.outcome.run}" in caplog.text
+    monkeypatch.chdir(tmp_path)
+    assert main(["sync", found.outcome.run]) == 0
+    assert [trial.name for trial in found.trials] == ["trial-0001", "trial-0002", "trial-0003"]
+    assert all("val_missing_rmse" in trial.metrics for trial in found.trials)
+    assert resume_search(tmp_path / "runs" / found.outcome.run, tracking_uri=None) is None
 
 
 def test_a_search_runs_in_one_process_only(finished: Finished) -> None:

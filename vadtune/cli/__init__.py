@@ -19,8 +19,11 @@ from vadtune.errors import ConfigError, VadtuneError
 
 COMMANDS = (
     "validate",
+    "doctor",
     "search",
     "resume",
+    "list",
+    "sync",
     "results",
     "export",
     "retest",
@@ -31,6 +34,10 @@ COMMANDS = (
     "configs",
     "import-config",
     "ui",
+    "submit",
+    "status",
+    "logs",
+    "stop",
 )
 
 

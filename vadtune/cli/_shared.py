@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,16 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 def with_data_dir(args: argparse.Namespace) -> list[str]:
     """Returns the overrides, with that of ``--data-dir`` where it is given."""
     return [*args.overrides, *([f"data.data_dir={json.dumps(str(args.data_dir))}"] if args.data_dir else [])]
+
+
+def add_job_address(parser: argparse.ArgumentParser) -> None:
+    """Adds which cluster's job server is meant."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    parser.add_argument(
+        "--address",
+        default=address,
+        help="job server of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+    )
 
 
 def find(args: argparse.Namespace) -> SearchResults:

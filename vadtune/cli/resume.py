@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 from vadtune.cli.search import add_store_arguments, report
@@ -18,29 +17,42 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "resume",
         parents=parents,
         help="complete a search after a crash or Ctrl-C",
-        description="Complete a search that was interrupted or killed: finished trials are kept, others go on.",
+        description="Complete a search that was interrupted or killed: finished trials are kept, others go on. Without "
+        "RUN, list those that can be resumed.",
         epilog="example: vadtune resume digits-20260131-120000-1a2b",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("search_run", metavar="RUN", help="the unique name of the search, or its folder")
+    parser.add_argument("search_run", nargs="?", metavar="RUN", help="the unique name of the search, or its folder")
     add_store_arguments(parser, default_store="the one the search was started with")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resumes the search and prints its best trials."""
-    from vadtune.errors import SearchError, unknown_name
+    """Resumes the search and prints its best trials; without a name, prints those that can be resumed."""
+    from vadtune.runs import find_run, local_folder
 
-    folder = args.storage / args.search_run
-    if not folder.is_dir():
-        folder = Path(args.search_run)
-    if not folder.is_dir():
-        known = [path.name for path in args.storage.iterdir() if path.is_dir()] if args.storage.is_dir() else []
-        raise SearchError(f"{unknown_name('search', args.search_run, known)} (in {args.storage})")
+    storage = local_folder(args.storage)
+    if args.search_run is None:
+        return _offer(args)
+    folder = find_run(args.search_run, storage)
     from vadtune.search.run import resume_search
 
-    outcome = resume_search(folder.absolute(), tracking_uri=args.tracking_uri)
+    outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address)
     if outcome is None:
         logger.info("%s is complete, nothing to resume", folder.name)
         return 0
     return report(outcome, args)
+
+
+def _offer(args: argparse.Namespace) -> int:
+    from vadtune.runs import is_running, local_folder, run_folders
+    from vadtune.tracking import is_finished
+
+    storage = local_folder(args.storage)
+    unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
+    for name in unfinished:
+        print(name)
+    logger.info("to resume: %d searches in %s%s", len(unfinished), storage, "" if unfinished else ", nothing to do")
+    if unfinished:
+        logger.info("next: vadtune resume %s", unfinished[-1])
+    return 0

@@ -36,8 +36,11 @@ def add_store_arguments(
     parser: argparse.ArgumentParser, default_store: str = "MLFLOW_TRACKING_URI, else ./mlflow.db"
 ) -> None:
     """Adds where searches are kept and logged."""
-    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of the searches (default: runs)")
+    parser.add_argument("--storage", default="runs", help="folder of the searches, or a URI (default: runs)")
     parser.add_argument("--tracking-uri", help=f"MLflow store (default: {default_store})")
+    parser.add_argument(
+        "--address", help="of a running Ray cluster this machine is a node of: auto or host:port (default: none)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.search.run import start_search
     from vadtune.tracking import tracking_uri
 
-    return report(start_search(search, storage=args.storage, tracking_uri=tracking_uri(args.tracking_uri)), args)
+    store = tracking_uri(args.tracking_uri)
+    return report(start_search(search, storage=args.storage, tracking_uri=store, address=args.address), args)
 
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
@@ -58,13 +62,22 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
 
     store = f" --tracking-uri {without_secrets(args.tracking_uri)}" if args.tracking_uri else ""
     if outcome.interrupted:
-        storage = f" --storage {args.storage}" if args.storage != Path("runs") else ""
-        logger.info("resume it: vadtune resume %s%s%s", outcome.run, storage, store)
+        storage = f" --storage {args.storage}" if args.storage != "runs" else ""
+        address = f" --address {args.address}" if args.address else ""
+        logger.info("resume it: vadtune resume %s%s%s%s", outcome.run, storage, store, address)
         return 130
+    if not outcome.logged:
+        best = f"best {outcome.best[0]:.4f} ({outcome.best[1]})" if outcome.best else "no trial has a score"
+        logger.info("%s; more once the store has it: vadtune sync %s%s", best, outcome.run, store)
+        return _failed(outcome)
     print_best(outcome.run, outcome.tracking_uri)
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
     logger.info("next: vadtune export %s --top 3 --out best%s && vadtune retest best", outcome.experiment, store)
     logger.info("browse: vadtune ui%s", store)
+    return _failed(outcome)
+
+
+def _failed(outcome: SearchOutcome) -> int:
     for name, reason in outcome.failures.items():
         logger.error("%s failed: %s", name, reason)
     return 1 if outcome.failures else 0

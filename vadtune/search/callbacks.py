@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from collections import Counter
@@ -9,14 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from vadtune.errors import TrialDiverged
 from vadtune.search.progress import Progress, ProgressDisplay
+from vadtune.search.recovery import MAX_RETRIES, RECOVERY
 from vadtune.search.schedulers import EPOCH
 from vadtune.search_file import SearchFile
 from vadtune.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Session:
         ended_before: How many had ended before a resume.
         started: Ids of the trials whose runs are open or were.
         best: The best score so far and the name of its trial.
+        alive: Trial id -> when it last was heard of, by ``time.monotonic``.
+        hung: Trial id -> why it was given up.
     """
 
     search: SearchFile
@@ -48,6 +56,8 @@ class Session:
     ended_before: int = 0
     started: set[str] = field(default_factory=set)
     best: tuple[float, str] | None = None
+    alive: dict[str, float] = field(default_factory=dict)
+    hung: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> Counter[str]:
         """Returns how many trials ended how: completed, stopped, diverged or error."""
@@ -84,25 +94,44 @@ class SearchCallback(Callback):
         return SESSIONS[self._run]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Brings MLflow in line with what a restored search knows, once."""
+        """Brings MLflow in line with what a restored search knows, once; gives up trials that hang."""
         self._reconcile(trials)
+        self._give_up_the_hung(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Opens the trial's run."""
+        self._session.alive[trial.trial_id] = time.monotonic()
         self._start(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Logs a report."""
+        self._session.alive[trial.trial_id] = time.monotonic()
         self._report(trial, result)
+        if RECOVERY in result:
+            logger.warning("%s %s", short_name(trial), result[RECOVERY])
+            self._session.tracker.tag_trial(trial.trial_id, {"vadtune.recovery": result[RECOVERY]})
+
+    def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes that the trial lives."""
+        self._session.alive[trial.trial_id] = time.monotonic()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tells that a trial is tried again; its run goes on."""
+        retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
+        reason = self._reason(trial).removeprefix("error: ")
+        logger.warning("%s is tried again (%s): %s", short_name(trial), retry, reason)
+        self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Ends the run of a trial that finished or was stopped."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Ends the run of a trial that failed."""
+        """Ends the run of a trial that failed, perhaps before it could start."""
+        if trial.trial_id not in self._session.started:
+            self._start(trial)
         self._end(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -153,7 +182,7 @@ class SearchCallback(Callback):
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:
-            reason = _reason(trial)
+            reason = self._reason(trial)
             if not reason.startswith("diverged"):
                 self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)
@@ -164,6 +193,25 @@ class SearchCallback(Callback):
             return
         self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
 
+    def _give_up_the_hung(self, trials: list[Trial]) -> None:
+        """Ends the workers of trials that were not heard of for too long; they are not tried again."""
+        limit = self._session.search.search.trial_timeout_s
+        if limit is None:
+            return
+        for trial in trials:
+            last = self._session.alive.get(trial.trial_id)
+            actor = trial.temporary_state.ray_actor
+            if trial.status != Trial.RUNNING or actor is None or last is None or trial.trial_id in self._session.hung:
+                continue
+            if time.monotonic() - last > limit:
+                text = f"hung: nothing reported within {limit:g} seconds (search.trial_timeout)"
+                self._session.hung[trial.trial_id] = f"error: {text}, last epoch {_epoch(trial)}"
+                trial.max_failures = 0
+                ray.kill(actor)
+
+    def _reason(self, trial: Trial) -> str:
+        return self._session.hung.get(trial.trial_id) or _reason(trial)
+
     def _record(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:
             self._session.ended[trial.trial_id] = end
@@ -172,7 +220,7 @@ class SearchCallback(Callback):
     def _finish(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id not in self._session.started:  # it never ran, and has no run to end
             return
-        checkpoint = trial.checkpoint.path if trial.checkpoint else ""
+        checkpoint = _place(trial)
         self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _progress(self, trials: list[Trial]) -> Progress:
@@ -190,6 +238,15 @@ class SearchCallback(Callback):
         )
 
 
+def _place(trial: Trial) -> str:
+    """Returns where a trial's last checkpoint is, a path or a URI; empty without one."""
+    if not trial.checkpoint:
+        return ""
+    kind = trial.checkpoint.filesystem.type_name
+    scheme = {"gcs": "gs"}.get(kind, kind)
+    return str(trial.checkpoint.path) if kind == "local" else f"{scheme}://{trial.checkpoint.path}"
+
+
 def _epoch(trial: Trial) -> int:
     """Returns the last epoch a trial reported, 0 before its first report."""
     return int(trial.last_result.get(EPOCH, 0))
@@ -203,4 +260,16 @@ def _reason(trial: Trial) -> str:
     text = " ".join(str(cause).split())
     if isinstance(cause, TrialDiverged) or "TrialDiverged" in text:
         return text[text.find("diverged:") :] if "diverged:" in text else f"diverged: {text}"
-    return f"error: {type(cause).__name__}: {text}"[:500]
+    if isinstance(error, RayActorError) and not error.actor_init_failed:
+        return "error: its worker died, or the node it ran on"
+    if isinstance(error, RayActorError):
+        text = str(error).strip().splitlines()[-1]  # of the traceback: what went wrong in the worker's start
+        return f"error: {_with_memory_hint(text)}"[:500]
+    return f"error: {_with_memory_hint(f'{type(cause).__name__}: {text}')}"[:500]
+
+
+def _with_memory_hint(text: str) -> str:
+    short = any(sign in text for sign in ("MemoryError", "OutOfMemory", "out of memory", "not enough memory"))
+    if not short and "allocate memory" not in text:
+        return text
+    return f"out of memory, lower the sizes that model.* and train.batch_size may take: {text}"

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 
+from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
 
-STATE_FILE = "training_state.safetensors"  # as checkpoint.STATE_FILE, which would import torch
+# As in checkpoint.py, which would import torch.
+STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 
 
-class PackedTrial(tune.Trainable):
+class PackedTrial(Recoverable):
     """Asks a pack to train one configuration from report to report."""
 
     def setup(self, config: dict[str, Any], *, search: SearchFile, packs: Sequence[Any], data: Any) -> None:
@@ -55,7 +56,7 @@ class PackedTrial(tune.Trainable):
             TrialDiverged: The loss or a score became NaN or infinite; Tune fails this trial alone.
         """
         self._joined = self.trial_id
-        due = next(epoch for epoch in self._due if epoch > self._epoch)
+        due = next((epoch for epoch in self._due if epoch > self._epoch), self._due[-1])
         scores = ray.get(self._pack.advance.remote(self._joined, self._config, due))
         self._epoch = due
         return {**scores, EPOCH: due, "done": due >= self._due[-1]}
@@ -70,9 +71,12 @@ class PackedTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Gives the pack the state to go on from."""
         assert checkpoint_dir is not None
-        content = (Path(checkpoint_dir) / STATE_FILE).read_bytes()
+        content, sha256 = (
+            (Path(checkpoint_dir) / STATE_FILE).read_bytes(),
+            (Path(checkpoint_dir) / STATE_HASH).read_text(),
+        )
         self._joined = self.trial_id
-        self._epoch = ray.get(self._pack.restore.remote(self._joined, content))
+        self._epoch = ray.get(self._pack.restore.remote(self._joined, content, sha256))
 
     def cleanup(self) -> None:
         """Leaves the pack."""

@@ -104,9 +104,13 @@ class Pack:
             self._loop = asyncio.create_task(self._run())
         return await job.done
 
-    async def restore(self, trial_id: str, content: bytes) -> int:
-        """Takes the state that a trial goes on from, the content of a checkpoint's state file; returns its epoch."""
-        self._given[trial_id] = state = parse_state(content)
+    async def restore(self, trial_id: str, content: bytes, sha256: str) -> int:
+        """Takes the state that a trial goes on from, the content of a checkpoint's state file; returns its epoch.
+
+        Raises:
+            ModelFolderError: It was damaged or altered.
+        """
+        self._given[trial_id] = state = parse_state(content, sha256)
         return int(state["progress"][0])
 
     async def checkpoint(self, trial_id: str) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from ray import tune
 from vadtune.data import IncompleteDataset
 from vadtune.search.packed_trial import PackedTrial
 from vadtune.search.packing import Pack, calibrate
+from vadtune.search.process import resources_of
 from vadtune.search.samplers import sample_count
 from vadtune.search.trainable import TrainTrial
 from vadtune.search_file import SearchFile
@@ -66,7 +67,7 @@ def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:
         scaler=dataset.scaler,
         feature_names=dataset.feature_names,
     )
-    return tune.with_resources(with_data, {"CPU": search.search.cpus_per_trial, "GPU": search.search.gpus_per_trial})
+    return tune.with_resources(with_data, resources_of(search.search))
 
 
 def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size: int, gpus: int) -> list[Any]:

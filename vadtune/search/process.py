@@ -1,35 +1,32 @@
-"""What a search needs of the process it runs in: a Ray of its own, a clean way to stop, its folder for itself."""
+"""What a search needs of the process it runs in: a Ray of its own and a clean way to stop."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
-import optuna
 import ray
 import torch
+from ray._private.accelerators import get_accelerator_manager_for_resource
 
 from vadtune.config import SearchConfig
-from vadtune.errors import ConfigError, SearchError
+from vadtune.errors import ConfigError, unknown_name
+from vadtune.search.cluster import Node, grows, nodes, quiet
 
 logger = logging.getLogger(__name__)
 
-_LOCK_FILE = "lock"
+_TYPE = "accelerator_type:"
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
     """Starts a local Ray that listens on loopback only, without dashboard; one that runs already is used and left."""
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet()
     if ray.is_initialized():
         yield
         return
@@ -49,44 +46,43 @@ def local_ray() -> Iterator[None]:
 
 
 def check_resources(config: SearchConfig) -> None:
-    """Makes sure that a trial can run at all; Ray would wait for ever for what it does not have.
+    """Makes sure that a trial fits on a node; Ray would wait for ever for what it does not have.
 
     Raises:
-        ConfigError: A trial asks for more than there is.
+        ConfigError: A trial asks for more than any node has, of a cluster that does not grow.
     """
-    own = {"CPU": _cores(), "GPU": torch.cuda.device_count()}
-    there = ray.cluster_resources() if ray.is_initialized() else own
+    there = nodes() if ray.is_initialized() else [_this_machine()]
+    asked = resources_of(config)
     problems = [
-        f"search.{key}: must be at most the {there.get(kind, 0):g} {kind}s there are, got {asked:g}; lower it"
-        for key, kind, asked in (
-            ("cpus_per_trial", "CPU", config.cpus_per_trial),
-            ("gpus_per_trial", "GPU", config.gpus_per_trial),
-        )
-        if asked > there.get(kind, 0)
+        f"search.{key}: must be at most the {most:g} {kind}s there are, got {asked[kind]:g}; lower it"
+        for key, kind in (("cpus_per_trial", "CPU"), ("gpus_per_trial", "GPU"))
+        if asked[kind] > (most := max((node.resources.get(kind, 0) for node in there), default=0))
     ]
-    if problems:
+    if config.accelerator_type:
+        types = {name.removeprefix(_TYPE) for node in there for name in node.resources if name.startswith(_TYPE)}
+        if config.accelerator_type not in types:
+            problems.append(f"search.accelerator_type: {unknown_name('type', config.accelerator_type, types)}")
+    if problems and grows():
+        logger.warning("no node has what a trial asks for, waiting for the cluster to grow: %s", "; ".join(problems))
+    elif problems:
         raise ConfigError(problems)
+
+
+def resources_of(config: SearchConfig) -> dict[str, float]:
+    """Returns what Ray is to set aside for a trial."""
+    resources = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    # Ray gives each node a little of a resource named after its accelerator, to be asked for in crumbs.
+    return resources | ({f"{_TYPE}{config.accelerator_type}": 0.001} if config.accelerator_type else {})
+
+
+def _this_machine() -> Node:
+    resources = {"CPU": float(_cores()), "GPU": float(torch.cuda.device_count())}
+    kind = get_accelerator_manager_for_resource("GPU").get_current_node_accelerator_type()
+    return Node("", "127.0.0.1", resources | ({f"{_TYPE}{kind}": 1.0} if kind else {}))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-@contextlib.contextmanager
-def only_here(folder: Path) -> Iterator[None]:
-    """Holds a search's folder for this process; the system lets go of it however the process ends.
-
-    Raises:
-        SearchError: Another process holds it.
-    """
-    with (folder / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SearchError(
-                f"{folder.name}: must not be running already, and another process runs it; wait for that one to end"
-            ) from error
-        yield
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -15,21 +16,34 @@ from typing import Any
 from ray import tune
 
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.errors import NothingToResume, SearchError
+from vadtune.errors import NothingToResume, TrackingError
 from vadtune.files import check_writable, write_atomically
+from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
+from vadtune.search.cluster import check_shared, joined, nodes
 from vadtune.search.placement import placed
-from vadtune.search.process import check_resources, local_ray, only_here, stop_signals
+from vadtune.search.process import check_resources, local_ray, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
+from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
 from vadtune.search_file import SearchFile, load_search
-from vadtune.tracking import HIDDEN, Tracker, connect, connect_existing, without_secrets
-from vadtune.tracking import tracking_uri as default_tracking_uri
+from vadtune.tracking import (
+    Tracker,
+    check_holds,
+    client_of,
+    connect,
+    connect_existing,
+    is_finished,
+    sqlite_path,
+    store_of,
+    sync,
+    without_secrets,
+)
 
 logger = logging.getLogger(__name__)
 
-_SEARCH_FILE, _RUN_FILE, _TUNE = "search.yaml", "run.json", "tune"
+_TUNE = "tune"
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class SearchOutcome:
         failures: Trial name -> reason, for trials that failed for reasons other than divergence.
         counts: Number of trials by how they ended.
         seconds: How long it took.
+        best: The best score and the name of its trial; None without one.
+        logged: Whether the MLflow store has everything; if not, `vadtune sync` delivers the rest.
     """
 
     run: str
@@ -53,29 +69,44 @@ class SearchOutcome:
     failures: dict[str, str]
     counts: dict[str, int]
     seconds: float
+    best: tuple[float, str] | None
+    logged: bool
 
 
-def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> SearchOutcome:
+def start_search(
+    search: SearchFile, *, storage: str | Path, tracking_uri: str, address: str | None = None
+) -> SearchOutcome:
     """Runs a search to its end.
 
     Args:
         search: The search file.
-        storage: Folder in which the search gets a folder of its own.
+        storage: Folder in which the search gets a folder of its own, or a URI for what Ray keeps. On a cluster all
+            nodes share it.
         tracking_uri: The MLflow store.
+        address: Of a running Ray cluster; None for a Ray of this machine alone.
 
     Raises:
+        SearchError: There is no cluster at the address.
         TrackingError: The store does not answer; nothing was started.
-        VadtuneError: The folder cannot be written; nothing was started.
+        VadtuneError: The folder cannot be written, or is not shared; nothing was started.
         ConfigError: A trial asks for more cores or GPUs than there are; nothing was started.
     """
+    with joined(address) if address else contextlib.nullcontext():
+        return _start(search, str(storage), tracking_uri, address)
+
+
+def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | None) -> SearchOutcome:
     check_resources(search.search)
-    check_writable(storage)
+    check_writable(local_folder(storage))
+    if is_uri(storage) or (address and len(nodes()) > 1):
+        check_shared(storage)
     client = connect(tracking_uri)
     dataset = load_dataset(search.data)
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    folder = storage.absolute() / run
-    write_atomically(folder / _SEARCH_FILE, search.to_yaml().encode())
-    tracker = Tracker(client, tracking_uri, search.name, run)
+    folder = local_folder(storage).absolute() / run
+    kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
+    write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
+    tracker = Tracker(client, tracking_uri, search.name, run, folder)
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
     tracker.start(
@@ -85,11 +116,10 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
             "vadtune.folder": str(folder),
             "vadtune.masks": json.dumps(dataset.mask_hashes),
         },
-        artifacts=[folder / _SEARCH_FILE],
+        artifacts=[folder / SEARCH_FILE],
     )
-    details = {"run": run, "experiment": search.name, "parent_run_id": tracker.run_id}
-    details["tracking_uri"] = without_secrets(tracking_uri)
-    write_atomically(folder / _RUN_FILE, (json.dumps(details, indent=1) + "\n").encode())
+    shown = without_secrets(tracking_uri)
+    write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
     def build(trainable: Any) -> tune.Tuner:
         config = search.search
@@ -108,10 +138,10 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
             ),
             run_config=tune.RunConfig(
                 name=_TUNE,
-                storage_path=str(folder),
+                storage_path=kept,
                 callbacks=[SearchCallback(run)],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
                 verbose=0,
             ),
         )
@@ -120,12 +150,13 @@ def start_search(search: SearchFile, *, storage: Path, tracking_uri: str) -> Sea
         return _run(search, dataset, run, tracker, build)
 
 
-def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | None:
+def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
     """Completes a search that was interrupted or killed.
 
     Args:
         folder: The search's own folder.
         tracking_uri: The MLflow store; None for the one the search was started with.
+        address: Of a running Ray cluster; None for a Ray of this machine alone.
 
     Returns:
         How it ended, or None if nothing was left to do.
@@ -134,28 +165,43 @@ def resume_search(folder: Path, *, tracking_uri: str | None) -> SearchOutcome | 
         SearchError: The folder holds no search that can be resumed.
         TrackingError: The store does not answer or does not hold the search.
     """
-    try:
-        details = json.loads((folder / _RUN_FILE).read_text())
-        run, uri, parent = details["run"], tracking_uri or details["tracking_uri"], details["parent_run_id"]
-    except (OSError, ValueError, KeyError) as error:
-        raise SearchError(f"{folder}: holds no search to resume ({_RUN_FILE} cannot be read: {error})") from error
-    if tracking_uri is None and HIDDEN in uri:  # the password was not written down
-        uri = default_tracking_uri(None)
-    search = load_search(folder / _SEARCH_FILE)
-    check_resources(search.search)
-    with only_here(folder):
-        tracker = Tracker(connect_existing(uri), uri, search.name, run)
-        dataset = load_dataset(search.data)
-        path = folder / _TUNE
-        if not tune.Tuner.can_restore(path):
-            raise NothingToResume(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
-        if not tracker.reopen(parent):
+    run = read_run(folder)
+    uri = store_of(run.tracking_uri, tracking_uri)
+    search = load_search(folder / SEARCH_FILE)
+    with joined(address) if address else contextlib.nullcontext(), only_here(folder):
+        check_resources(search.search)
+        client = _client(uri, run)
+        if is_finished(folder):
+            sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
+        dataset = load_dataset(search.data)
+        if not tune.Tuner.can_restore(run.tune):
+            raise NothingToResume(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
+        tracker = Tracker(client, uri, search.name, run.run, folder)
+        tracker.reopen(run.parent_run_id, run.experiment_id)
 
         def build(trainable: Any) -> tune.Tuner:
-            return tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
+            return tune.Tuner.restore(run.tune, trainable=trainable, resume_unfinished=True)
 
-        return _run(search, dataset, run, tracker, build)
+        return _run(search, dataset, run.run, tracker, build)
+
+
+def _client(uri: str, run: Run) -> Any:
+    """Returns a client of the store a search was started with; of a server that is away too, as it may come back.
+
+    Raises:
+        TrackingError: The store is a file that is not there, or does not hold the search.
+    """
+    try:
+        client = connect_existing(uri)
+    except TrackingError as error:
+        if sqlite_path(uri) is not None:
+            raise
+        logger.warning("%s", error)
+        logger.warning("the search goes on without it, results are kept until it answers")
+        return client_of(uri)
+    check_holds(client, uri, run.run, run.parent_run_id)
+    return client
 
 
 def _run(
@@ -169,7 +215,7 @@ def _run(
         session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
         SESSIONS[run] = session
         try:
-            with local_ray(), placed(search, dataset) as trainable:
+            with local_ray(), placed(search, dataset) as trainable, bounded_retries():
                 build(trainable).fit()
         except BaseException:
             tracker.abandon()
@@ -182,7 +228,7 @@ def _run(
     summary = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
     if session.best:
         summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
-    tracker.finish(
+    logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
         metrics={f"trials_{end}": count for end, count in counts.items()}
         | ({f"best_{search.search.metric}": session.best[0]} if session.best else {}),
@@ -190,7 +236,15 @@ def _run(
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
     )
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
-    return SearchOutcome(run, search.name, tracker.uri, stopped_early, session.failures, counts, seconds)
+    if not logged:
+        logger.warning(
+            "the store %s did not take the last results; they are kept, deliver them by: vadtune sync %s",
+            without_secrets(tracker.uri),
+            run,
+        )
+    return SearchOutcome(
+        run, search.name, tracker.uri, stopped_early, session.failures, counts, seconds, session.best, logged
+    )
 
 
 def _trial_folder(trial: Any) -> str:

@@ -75,6 +75,7 @@ class Searcher(OptunaSearch):
 
     def __init__(self, search: SearchFile) -> None:
         self._epochs = search.epochs
+        self._last_epoch: dict[str, int] = {}  # a trial that is tried again may report an epoch once more
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = SAMPLERS[search.search.sampler](search.search.seed)
@@ -93,7 +94,9 @@ class Searcher(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports an intermediate value, its step being the epoch."""
-        self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
+        if result["epoch"] > self._last_epoch.get(trial_id, -1):
+            self._last_epoch[trial_id] = result["epoch"]
+            self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended."""
@@ -106,6 +109,6 @@ class Searcher(OptunaSearch):
             self._ot_study.tell(trial, result[self.metric])
         else:
             if result and self.metric in result:
-                trial.report(result[self.metric], result["epoch"])
+                self.on_trial_result(trial_id, result)
             self._ot_study.tell(trial, state=TrialState.PRUNED)
         self._completed_trials.add(trial_id)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray import tune
 
 from vadtune.checkpoint import load_state, save_model, save_state
 from vadtune.data import Scaler, SearchData
 from vadtune.evaluation import evaluate
+from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
 from vadtune.training import Population
@@ -19,7 +19,7 @@ MODEL = "model"
 """The model folder inside a trial's checkpoint; the training state lies beside it."""
 
 
-class TrainTrial(tune.Trainable):
+class TrainTrial(Recoverable):
     """Trains one configuration; each step goes to the next epoch at which a report is due."""
 
     def setup(
@@ -63,7 +63,8 @@ class TrainTrial(tune.Trainable):
             TrialDiverged: The loss became NaN or infinite; Tune fails this trial alone.
         """
         population = self._population
-        population.train_until(next(epoch for epoch in self._due if epoch > population.epoch))
+        # A worker may die between its last checkpoint and its end: then nothing is left to train, only to report.
+        population.train_until(next((epoch for epoch in self._due if epoch > population.epoch), self._due[-1]))
         (self._scores,) = evaluate(population, self._data)
         return {**self._scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
 

@@ -1,0 +1,274 @@
+"""Searches that lose workers, nodes, drivers and their tracking server, and finish every trial once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.search.cluster import cluster, descendants, free_port, kill_tree
+from tests.search.test_interruption import command, environment, finished_trials, trials_of
+from tests.search.test_run import tiny
+from vadtune.tracking import Trial, connect, list_trials, resolve_search
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
+
+REPORTS = 9
+
+
+def search_file(folder: Path, samples: int, epochs: int = 900) -> None:
+    tree = tiny(samples=samples, scheduler="none", report=epochs // REPORTS, cpus_per_trial=1)
+    tree["train"]["epochs"] = epochs
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+DRIVERS: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_driver_stays() -> Iterator[None]:
+    yield
+    while DRIVERS:
+        driver = DRIVERS.pop()
+        if driver.poll() is None:
+            kill_tree(driver)
+
+
+def started(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    with (folder / "log.txt").open("a") as log:
+        driver = subprocess.Popen(
+            command(*arguments), cwd=folder, env=env or environment(), stdout=log, stderr=log, text=True
+        )
+    DRIVERS.append(driver)
+    return driver
+
+
+def ended(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> None:
+    assert process.wait(seconds) == 0, (folder / "log.txt").read_text()
+
+
+class Server:
+    """A real MLflow server on loopback, whose store outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        arguments = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--port", str(self._port)]
+        arguments += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
+        env = {**environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self._folder / "server.txt").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *arguments],
+                cwd=self._folder,
+                env=env,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                connect(self.uri)
+                return
+            except Exception:
+                assert time.monotonic() < deadline, (self._folder / "server.txt").read_text()
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            kill_tree(self._process)
+            self._process = None
+
+    def trials(self, name: str = "tiny") -> list[Trial]:
+        client = connect(self.uri)
+        return list_trials(client, resolve_search(client, self.uri, name))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    here = Server(tmp_path)
+    here.start()
+    here.wait()
+    yield here
+    here.kill()
+
+
+def check_every_sample_once(trials: list[Trial], samples: int) -> None:
+    assert [trial.name for trial in trials] == [f"trial-{number:04d}" for number in range(1, samples + 1)]
+    assert {(trial.status, trial.end) for trial in trials} == {("FINISHED", "completed")}
+    assert len({trial.trial_id for trial in trials}) == samples
+    assert len({repr(sorted(trial.params.items())) for trial in trials}) == samples, "a configuration was tried twice"
+
+
+def check_histories(uri: str, trials: list[Trial], epochs: int = 900) -> None:
+    client = connect(uri)
+    for trial in trials:
+        steps = [metric.step for metric in client.get_metric_history(trial.run_id, "val_missing_rmse")]
+        assert steps == sorted(set(steps)), "in order, and none twice"
+        assert set(range(epochs // REPORTS, epochs + 1, epochs // REPORTS)) <= set(steps), "and none lost"
+
+
+def test_a_tracking_server_that_dies_for_a_while_loses_nothing(server: Server, tmp_path: Path) -> None:
+    search_file(tmp_path, 8)
+    log = tmp_path / "log.txt"
+    search = started(tmp_path, "search", "tiny.yaml", "--tracking-uri", server.uri)
+    wait_for(lambda: finished_trials(tmp_path) >= 2, search, log)
+    server.kill()
+    wait_for(lambda: finished_trials(tmp_path) >= 5, search, log)  # the search goes on without
+    server.start()
+    ended(search, tmp_path)
+    assert "the tracking store does not answer, results are kept until it does" in log.read_text()
+    assert "the tracking store answers again" in log.read_text()
+    assert "View run" not in log.read_text()
+    check_every_sample_once(server.trials(), 8)
+    check_histories(server.uri, server.trials())
+
+
+def test_a_tracking_server_that_dies_for_good_ends_no_search(server: Server, tmp_path: Path) -> None:
+    """Its password is neither written down nor shown, whatever goes wrong."""
+    search_file(tmp_path, 6)
+    log = tmp_path / "log.txt"
+    secret = server.uri.replace("http://", "http://me:hunter2@")
+    search = started(tmp_path, "search", "tiny.yaml", "--tracking-uri", secret)
+    wait_for(lambda: finished_trials(tmp_path) >= 2, search, log)
+    server.kill()
+    ended(search, tmp_path)
+    (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert f"vadtune sync {run}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    server.start()
+    server.wait()
+
+    def sync(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command("sync", run),
+            cwd=tmp_path,
+            env={**environment(), **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert "name the store with its password in MLFLOW_TRACKING_URI" in sync().stderr
+    for message in ("bytes delivered", "the store has everything"):
+        done = sync(MLFLOW_TRACKING_URI=secret)
+        assert done.returncode == 0, done.stderr
+        assert message in done.stderr
+        check_every_sample_once(server.trials(), 6)
+        check_histories(server.uri, server.trials())
+    client = connect(server.uri)
+    found = resolve_search(client, server.uri, run)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "server.txt"]
+    assert not any(b"hunter2" in content for content in [*written, repr((found, server.trials())).encode()])
+
+
+def test_a_driver_killed_at_random_moments_finishes_every_sample_once(tmp_path: Path) -> None:
+    search_file(tmp_path, 16)
+    moments = random.Random(0)
+    log = tmp_path / "log.txt"
+    process = started(tmp_path, "search", "tiny.yaml")
+    snapshots = lambda: list(tmp_path.glob("runs/*/tune/experiment_state-*.json"))  # noqa: E731
+    wait_for(lambda: finished_trials(tmp_path) >= 1 and bool(snapshots()), process, log)
+    (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    for _ in range(5):
+        time.sleep(moments.uniform(0, 3))
+        process.kill()
+        process.wait(20)
+        before = finished_trials(tmp_path)
+        process = started(tmp_path, "resume", run)
+        # From the middle of its start to the middle of its trials.
+        goal = before + moments.choice([0, 0, 1, 2])
+        time.sleep(moments.uniform(2, 9))
+        wait_for(lambda goal=goal: finished_trials(tmp_path) >= min(goal, 15), process, log)  # type: ignore[misc]
+        if process.poll() is not None:
+            break
+    ended(process, tmp_path)
+    check_every_sample_once(trials_of(tmp_path), 16)
+    check_histories(f"sqlite:///{tmp_path / 'mlflow.db'}", trials_of(tmp_path))
+
+
+def test_two_searches_at_once_share_store_and_folder(tmp_path: Path) -> None:
+    search_file(tmp_path, 5)
+    both = [started(tmp_path, "search", "tiny.yaml") for _ in range(2)]
+    for process in both:
+        ended(process, tmp_path)
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for run in runs:
+        check_every_sample_once(list_trials(connect(uri), resolve_search(connect(uri), uri, run)), 5)
+
+
+def test_sixty_four_trials_survive_a_worker_a_server_a_node_and_a_driver(server: Server, tmp_path: Path) -> None:
+    """One search and one report, through everything."""
+    search_file(tmp_path, 64)
+    log = tmp_path / "log.txt"
+    with cluster() as here:
+        here.start_node()
+        arguments = ("--address", here.address, "--tracking-uri", server.uri)
+        search = started(tmp_path, "search", "tiny.yaml", *arguments, env=here.env)
+        wait_for(lambda: finished_trials(tmp_path) >= 4, search, log)
+
+        wait_for(lambda: bool(workers_of(here.nodes[0])), search, log)
+        os.kill(workers_of(here.nodes[0])[0], signal.SIGKILL)
+        wait_for(lambda: finished_trials(tmp_path) >= 12, search, log)
+
+        server.kill()
+        wait_for(lambda: finished_trials(tmp_path) >= 20, search, log)
+        kill_tree(here.nodes.pop())  # the second node, while the server is away
+        wait_for(lambda: finished_trials(tmp_path) >= 28, search, log)
+        server.start()
+        wait_for(lambda: "answers again" in log.read_text(), search, log)
+        wait_for(lambda: finished_trials(tmp_path) >= 36, search, log)
+
+        search.kill()
+        search.wait(20)
+        (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+        assert "is tried again" in log.read_text()
+        ended(started(tmp_path, "resume", run, "--address", here.address, env=here.env), tmp_path, 300)
+    check_every_sample_once(server.trials(), 64)
+    check_histories(server.uri, server.trials())
+    done = subprocess.run(
+        command("results", "tiny", "--tracking-uri", server.uri, "--format", "csv"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == 65
+
+
+def workers_of(node: subprocess.Popen[str]) -> list[int]:
+    """Returns the processes of a node that train; Ray gives them the name of what they do."""
+    return [pid for pid in descendants(node.pid) if "ray::" in (name := command_line(pid)) and ".train" in name]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it ended meanwhile
+        return ""

@@ -1,0 +1,167 @@
+"""A Ray cluster that runs already: joining it, and what its nodes are like."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pyarrow
+import ray
+from pyarrow import fs
+from ray._private import ray_constants
+from ray._private.utils import read_ray_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vadtune.errors import SearchError, VadtuneError
+from vadtune.runs import is_uri
+
+_JOIN_HELP = "start one with `ray up cluster.yaml` or `ray start --head`, and run this on one of its nodes"
+_NODE_SECONDS, _REACH_SECONDS = 60.0, 5.0
+
+
+class Node(NamedTuple):
+    """A node of the cluster: its id, its address, its resources by name."""
+
+    id: str
+    address: str
+    resources: dict[str, float]
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Connects to a running Ray, and disconnects at the end; a connection that exists is used and left.
+
+    Args:
+        address: ``auto`` for the one this machine is a node of, or ``host:port``.
+
+    Raises:
+        SearchError: There is none, or it does not take this process.
+    """
+    quiet()
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        found = _answering(address)
+        # Off for a Ray of our own, which is to stay on loopback; a cluster's node has an address others can reach.
+        ray_constants.ENABLE_RAY_CLUSTER = not found.startswith(("127.", "localhost:"))
+        ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # of many kinds: no such host, another version, another token
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        token = "token" in str(error).lower() or "auth" in str(error).lower()
+        help_ = "set RAY_AUTH_TOKEN to the token its nodes share" if token else _JOIN_HELP
+        raise SearchError(f"--address: a Ray cluster must run at {address}, got: {reason[:200]}; {help_}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _answering(address: str) -> str:
+    """Returns the ``host:port`` of a cluster; Ray itself would try for minutes to reach one that is not there."""
+    # Not Ray's own way to find one: that would take any Ray on this machine, such as the one of another search.
+    own = os.environ.get("RAY_ADDRESS") or read_ray_address() if address == "auto" else address
+    found = str(own or "")
+    host, colon, port = found.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("this machine is no node of a cluster" if address == "auto" else "not host:port")
+    socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    return found
+
+
+def quiet() -> None:
+    """Makes Ray and Optuna tell errors only; progress and reasons are told by us."""
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def nodes() -> list[Node]:
+    """Returns the nodes that are alive."""
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def grows() -> bool:
+    """Whether nodes may still be added for what a trial asks: the cluster has an autoscaler with a configuration."""
+    return "KUBERAY_GEN_RAY_START_CMD" in os.environ or (Path.home() / "ray_bootstrap_config.yaml").exists()
+
+
+def on_every_node(work: Callable[[], Any]) -> list[tuple[Node, Any]]:
+    """Runs ``work`` on each node and returns what it gave, or the error; needs no package of ours there.
+
+    Args:
+        work: A function defined inside another, which travels by value.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    started = [
+        (node, task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote())
+        for node in nodes()
+    ]
+    results: list[tuple[Node, Any]] = []
+    for node, future in started:
+        try:
+            results.append((node, ray.get(future, timeout=_NODE_SECONDS)))
+        except Exception as error:  # of many kinds; what it means is for the caller to say
+            results.append((node, error))
+    return results
+
+
+def check_shared(storage: str) -> None:
+    """Makes sure that every node sees what is written to a storage, and can write to it.
+
+    Args:
+        storage: A folder, or a URI such as ``s3://bucket/runs``.
+
+    Raises:
+        VadtuneError: A node does not, or this process cannot write there.
+    """
+    marker = f"shared-{secrets.token_hex(4)}"
+    uri = storage if is_uri(storage) else Path(storage).absolute().as_uri()
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem.create_dir(path, recursive=True)
+        with filesystem.open_output_stream(f"{path}/{marker}") as stream:
+            stream.write(b"here")
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise VadtuneError(f"{storage}: cannot be written ({_one_line(error)}); name another place") from error
+
+    def look() -> str:
+        from pyarrow import fs
+
+        try:
+            there, folder = fs.FileSystem.from_uri(uri)
+            with there.open_input_stream(f"{folder}/{marker}") as stream:
+                if stream.read() != b"here":
+                    return "sees other content"
+            with there.open_output_stream(f"{folder}/{marker}-written"):
+                pass
+            there.delete_file(f"{folder}/{marker}-written")
+        except Exception as error:
+            return " ".join(str(error).split())[:200]
+        return ""
+
+    try:
+        problems = {node.address: _one_line(result) for node, result in on_every_node(look) if result}
+    finally:
+        filesystem.delete_file(f"{path}/{marker}")
+    if problems:
+        where = ", ".join(f"{address} ({problem})" for address, problem in problems.items())
+        raise VadtuneError(
+            f"--storage: every node must see {storage} and write to it, but not so {where}; name a folder they share, "
+            "such as one on NFS, or a URI such as s3://bucket/runs"
+        )
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,138 @@
+"""What is checked before a search on a cluster costs money."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+from vadtune.errors import VadtuneError
+from vadtune.runs import local_folder
+from vadtune.search.cluster import check_shared, joined, nodes, on_every_node
+from vadtune.search.process import local_ray
+from vadtune.tracking import connect, without_secrets
+
+_PACKAGES = ("ray", "torch", "vadtune")
+_ENOUGH_BYTES = 2 * 2**30
+
+
+class Check(NamedTuple):
+    """The outcome of a check: whether all is well, and what was found or what to do."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator[Check]:
+    """Checks the machine or the cluster, the storage and the tracking store; yields each outcome as it comes.
+
+    Args:
+        address: Of a running Ray cluster; None for a Ray of this machine alone, started for the occasion.
+        storage: Where searches would be kept, a folder or a URI.
+        tracking_uri: The MLflow store.
+    """
+    yield _token(address)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(joined(address) if address else local_ray())
+        except VadtuneError as error:
+            yield Check("cluster", False, str(error))
+        else:
+            yield from _of_the_nodes()
+            yield _storage(storage)
+    yield _tracking(tracking_uri)
+    yield _disk("free disk", local_folder(storage))
+
+
+def _token(address: str | None) -> Check:
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return Check("token", False, "whoever reaches Ray's ports can run code; unset RAY_AUTH_MODE or set it to token")
+    if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        return Check("token", True, "Ray's token is set")
+    if address is None:
+        return Check("token", True, "none yet, Ray makes one for this machine when it starts")
+    return Check("token", False, "none; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the one all nodes share")
+
+
+def _of_the_nodes() -> Iterator[Check]:
+    alive = nodes()
+    total = ray.cluster_resources()
+    yield Check("nodes", True, f"{len(alive)} alive, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs")
+    found = on_every_node(_described_there())
+    own = _described_there()()
+    problems, few = [], []
+    for node, there in found:
+        if isinstance(there, Exception):
+            problems.append(f"{node.address} does not run tasks ({' '.join(str(there).split())[:150]})")
+            continue
+        for name, version in own["versions"].items():
+            if there["versions"][name] != version:
+                problems.append(f"{node.address} has {name} {there['versions'][name]}, here is {version}")
+        if node.resources.get("GPU", 0) > there["gpus"]:
+            few.append(f"{node.address} offers {node.resources['GPU']:g} GPUs, torch sees {there['gpus']}")
+        if there["free"] < _ENOUGH_BYTES:
+            problems.append(f"{node.address} has {there['free'] / 2**30:.1f} GiB left for temporary files; make room")
+    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
+    yield Check("versions", not problems, f"{'; '.join(problems)}; install the same" if problems else versions)
+    seen = f"torch sees all {total.get('GPU', 0):g}" if total.get("GPU") else "none, trials run on CPUs"
+    yield Check("GPUs", not few, f"{'; '.join(few)}; install torch for the node's driver" if few else seen)
+
+
+def _described_there() -> Any:
+    """Returns a function that describes the machine it runs on; it travels by value and needs nothing of ours."""
+    packages = _PACKAGES
+
+    def describe() -> dict[str, Any]:
+        import importlib.metadata
+        import os
+        import platform
+        import shutil
+        import subprocess
+        import sys
+        import tempfile
+
+        versions = {"Python": platform.python_version()}
+        for name in packages:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = "not installed"
+        # In a process of its own: Ray hides the GPUs from a task that asked for none.
+        environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        code = "import torch; print(torch.cuda.device_count())"
+        counted = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        gpus = int(counted.stdout) if counted.returncode == 0 else 0
+        return {"versions": versions, "gpus": gpus, "free": shutil.disk_usage(tempfile.gettempdir()).free}
+
+    return describe
+
+
+def _storage(storage: str) -> Check:
+    try:
+        check_shared(storage)
+    except VadtuneError as error:
+        return Check("storage", False, str(error))
+    shared = "every node" if len(nodes()) > 1 else "this machine"
+    return Check("storage", True, f"{storage} is written and read by {shared}")
+
+
+def _tracking(uri: str) -> Check:
+    try:
+        connect(uri)
+    except VadtuneError as error:
+        return Check("tracking", False, str(error))
+    return Check("tracking", True, f"{without_secrets(uri)} answers")
+
+
+def _disk(name: str, folder: Path) -> Check:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    text = f"{free / 2**30:.0f} GiB at {existing}"
+    return Check(name, free >= _ENOUGH_BYTES, text if free >= _ENOUGH_BYTES else f"{text}; make room, or use --storage")

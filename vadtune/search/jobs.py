@@ -1,0 +1,106 @@
+"""Searches as jobs of a Ray cluster, sent to its head from any machine that reaches it over HTTP."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from vadtune.errors import SearchError
+from vadtune.runs import SEARCH_FILE
+from vadtune.search_file import SearchFile
+
+_POLL_SECONDS = 2.0
+_ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+class Jobs:
+    """The jobs of a cluster.
+
+    Args:
+        address: Of the head's job server, such as ``http://127.0.0.1:8265``.
+
+    Raises:
+        SearchError: It does not answer, or this machine lacks what asking it needs.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        if not address.startswith(("http://", "https://")):
+            raise SearchError(
+                f"--address: takes the address of a job server such as http://127.0.0.1:8265, got {address}; on a node "
+                "of the cluster, use `vadtune search --address auto`"
+            )
+        self._client: Any = self._ask(JobSubmissionClient, address)
+
+    def submit(self, search: SearchFile, *, storage: str, tracking_uri: str | None) -> str:
+        """Sends a search to the cluster; returns the id of its job."""
+        arguments: Sequence[str] = ["search", SEARCH_FILE, "--address", "auto", "--storage", storage]
+        if tracking_uri is not None:
+            arguments = [*arguments, "--tracking-uri", tracking_uri]
+        folder = Path(tempfile.mkdtemp(prefix="vadtune-"))
+        try:
+            (folder / SEARCH_FILE).write_text(search.to_yaml())
+            return str(
+                self._ask(
+                    self._client.submit_job,
+                    entrypoint=shlex.join(["python", "-m", "vadtune", *arguments]),
+                    runtime_env={"working_dir": str(folder)},
+                    metadata={"search": search.name},
+                )
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def status(self, job: str | None = None) -> list[dict[str, object]]:
+        """Returns a row for each job, or for the one named, newest first."""
+        found = [self._ask(self._client.get_job_info, job)] if job else self._ask(self._client.list_jobs)
+        rows = [
+            {
+                "job": info.submission_id or info.job_id,
+                "search": (info.metadata or {}).get("search"),
+                "state": str(getattr(info.status, "value", info.status)).lower(),
+                "started": time.strftime("%Y-%m-%d %H:%M", time.localtime((info.start_time or 0) / 1000)),
+                "message": " ".join(str(info.message or "").split())[:200],
+            }
+            for info in sorted(found, key=lambda info: info.start_time or 0, reverse=True)
+        ]
+        return rows
+
+    def logs(self, job: str, *, follow: bool) -> Iterator[str]:
+        """Yields what a job has printed; with ``follow``, goes on until it ends."""
+        shown = 0
+        while True:
+            ended = self._ask(self._client.get_job_status, job) in _ENDED
+            text = self._ask(self._client.get_job_logs, job)
+            yield text[shown:]
+            shown = len(text)
+            if ended or not follow:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self, job: str) -> bool:
+        """Asks a job to save its state and end; returns whether it ran."""
+        return bool(self._ask(self._client.stop_job, job))
+
+    def _ask(self, question: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return question(*args, **kwargs)
+        except Exception as error:  # of many kinds: no answer, no such job, another version, no token
+            text = " ".join(str(error).split())[:300]
+            lower = text.lower()
+            if "ray[default]" in lower or isinstance(error, ImportError):
+                help_ = "pip install 'ray[default]' here"
+            elif "token" in lower or "unauthorized" in lower:
+                help_ = "set RAY_AUTH_TOKEN to the token of the cluster"
+            elif "does not exist" in lower:
+                help_ = "`vadtune status` lists the jobs there are"
+            else:
+                help_ = "start the cluster with ray[default] on its head, or forward its port, and name it by --address"
+            raise SearchError(f"the job server {self._address} must do as asked, got: {text}; {help_}") from error

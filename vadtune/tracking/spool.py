@@ -1,0 +1,118 @@
+"""What is to be logged, first of all on disk: lines in order, and how many of them the store has.
+
+The search appends and goes on; it never waits for the store, and a store that is away for an hour or for good costs
+nothing but the reading of these lines later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vadtune.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SPOOL_FILE, DELIVERED_FILE = "mlflow.jsonl", "mlflow.delivered"
+_CHUNK_BYTES = 256 * 1024
+
+Entry = dict[str, Any]
+"""One line: ``op`` says what happened, ``time`` when (ms); the rest depends on ``op``, see ``Delivery``."""
+
+
+class Spool:
+    """The lines of one search. One process appends to it, and one thread takes from it.
+
+    Args:
+        folder: Of the search; it exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._mark = folder / SPOOL_FILE, folder / DELIVERED_FILE
+        self._lock = threading.Lock()
+        self._unwritten, self._warned = b"", False
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        # A machine that crashed may have left a part of a line.
+        self._size = self._path.read_bytes().rfind(b"\n") + 1
+        os.ftruncate(self._file, self._size)
+        try:
+            self._offset = max(0, min(int(self._mark.read_text()), self._size))
+        except (OSError, ValueError):  # nothing delivered yet; delivering twice changes nothing
+            self._offset = 0
+
+    def append(self, entry: Entry) -> None:
+        """Adds a line; on a full disk it is kept in memory until there is room."""
+        with self._lock:
+            self._unwritten += json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                written = os.write(self._file, self._unwritten)
+                self._unwritten = self._unwritten[written:]
+                self._size += written
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s cannot be written (%s), results are kept in memory; make room", self._path, error)
+            self._warned = True
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields every line, delivered or not."""
+        with self._path.open("rb") as file:
+            for line in file:
+                yield from _parsed(line)
+
+    def take(self) -> tuple[list[Entry], int]:
+        """Returns the next undelivered lines, and the mark to set once the store has them."""
+        with self._lock:
+            self._flush()
+            content = b""
+            while self._offset + len(content) < self._size:
+                content += os.pread(self._file, _CHUNK_BYTES, self._offset + len(content))
+                if b"\n" in content:
+                    break
+        end = content.rfind(b"\n") + 1
+        return [entry for line in content[:end].splitlines() for entry in _parsed(line)], self._offset + end
+
+    def mark_delivered(self, offset: int) -> None:
+        """Notes that the store has all lines before ``offset``."""
+        write_atomically(self._mark, str(offset).encode())
+        self._offset = offset
+
+    @property
+    def undelivered(self) -> int:
+        """Number of bytes the store does not have yet."""
+        return self._size + len(self._unwritten) - self._offset
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        os.close(self._file)
+
+
+def _parsed(line: bytes) -> Iterator[Entry]:
+    try:
+        entry = json.loads(line)
+        if not isinstance(entry, dict) or "op" not in entry:
+            raise ValueError("no entry")
+    except (ValueError, RecursionError):
+        logger.warning("%s: a damaged line was left out: %s", SPOOL_FILE, line[:80])
+        return
+    yield entry
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a search came to its end, by what it logged last; False for one that was interrupted or killed."""
+    if not (folder / SPOOL_FILE).exists():
+        return False
+    finished = False
+    with (folder / SPOOL_FILE).open("rb") as file:
+        for line in file:
+            if b'"op":"finish"' in line or b'"op":"reopen"' in line:
+                finished = b'"status":"FINISHED"' in line
+    return finished
