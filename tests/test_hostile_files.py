@@ -101,7 +101,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, iris: IncompleteDataset) -> 
     population = trained(trial_config(), iris.train, epochs=1)
     (fitted,) = population.models()
     save_model(folder, fitted.described(iris.scaler, iris.feature_names), metrics={})
-    save_state(folder.parent, population)
+    save_state(folder.parent, population.states()[0])
     return folder
 
 
