@@ -15,7 +15,7 @@ from tests.search.test_run import Finished, tiny
 from vadtune.search import trainable
 from vadtune.search.recovery import RECOVERY
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 
 def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Any, *, times: int = 1) -> None:
@@ -23,14 +23,14 @@ def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Any, *
 
     class Misbehaves(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._population.epoch == 3 and self._population.configs[0].model.latent == 3:
+            if self._population.epoch == 3 and self._population.members[0].config.model.latent == 3:
                 before = len(list(folder.glob("attempt-*")))
                 if before < times:
                     (folder / f"attempt-{before}").touch()
                     misbehave(self, folder)
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.run.TrainTrial", Misbehaves)
+    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Misbehaves)
 
 
 def searched(folder: Path, **search: Any) -> Finished:
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.run.TrainTrial", Misbehaves)
+    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Misbehaves)
     found = searched(tmp_path)
     assert [trial.end for trial in found.trials] == ["completed"] * 3
     assert steps(found) == list(range(3, 28, 3))

@@ -216,7 +216,10 @@ def _run(
         SESSIONS[run] = session
         try:
             with local_ray(), placed(search, dataset) as trainable, bounded_retries():
-                build(trainable).fit()
+                tuner = build(trainable)
+                if interrupted:  # told before Tune listens, and lost where Python cannot raise
+                    raise KeyboardInterrupt
+                tuner.fit()
         except BaseException:
             tracker.abandon()
             raise
