@@ -55,6 +55,7 @@ class Tracker:
                 self._last_epoch[entry["trial"]] = max(entry["epoch"], self._last_epoch.get(entry["trial"], -1))
         self._progress = time.monotonic()
         self._wake, self._closing, self._drained = threading.Event(), threading.Event(), threading.Event()
+        self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Iterable[Path]) -> None:
@@ -155,6 +156,8 @@ class Tracker:
         while True:
             self._wake.wait(pause)
             self._wake.clear()
+            if self._given_up.is_set():
+                return
             try:
                 while delivery.deliver():
                     self._progress = time.monotonic()
@@ -178,6 +181,10 @@ class Tracker:
         self._wake.set()
         while not self._drained.wait(0.05):
             if time.monotonic() - self._progress > patience:
+                # Whoever delivers the rest must be the only one: a run made twice would stay twice.
+                self._given_up.set()
+                self._wake.set()
+                self._thread.join(patience)
                 return False
         self._spool.close()
         return True
