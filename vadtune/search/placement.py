@@ -10,6 +10,8 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 
 from vadtune.data import IncompleteDataset
 from vadtune.search.packed_trial import PackedTrial
@@ -57,6 +59,29 @@ def _measured(search: SearchFile, dataset: IncompleteDataset, gpus: int) -> int:
         return calibrate(search, dataset.train, "cuda" if gpus else "cpu", samples=sample_count(search), cores=cores)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def patient_reuse() -> Iterator[None]:
+    """Keeps Tune from ending a process that is starting for a trial because another one has become free.
+
+    A process takes longer to start than many a trial to train. Left alone, a search of short trials never gets beyond
+    one at a time: whenever the first trial ends, its process is given to the second, and the second's own, not quite
+    ready, is ended, again and again.
+    """
+    original = TuneController._maybe_reuse_cached_actor
+
+    def reuse(controller: TuneController, trial: Trial) -> bool:
+        own = controller._trial_to_actor.get(trial)
+        if own is not None and controller._actor_manager.is_actor_started(own):
+            return False
+        return bool(original(controller, trial))
+
+    TuneController._maybe_reuse_cached_actor = reuse
+    try:
+        yield
+    finally:
+        TuneController._maybe_reuse_cached_actor = original
 
 
 def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:

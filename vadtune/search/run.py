@@ -21,7 +21,7 @@ from vadtune.files import check_writable, write_atomically
 from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
 from vadtune.search.cluster import check_shared, joined, nodes
-from vadtune.search.placement import placed
+from vadtune.search.placement import patient_reuse, placed
 from vadtune.search.process import check_resources, local_ray, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
@@ -215,7 +215,7 @@ def _run(
         session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
         SESSIONS[run] = session
         try:
-            with local_ray(), placed(search, dataset) as trainable, bounded_retries():
+            with local_ray(), placed(search, dataset) as trainable, bounded_retries(), patient_reuse():
                 tuner = build(trainable)
                 if interrupted:  # told before Tune listens, and lost where Python cannot raise
                     raise KeyboardInterrupt

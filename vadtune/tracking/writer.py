@@ -184,7 +184,8 @@ class Tracker:
                 # Whoever delivers the rest must be the only one: a run made twice would stay twice.
                 self._given_up.set()
                 self._wake.set()
-                self._thread.join(patience)
+                if self._thread is not None:
+                    self._thread.join(patience)
                 return False
         self._spool.close()
         return True
