@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field

@@ -89,8 +89,8 @@ def _cores() -> int:
 def stop_signals() -> Iterator[list[int]]:
     """Makes the first Ctrl-C (or SIGTERM) stop Tune cleanly: it saves its state and returns.
 
-    Tune listens to SIGUSR1 for that; taking its way keeps the knowledge of an interruption here. Before Tune listens
-    there is nothing to save, and the process is interrupted as usual, as it is by a second Ctrl-C.
+    Tune listens to SIGUSR1 for that; taking its way keeps the knowledge of an interruption here. What comes before Tune
+    listens is told it again later (see SearchCallback). A second Ctrl-C interrupts the process as usual.
 
     Yields:
         The signals received so far.
@@ -104,11 +104,8 @@ def stop_signals() -> Iterator[list[int]]:
         logger.info("stopping: saving the state of the search (Ctrl-C again to quit at once)")
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    def quit_now(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: quit_now}
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: lambda number, frame: None}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received

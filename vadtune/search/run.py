@@ -217,7 +217,7 @@ def _run(
         try:
             with local_ray(), placed(search, dataset) as trainable, bounded_retries(), patient_reuse():
                 tuner = build(trainable)
-                if interrupted:  # told before Tune listens, and lost where Python cannot raise
+                if interrupted:  # before Tune listens; there is nothing to save yet
                     raise KeyboardInterrupt
                 tuner.fit()
         except BaseException:
