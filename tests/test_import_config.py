@@ -78,6 +78,7 @@ def test_what_is_left_out_is_told() -> None:
         "config_folder: no effect here, left out",
         "config_num: no effect here, left out",
         "warp: unknown, 9 was left out",
+        "latent_lr: times the root of the minibatches of an epoch, rows move as far as there, where each moves all",
     ]
 
 

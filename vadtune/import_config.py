@@ -43,6 +43,8 @@ _WITHOUT_EFFECT = (
     *("action", "config_folder", "config_num", "cuda", "cuda_device", "device", "debug", "dataset_path"),
     *("missing_mode", "output_size", "test_batch_size"),
 )
+# Its one Adam is over all rows, whose moments go on moving a row in the minibatches that do not hold it.
+_PACE = "latent_lr: times the root of the minibatches of an epoch, rows move as far as there, where each moves all"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def import_settings(
     notes = [f"{key}: no effect here, left out" for key in settings if key in _WITHOUT_EFFECT]
     known = {*_SAME, *_CONVERTED, *_WITHOUT_EFFECT}
     notes += [f"{key}: unknown, {settings[key]!r} was left out" for key in settings if key not in known]
+    notes.append(_PACE)
     values["train.kl_weight"] = 0.0
     config = parse_trial(unflatten(values), overrides)  # before the data is read: mistakes are told at once
     if settings["kl"]:
