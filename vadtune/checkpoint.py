@@ -1,7 +1,7 @@
 """Model folders: a trained model on disk, as files that execute nothing when loaded.
 
     config.yaml           the trial configuration, which `vadtune train` accepts
-    weights.safetensors   network parameters by name, members of one model: (in, out) and (1, out)
+    weights.safetensors   network parameters by name, members of one model: (in, out) or (1, out)
     latents.safetensors   statistics of the train rows (m, s)
     scaler.json           offset and scale per column, and the columns' names
     metrics.json          the scores reported when it was saved
