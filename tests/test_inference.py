@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from tests.conftest import trial_config
 from tests.test_training import KINDS, trained
 from vadtune import inference
+from vadtune.config import STARTS
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import FittedModel, reconstruct
 from vadtune.metrics import score
@@ -17,7 +21,7 @@ def fitted(rows: Part, **sections: dict[str, object]) -> FittedModel:
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_observed_cells_survive_imputation_bit_for_bit(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_observed_cells_survive_imputation_bit_for_bit(model: dict[str, Any], iris: IncompleteDataset) -> None:
     part = iris.test_part(0.5, 1)
     x_imputed = fitted(iris.train, model=model).impute(part)
     assert x_imputed.dtype == np.float32
@@ -26,7 +30,7 @@ def test_observed_cells_survive_imputation_bit_for_bit(model: dict[str, str], ir
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_inference_leaves_the_model_as_it_was(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_inference_leaves_the_model_as_it_was(model: dict[str, Any], iris: IncompleteDataset) -> None:
     fit = fitted(iris.train, model=model)
     weights, latents = fit.weights.clone(), fit.latents.clone()
     fit.reconstruct(iris.test_part(0.5, 1))
@@ -36,7 +40,7 @@ def test_inference_leaves_the_model_as_it_was(model: dict[str, str], iris: Incom
 
 @pytest.mark.parametrize("model", KINDS)
 def test_a_row_does_not_depend_on_its_neighbours(
-    model: dict[str, str], iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+    model: dict[str, Any], iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, part = fitted(iris.train, model=model), iris.test_part(0.5, 1)
     together = fit.reconstruct(part)
@@ -53,10 +57,28 @@ def test_several_models_at_once_equal_each_alone(iris: IncompleteDataset) -> Non
         np.testing.assert_allclose(x_hat, model.reconstruct(part), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"start": "zeros"}, {"prior": "train"}, {"kl_weight": 0.01}])
+@pytest.mark.parametrize(
+    "options", [*[{"start": start} for start in STARTS[1:]], {"prior": "train"}, {"kl_weight": 0.01}]
+)
 def test_every_option_has_an_effect(options: dict[str, object], iris: IncompleteDataset) -> None:
     part = iris.test_part(0.5, 1)
     assert not np.allclose(fitted(iris.train).reconstruct(part), fitted(iris.train, infer=options).reconstruct(part))
+
+
+def test_the_train_start_is_the_mean_of_the_train_rows(iris: IncompleteDataset) -> None:
+    population = trained(trial_config(infer={"start": "train", "steps": 0}), iris.train)
+    (model,) = population.models()
+    mean = model.latents[:, :2].mean(0)[None, None]
+    decoded = population.family.decode(population.family.layers(model.weights[None]), mean)[0, 0].numpy()
+    x_hat = model.reconstruct(Part.hide(iris.test_truth, np.ones_like(iris.test_truth, dtype=bool)))
+    np.testing.assert_allclose(x_hat, np.tile(decoded, (len(x_hat), 1)), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_no_part_of_inference(iris: IncompleteDataset) -> None:
+    model = fitted(iris.train, model={"dropout": 0.5})
+    other = dataclasses.replace(model, config=trial_config())
+    part = iris.test_part(0.5, 1)
+    np.testing.assert_array_equal(model.reconstruct(part), other.reconstruct(part))
 
 
 def test_fitting_brings_observed_cells_closer(iris: IncompleteDataset) -> None:
@@ -86,7 +108,7 @@ def test_the_nearest_start_is_the_nearest_reconstruction_over_observed_cells(iri
 @pytest.mark.parametrize("prior", ["standard", "train"])
 @pytest.mark.parametrize("model", KINDS)
 def test_a_row_without_any_observed_cell_is_imputed_from_the_prior_mean(
-    prior: str, model: dict[str, str], iris: IncompleteDataset
+    prior: str, model: dict[str, Any], iris: IncompleteDataset
 ) -> None:
     mask = iris.test_mask(0.3, 0)
     mask[2:5] = False

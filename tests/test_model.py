@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from vadtune import config as config_module
+from vadtune.errors import ConfigError
 from vadtune.model import MODELS, Architecture, build_family
+from vadtune.model.heads import HEADS
 from vadtune.model.networks import ACTIVATIONS, MLP
 from vadtune.model.objective import Posterior, Prior, draw, posterior_gradients, reconstruction
 from vadtune.model.objective import kl_divergence as our_kl
 from vadtune.model.vad import LATENT_INITS
-from vadtune.optimiser import SCHEDULES, AdamW
+from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
 
 P, B, D, K = 3, 5, 7, 4
 
@@ -25,33 +30,82 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.FAMILIES) == set(MODELS)
     assert set(config_module.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(config_module.HEADS) == set(HEADS)
+    assert set(config_module.OPTIMISERS) == set(OPTIMISERS) == set(ROW_OPTIMISERS)
     assert set(config_module.SCHEDULES) == set(SCHEDULES)
     assert set(config_module.LATENT_INITS) == set(LATENT_INITS)
 
 
+FUNCTIONS = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+}
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 5, 7)])
-def test_gradients_of_a_perceptron_are_those_of_autograd(sizes: tuple[int, ...], activation: str) -> None:
-    mlp = MLP(sizes, activation)
+@pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 6, 7)])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("workspace", [False, True])
+def test_gradients_of_a_perceptron_are_those_of_autograd(
+    sizes: tuple[int, ...], activation: str, layer_norm: bool, dropout: bool, workspace: bool
+) -> None:
+    mlp = MLP(sizes, activation, layer_norm)
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x = randn(P, B, sizes[0], seed=2).requires_grad_()
     upstream = randn(P, B, sizes[-1], seed=3)
+    factors = [2.0 * (randn(P, B, o, seed=9 + i) > 0) for i, o in enumerate(sizes[1:-1])] if dropout else None
 
     h = x
-    for i, (weight, bias) in enumerate(mlp.layers(flat)):
+    for i, (weight, bias, scale, shift) in enumerate(mlp.layers(flat)):
         h = h @ weight + bias
         if i < len(sizes) - 2:
-            h = getattr(torch, activation)(h)
+            h = nn.functional.layer_norm(h, h.shape[-1:]) * scale + shift if layer_norm else h
+            h = FUNCTIONS[activation](h)
+            h = h * factors[i] if factors else h
     want_flat, want_x = torch.autograd.grad((h * upstream).sum(), [flat, x])
 
     with torch.no_grad():
         grad = torch.full_like(flat, torch.nan)  # every entry must be written
-        layers = mlp.layers(flat)
-        outputs = mlp.forward(layers, x)
-        grad_x = mlp.backward(layers, outputs, upstream, mlp.layers(grad))
-    torch.testing.assert_close(outputs[-1], h.detach())
+        layers, memory = mlp.layers(flat), mlp.workspace(P, B, flat) if workspace else None
+        output, tape = mlp.forward(layers, x, memory, factors)
+        torch.testing.assert_close(output, h.detach())
+        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
+        frozen = mlp.backward(layers, mlp.forward(layers, x, memory, factors)[1], upstream, None, memory)
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
+    torch.testing.assert_close(frozen, want_x)
+
+
+def test_a_projection_is_the_picture_of_its_points_and_its_gradients_are_those_of_autograd() -> None:
+    points = 3
+    mlp = HEADS["projection"](MLP((4, 6, 2 * points), "tanh"))
+    assert mlp.sizes[-1] == 3 * points + 12
+    flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
+    x, upstream = randn(P, B, 4, seed=2).requires_grad_(), randn(P, B, 2 * points, seed=3)
+    first, last = mlp.layers(flat)
+    scene = torch.tanh(x @ first.weight + first.bias) @ last.weight + last.bias
+    homogeneous = torch.cat([scene[..., :-12].view(P, B, points, 3), torch.ones(P, B, points, 1)], dim=-1)
+    picture = (homogeneous @ scene[..., -12:].view(P, B, 4, 3))[..., :2].reshape(P, B, 2 * points)
+    want_flat, want_x = torch.autograd.grad((picture * upstream).sum(), [flat, x])
+
+    with torch.no_grad():
+        grad, layers, memory = torch.full_like(flat, torch.nan), mlp.layers(flat), mlp.workspace(P, B, flat)
+        output, tape = mlp.forward(layers, x, memory)
+        torch.testing.assert_close(output, picture.detach())
+        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
+    torch.testing.assert_close(grad, want_flat)
+    torch.testing.assert_close(grad_x, want_x)
+
+
+def test_a_projection_needs_points_of_two_columns() -> None:
+    model = config_module.ModelConfig(head="projection")
+    assert Architecture.of(model, 8).head == "projection"
+    with pytest.raises(ConfigError, match=r"model\.head: projection needs points of two columns each, x and y, got 7"):
+        Architecture.of(model, 7)
 
 
 def test_initial_weights_are_spread_as_in_torch() -> None:
@@ -127,24 +181,45 @@ def test_gradients_of_the_objective_are_those_of_autograd(
     torch.testing.assert_close(grad, want[0])
 
 
-def test_adamw_is_torchs_with_each_members_hyperparameters() -> None:
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [
+        pytest.param(AdamW, torch.optim.AdamW, id="adamw"),
+        pytest.param(Adam, torch.optim.Adam, id="adam"),
+        pytest.param(SGD, partial(torch.optim.SGD, momentum=0.9), id="sgd"),
+        pytest.param(ROW_OPTIMISERS["sgd"], torch.optim.SGD, id="sgd-rows"),
+    ],
+)
+def test_an_optimiser_is_torchs_with_each_members_hyperparameters(ours: Any, torchs: Any) -> None:
     start, lr, decay = randn(P, 6).float(), [0.1, 0.01, 0.3], [0.0, 0.5, 0.1]
     theirs = [row.clone().requires_grad_() for row in start]
-    optimisers = [torch.optim.AdamW([row], lr=lr[i], weight_decay=decay[i]) for i, row in enumerate(theirs)]
-    fused, together = start.clone(), start.clone()
+    optimisers = [torchs([row], lr=lr[i], weight_decay=decay[i]) for i, row in enumerate(theirs)]
+    on_cpu, elsewhere = start.clone(), start.clone()
     grad = torch.empty_like(start)
-    ours = [AdamW(parameter, grad, torch.zeros(2, P, 6), decay) for parameter in (fused, together)]
-    ours[1]._fused = False  # as on a GPU
+    both = [ours(parameter, grad, torch.zeros(2, P, 6), decay) for parameter in (on_cpu, elsewhere)]
+    both[1]._fused = False  # as on a GPU
     for step in range(5):
         grad.copy_(randn(P, 6, seed=step + 1))
-        for optimiser in ours:
-            optimiser.step_(slice(0, 2), [step] * 2, lr[:2])
-            optimiser.step_(slice(2, 3), [step], lr[2:])
         for i, optimiser in enumerate(optimisers):
             theirs[i].grad = grad[i].clone()
             optimiser.step()
-    for parameter in (fused, together):
+        for optimiser in both:
+            optimiser.step_(slice(0, 2), [step] * 2, lr[:2])
+            optimiser.step_(slice(2, 3), [step], lr[2:])
+    for parameter in (on_cpu, elsewhere):
         torch.testing.assert_close(parameter, torch.stack([row.detach() for row in theirs]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_plateau_halves_as_torchs_does() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    sgd = torch.optim.SGD([weight], lr=1.0)
+    torchs, ours = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, factor=0.5, patience=10), Plateau()
+    for epoch in range(60):
+        loss = max(0.5, 1 - epoch / 20) + 1e-5 * (epoch % 3)
+        torchs.step(loss)
+        ours.update(loss)
+        assert ours.factor == sgd.param_groups[0]["lr"]
+    assert ours.factor < 0.2
 
 
 def test_a_population_of_linear_decoders_has_no_hidden_width_in_its_architecture() -> None:
@@ -171,3 +246,20 @@ def test_every_start_is_finite_without_variance_or_observed_cells(how: str) -> N
     z = LATENT_INITS[how](x, mask, K, torch.Generator().manual_seed(0))
     assert z.shape == (6, K)
     assert torch.isfinite(z).all()
+
+
+def test_the_iterated_start_finds_the_components_in_spite_of_holes() -> None:
+    x = randn(200, 2, seed=1) @ randn(2, D, seed=2)
+    mask = (randn(200, D, seed=3) > -0.5).double()
+    generator = torch.Generator().manual_seed(0)
+    left = torch.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :2]
+
+    def unexplained(how: str) -> float:
+        z = LATENT_INITS[how](x * mask, mask, 2, generator)
+        z = z - z.mean(0)
+        return float((z @ torch.linalg.lstsq(z, left).solution - left).square().sum())
+
+    assert unexplained("pca_iterated") < 0.5 * unexplained("pca")
+    complete = torch.ones_like(mask)
+    both = [LATENT_INITS[how](x, complete, 2, generator) for how in ("pca", "pca_iterated")]
+    torch.testing.assert_close(both[0], both[1])

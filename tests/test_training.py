@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
+from vadtune.batches import Epoch
 from vadtune.config import REPORTED_METRICS, TrialConfig
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate
+from vadtune.metrics import score
 from vadtune.model import MODELS
+from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
 from vadtune.training import Member, Population
 
 KINDS = [
@@ -22,10 +26,16 @@ KINDS = [
     for family in MODELS
     for posterior in ("learned", "fixed", "none")
 ]
+DRESSED = {"layers": 2, "activation": "silu", "layer_norm": True, "dropout": 0.2, "head": "projection"}
+KINDS += [pytest.param({"family": family, **DRESSED}, id=f"{family}-dressed") for family in MODELS]
 
 
 def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
-    population = Population([config], train)
+    return trained_together([config], train, epochs)
+
+
+def trained_together(configs: list[TrialConfig], train: Part, epochs: int = 4) -> Population:
+    population = Population(configs, train)
     population.train_until(epochs)
     return population
 
@@ -38,7 +48,7 @@ def assert_same_state(one: Population, other: Population) -> None:
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_training_lowers_the_loss(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_training_lowers_the_loss(model: dict[str, Any], iris: IncompleteDataset) -> None:
     config = trial_config(model=model, train={"epochs": 60})
     population = Population([config], iris.train)
     population.train_until(1)
@@ -48,7 +58,7 @@ def test_training_lowers_the_loss(model: dict[str, str], iris: IncompleteDataset
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_same_seed_same_result_whatever_ran_before(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_same_seed_same_result_whatever_ran_before(model: dict[str, Any], iris: IncompleteDataset) -> None:
     config = trial_config(model=model)
     first = trained(config, iris.train)
     torch.randn(7)
@@ -60,7 +70,7 @@ def test_same_seed_same_result_whatever_ran_before(model: dict[str, str], iris: 
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_contents_of_missing_cells_reach_nothing(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_contents_of_missing_cells_reach_nothing(model: dict[str, Any], iris: IncompleteDataset) -> None:
     """NaN, infinities or anything else under the mask gives the very same weights and scores."""
     config = trial_config(model=model)
     clean = trained(config, iris.train)
@@ -69,11 +79,16 @@ def test_contents_of_missing_cells_reach_nothing(model: dict[str, str], iris: In
         assert_same_state(clean, trained(config, dirty))
 
 
+def own_dropout(model: dict[str, Any], index: int) -> dict[str, float]:
+    """Returns a rate of the member's own, 0 for the first, where the model has dropout."""
+    return {"dropout": 0.15 * (index % 5)} if "dropout" in model else {}
+
+
 @pytest.mark.parametrize("model", KINDS)
-def test_packed_equals_alone(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_packed_equals_alone(model: dict[str, Any], iris: IncompleteDataset) -> None:
     configs = [
         trial_config(
-            model={**model, "log_var": -3.0 + i},
+            model={**model, "log_var": -3.0 + i, **own_dropout(model, i)},
             train={
                 "kl_weight": 0.05 * i,
                 "net_lr": 1e-3 * (i + 1),
@@ -94,9 +109,9 @@ def test_packed_equals_alone(model: dict[str, str], iris: IncompleteDataset) -> 
         assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
 
 
-def apart(index: int, model: dict[str, str]) -> TrialConfig:
+def apart(index: int, model: dict[str, Any]) -> TrialConfig:
     return trial_config(
-        model={**model, "log_var": -1.0 - index},
+        model={**model, "log_var": -1.0 - index, **own_dropout(model, index)},
         train={"kl_weight": 0.02 + 0.1 * index, "net_lr": 1e-3 * (index + 1), "latent_lr": 0.02 * (index + 1)},
     )
 
@@ -106,11 +121,11 @@ def number_of(member: Member) -> int:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("model", KINDS[:4])
+@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-2:]])
 @settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_that_come_and_go_never_matter(
-    model: dict[str, str], mixed: bool, iris: IncompleteDataset, moves: list[tuple[str, int]]
+    model: dict[str, Any], mixed: bool, iris: IncompleteDataset, moves: list[tuple[str, int]]
 ) -> None:
     """Whoever joins, leaves and comes back from a saved state, every member ends where it ends alone."""
     population = Population([apart(0, model)], iris.train)
@@ -157,7 +172,7 @@ def test_a_member_that_diverges_harms_no_other(iris: IncompleteDataset) -> None:
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_resuming_from_a_state_changes_nothing(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_resuming_from_a_state_changes_nothing(model: dict[str, Any], iris: IncompleteDataset) -> None:
     config = trial_config(model=model)
     whole = trained(config, iris.train)
     state = {name: tensor.clone() for name, tensor in trained(config, iris.train, epochs=2).states()[0].items()}
@@ -166,6 +181,75 @@ def test_resuming_from_a_state_changes_nothing(model: dict[str, str], iris: Inco
     assert resumed.epoch == 2
     resumed.train_until(4)
     assert_same_state(whole, resumed)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_optimiser_and_schedule_packs_and_resumes(
+    optimiser: str, schedule: str, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plateau, "PATIENCE", 0)
+    shared = {"optimiser": optimiser, "schedule": schedule, "epochs": 20}
+    configs = [trial_config(train={**shared, "net_lr": lr, "weight_decay": lr}) for lr in (1e-3, 0.05, 0.3)]
+    packed = Population(configs, iris.train)
+    packed.train_until(7)
+    state = {name: tensor.clone() for name, tensor in packed.states()[2].items()}
+    packed.train_until(14)
+    for i, config in enumerate(configs):
+        alone = trained(config, iris.train, epochs=14).states()[0]
+        assert set(alone) == set(packed.states()[i])
+        for name in ("weights", "rows"):
+            torch.testing.assert_close(packed.states()[i][name], alone[name], rtol=1e-4, atol=1e-5)
+    resumed = Population(configs[2:], iris.train)
+    resumed.load_states([state])
+    resumed.train_until(14)
+    for name in set(state) - {"progress"}:
+        torch.testing.assert_close(resumed.states()[0][name], packed.states()[2][name], rtol=1e-4, atol=1e-5)
+    if schedule == "plateau":
+        assert resumed.members[0].plateau.factor < 1
+
+
+def test_plateaus_are_each_members_own(iris: IncompleteDataset) -> None:
+    still, moving = (
+        trial_config(train={"schedule": "plateau", "epochs": 15, "net_lr": lr, "latent_lr": lr}) for lr in (1e-12, 1e-2)
+    )
+    population = Population([still, moving], iris.train)
+    population.train_until(15)
+    first, second = (member.plateau for member in population.members)
+    assert first.factor < 1
+    assert second.factor == 1
+
+
+def test_a_state_without_what_the_plateau_has_seen_is_refused(iris: IncompleteDataset) -> None:
+    states = trained(trial_config(), iris.train, epochs=1).states()
+    with pytest.raises(ConfigError, match="plateau of shape"):
+        Population([trial_config(train={"schedule": "plateau"})], iris.train).load_states(states)
+
+
+def test_dropout_leaves_out_as_many_units_as_it_says(iris: IncompleteDataset) -> None:
+    configs = [trial_config(model={"hidden": 50, "layers": 2, "dropout": rate}) for rate in (0.0, 0.3)]
+    x, mask = torch.tensor(iris.train.x), torch.tensor(iris.train.mask).float()
+    epoch = Epoch(x, mask, mask.sum(1), configs, [3, 3], SCHEDULES["cosine"], [1.0, 1.0])
+    factors = [batch.dropout for batch in epoch.batches()]
+    assert all(len(layers) == 2 for layers in factors)
+    for layer in range(2):
+        of_rows = torch.cat([layers[layer] for layers in factors], dim=1)
+        assert of_rows.shape == (2, len(x), 50)
+        assert (of_rows[0] == 1).all()
+        assert (of_rows[1] == 0).float().mean() == pytest.approx(0.3, abs=0.03)
+        torch.testing.assert_close(of_rows[1].max(), torch.tensor(1 / 0.7))
+    assert not torch.equal(factors[0][0][1], factors[0][1][1])
+    without = Epoch(x, mask, mask.sum(1), configs[:1], [3], SCHEDULES["cosine"], [1.0])
+    assert all(batch.dropout is None for batch in without.batches())
+
+
+def test_a_neighbours_dropout_changes_no_bit(iris: IncompleteDataset) -> None:
+    configs = [trial_config(model={"dropout": rate}) for rate in (0.0, 0.3)]
+    beside = trained_together(configs, iris.train)
+    without = trained_together([configs[0], configs[0]], iris.train)
+    for name in ("weights", "rows"):
+        assert torch.equal(beside.states()[0][name], without.states()[0][name])
+        assert not torch.equal(beside.states()[1][name], without.states()[1][name])
 
 
 def test_a_state_of_another_architecture_is_refused(iris: IncompleteDataset) -> None:
@@ -191,13 +275,35 @@ def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> No
 
 
 @pytest.mark.parametrize("model", KINDS)
-def test_reported_loss_is_the_documented_one(model: dict[str, str], iris: IncompleteDataset) -> None:
+def test_reported_loss_is_the_documented_one(model: dict[str, Any], iris: IncompleteDataset) -> None:
     """train_loss = train_reconstruction + kl_weight · train_kl · rows / observed cells."""
     population = trained(trial_config(model=model, train={"kl_weight": 0.3}), iris.train)
     values = population.members[0].metrics
     rows, cells = len(iris.train.x), iris.train.mask.sum()
     expected = values["train_reconstruction"] + 0.3 * values["train_kl"] * rows / cells
     assert values["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_defaults_of_the_published_code_score_as_they_do_there() -> None:
+    """Its dense Adam goes on moving rows between their batches: further by the root of the batches of an epoch."""
+    pace = 1e-3 * math.sqrt(40)
+    config = trial_config(
+        data={"source": "digits", "missing": {"ratio": 0.5}},
+        model={"latent": 50, "hidden": 100, "layers": 2, "posterior": "fixed", "log_var": -14.0},
+        train={
+            **{"epochs": 500, "batch_size": 32, "kl_weight": 0.0, "weight_decay": 0.0, "latent_init": "normal"},
+            **{"optimiser": "adam", "schedule": "constant", "net_lr": 1e-3, "latent_lr": pace},
+        },
+        infer={"steps": 500, "lr": 1e-3, "start": "zeros"},
+    )
+    data = load_dataset(config.data)
+    population = trained(config, data.train, epochs=500)
+    assert population.members[0].metrics["train_reconstruction"] < 1e-3, (
+        "without a prior it learns train cells by heart"
+    )
+    part = data.test_part(0.5, 0)
+    x_hat = population.models()[0].reconstruct(part)
+    assert score(x_hat, data.test_truth, ~part.mask).rmse == pytest.approx(0.238, abs=0.03)
 
 
 def test_a_diverged_configuration_says_so(iris: IncompleteDataset) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
         normaliser: Number of observed cells of the batch, ([p],).
         taken: How many steps each member has taken before.
         lr: The learning rate of each member's networks.
+        dropout: Factors on the output of every hidden layer of the decoder (p, b, hidden); None without dropout.
     """
 
     start: int
@@ -43,6 +45,7 @@ class Batch(NamedTuple):
     normaliser: Tensor
     taken: list[int]
     lr: list[float]
+    dropout: list[Tensor] | None
 
     @property
     def rows(self) -> slice:
@@ -65,6 +68,7 @@ class Epoch:
         configs: The members' configurations, which agree in seed, epochs and batch size.
         epochs: How many epochs each member has completed.
         schedule: Factor on the learning rates, given the share of the steps taken.
+        factors: A further factor on the learning rates, each member's own.
 
     Attributes:
         noise: Standard normal draws ([p,] n, k), in row order.
@@ -79,9 +83,12 @@ class Epoch:
         configs: Sequence[TrialConfig],
         epochs: Sequence[int],
         schedule: Callable[[float], float],
+        factors: Sequence[float],
     ) -> None:
         self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
         self._schedule = schedule
+        self._net_lr = [config.train.net_lr * factor for config, factor in zip(configs, factors, strict=True)]
+        self._latent_lr = [config.train.latent_lr * factor for config, factor in zip(configs, factors, strict=True)]
         train, k, n = configs[0].train, configs[0].model.latent, len(x)
         self._size = min(train.batch_size, n)
         self._total, self._steps = train.epochs, -(-n // self._size)
@@ -107,23 +114,44 @@ class Epoch:
     def latent_lr(self) -> list[float]:
         """The learning rate of each member's row posteriors, which move once an epoch."""
         return [
-            config.train.latent_lr * self._schedule(epoch / self._total)
-            for config, epoch in zip(self._configs, self.epochs, strict=True)
+            lr * self._schedule(epoch / self._total) for lr, epoch in zip(self._latent_lr, self.epochs, strict=True)
         ]
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
+        dropout = self._dropout()
         for index in range(self._steps):
             start = index * self._size
             rows = slice(start, min(start + self._size, len(self._x)))
             taken = [epoch * self._steps + index for epoch in self.epochs]
             factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
-            lr = [config.train.net_lr * factor for config, factor in zip(self._configs, factors, strict=True)]
+            lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
             chosen = self._order[..., rows]
             x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
             normaliser = self._normaliser[..., index]
             weight = mask * (2.0 / normaliser[..., None, None])
-            yield Batch(rows.start, rows.stop, x, mask, weight, normaliser, taken, lr)
+            yield Batch(rows.start, rows.stop, x, mask, weight, normaliser, taken, lr, next(dropout))
+
+    def _dropout(self) -> Iterator[list[Tensor] | None]:
+        """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.
+
+        Members share the draws, and compare them with rates of their own.
+        """
+        model, train = self._configs[0].model, self._configs[0].train
+        rates = [config.model.dropout for config in self._configs]
+        if model.layers == 0 or not any(rates):
+            yield from repeat(None)
+        device, n = self._x.device, len(self._x)
+        rate = torch.tensor(rates, device=device).view(-1, 1, 1)
+        kept = 1.0 / (1.0 - rate)
+        distinct = self.epochs[:1] if self._shared else self.epochs
+        generators = [derived_generator(train.seed, Purpose.DROPOUT, epoch) for epoch in distinct]
+        for start in range(0, n, self._size):
+            shape = min(self._size, n - start), model.layers * model.hidden
+            # Pinned memory, so that no device has to be waited for.
+            draws = [torch.rand(shape, generator=generator, pin_memory=self._x.is_cuda) for generator in generators]
+            uniform = torch.stack([draw.to(device, non_blocking=True) for draw in draws])
+            yield list(((uniform >= rate) * kept).chunk(model.layers, dim=-1))  # of (p, b, layers · hidden)
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) of rows in the order of the batches."""

@@ -1,7 +1,7 @@
 """Model folders: a trained model on disk, as files that execute nothing when loaded.
 
     config.yaml           the trial configuration, which `vadtune train` accepts
-    weights.safetensors   network parameters by name, members of one model: (in, out) and (1, out)
+    weights.safetensors   network parameters by name, members of one model: (in, out) or (1, out)
     latents.safetensors   statistics of the train rows (m, s)
     scaler.json           offset and scale per column, and the columns' names
     metrics.json          the scores reported when it was saved
@@ -72,7 +72,7 @@ def save_model(
         f"{network}.{index}.{kind}": tensor[0].contiguous()
         for network, layers in family.layers(model.weights[None].cpu()).items()
         for index, layer in enumerate(layers)
-        for kind, tensor in layer._asdict().items()
+        for kind, tensor in layer.tensors().items()
     }
     scaler = {"feature_names": list(model.feature_names), **model.scaler.to_dict()}
     contents = {
@@ -116,9 +116,9 @@ def load_model(folder: Path) -> FittedModel:
         weights = torch.cat(
             [
                 named[f"{network}.{index}.{kind}"].flatten()
-                for network, mlp in family.networks.items()
-                for index in range(len(mlp.sizes) - 1)
-                for kind in ("weight", "bias")
+                for network, layers in family.layers(torch.empty(1, family.n_parameters)).items()
+                for index, layer in enumerate(layers)
+                for kind in layer.tensors()
             ]
         )
         if weights.numel() != family.n_parameters:

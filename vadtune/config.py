@@ -51,10 +51,13 @@ STORED = "file"
 """The mechanism that draws nothing: masks are read from a file of the user's, or from those a source comes with."""
 
 FAMILIES = ("vad", "vae")
-ACTIVATIONS = ("relu", "tanh")
+ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "linear")
+HEADS = ("plain", "projection")
 POSTERIORS = ("learned", "fixed", "none")
-LATENT_INITS = ("pca", "normal", "zeros")
-SCHEDULES = ("cosine", "constant")
+LATENT_INITS = ("pca", "pca_iterated", "normal", "zeros")
+OPTIMISERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "constant", "plateau")
+STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
@@ -249,6 +252,9 @@ class ModelConfig(Section):
     layers: Annotated[Whole, Field(ge=0, description="hidden layers; 0 is a linear decoder")] = 1
     hidden: Annotated[Whole, Field(ge=1)] = 128
     activation: Annotated[str, _one_of("activation", ACTIVATIONS)] = "relu"
+    layer_norm: bool = False  # before every activation
+    dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
+    head: Annotated[str, _one_of("head", HEADS)] = "plain"  # or projection: columns are x, y of points in space
     posterior: Annotated[Literal["learned", "fixed", "none"], _one_of("posterior", POSTERIORS)] = "learned"
     log_var: Annotated[Real, Field(ge=-50, le=10, description="log variance of a fixed posterior")] = -2.0
 
@@ -267,6 +273,7 @@ class TrainConfig(Section):
     latent_lr: Annotated[Real, Field(gt=0)] = 0.1
     weight_decay: Annotated[Real, Field(ge=0)] = 0.01
     latent_init: Annotated[str, _one_of("latent_init", LATENT_INITS)] = "pca"
+    optimiser: Annotated[str, _one_of("optimiser", OPTIMISERS)] = "adamw"
     schedule: Annotated[str, _one_of("schedule", SCHEDULES)] = "cosine"
     seed: Seed = 0
 
@@ -276,7 +283,7 @@ class InferConfig(Section):
 
     steps: Annotated[Whole, Field(ge=0)] = 100
     lr: Annotated[Real, Field(gt=0)] = 0.15
-    start: Annotated[str, _one_of("start", ("nearest", "zeros"))] = "nearest"
+    start: Annotated[str, _one_of("start", STARTS)] = "nearest"
     prior: Annotated[str, _one_of("prior", ("standard", "train"))] = "standard"
     kl_weight: Annotated[Real, Field(ge=0)] | None = None  # None: as in training
 
@@ -368,7 +375,8 @@ class TrialConfig(Section):
         """Returns the sections as plain values, without the parameters that do not exist in this configuration."""
         values = self.model_dump()
         if self.model.layers == 0:
-            del values["model"]["hidden"], values["model"]["activation"]
+            for name in ("hidden", "activation", "layer_norm", "dropout"):
+                del values["model"][name]
         if self.model.posterior != "fixed":
             del values["model"]["log_var"]
         if self.model.family == "vae":

@@ -143,11 +143,19 @@ class _Inference:
     def _start(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.family.amortised:
             return self.family.encode(self.networks, x, mask)[0]
-        if self.config.infer.start == "nearest":
-            nearest = self._nearest(x, mask)
-            return torch.stack([latents[index] for latents, index in zip(self.latents, nearest, strict=True)])
-        shape = len(self.latents), len(x), self.family.architecture.latent
-        return self.family.initial_statistics(torch.zeros(shape, device=self.device))
+        k = self.family.architecture.latent
+        match self.config.infer.start:
+            case "nearest":
+                nearest = self._nearest(x, mask)
+                return torch.stack([latents[index] for latents, index in zip(self.latents, nearest, strict=True)])
+            case "train":
+                mean = self.latents[..., :k].mean(dim=1, keepdim=True)
+            case "normal":  # the same for all rows: none may depend on those beside it
+                generator = derived_generator(self.config.train.seed, Purpose.START)
+                mean = 0.1 * standard_normal(1, 1, k, generator=generator, device=self.device)
+            case _:
+                mean = torch.zeros(1, 1, k, device=self.device)
+        return self.family.initial_statistics(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells."""

@@ -16,6 +16,8 @@ class Purpose(IntEnum):
     ORDER = 2
     NOISE = 3
     INFERENCE = 4
+    DROPOUT = 5
+    START = 6
 
 
 def derived_generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:

@@ -25,12 +25,12 @@ from vadtune.inference import FittedModel
 from vadtune.model import Architecture, build_family
 from vadtune.model.networks import Workspace
 from vadtune.model.objective import draw, kl_divergence, posterior_gradients, reconstruction
-from vadtune.optimiser import SCHEDULES, AdamW
+from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
 State = dict[str, Tensor]
 """All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
-progress (epoch, seconds) and the sums of the last epoch."""
+progress (epoch, seconds), the sums of the last epoch, and what the schedule plateau has seen, as plateau (3,)."""
 
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
@@ -46,12 +46,14 @@ class Member:
         train_seconds: Time spent training so far, shared evenly by the members trained together.
         metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell), train_kl
             (nats per row).
+        plateau: What the schedule plateau has seen; untouched by others.
     """
 
     config: TrialConfig
     epoch: int = 0
     train_seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    plateau: Plateau = field(default_factory=Plateau)
 
     def divergence(self) -> str | None:
         """Returns why the member cannot go on, None if it can."""
@@ -62,9 +64,9 @@ class Member:
 
 
 def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes, batches, seed, kind of inference."""
+    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, inference."""
     train = config.train
-    shared = train.epochs, train.batch_size, train.schedule, train.seed
+    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed
     how = config.infer.steps, config.infer.start, config.infer.prior
     return (*Architecture.of(config.model, features), *shared, *how)
 
@@ -90,7 +92,7 @@ class Population:
         self._features = train.x.shape[1]
         self._signature = signature(first, self._features)
         self._seed = first.train.seed
-        self._schedule = SCHEDULES[first.train.schedule]
+        self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
         self.family = build_family(Architecture.of(first.model, self._features))
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
@@ -117,7 +119,7 @@ class Population:
         for member, _ in parts:
             if signature(member.config, self._features) != self._signature:
                 raise ConfigError(
-                    "a population needs equal architecture, batches, schedule, seed and kind of inference, got "
+                    "a population needs equal architecture, batches, optimiser, schedule, seed, kind of inference, got "
                     f"{signature(member.config, self._features)} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
@@ -137,8 +139,8 @@ class Population:
         self._kl_weight = vector(lambda c: c.train.kl_weight)
         self._log_var = vector(lambda c: c.model.log_var)
         decay = [member.config.train.weight_decay for member in self.members]
-        self._optimiser = AdamW(self._flat, self._grad, self._flat_moments, decay)
-        self._row_optimiser = AdamW(self._rows, self._row_grad, self._row_moments)
+        self._optimiser = OPTIMISERS[self._optimiser_name](self._flat, self._grad, self._flat_moments, decay)
+        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](self._rows, self._row_grad, self._row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
 
     @property
@@ -190,6 +192,8 @@ class Population:
                     "train_reconstruction": error / self._cells,
                     "train_kl": divergence / len(self._x),
                 }
+                if self._schedule_name == "plateau":
+                    member.plateau.update(member.metrics["train_loss"])
 
     def _groups(self) -> Iterator[slice]:
         """Yields the members to train together: on a CPU those at the same epoch, as many as stay in the cache."""
@@ -206,7 +210,9 @@ class Population:
         """Trains some members for an epoch; returns their sums of squared error and KL divergence (p,) each."""
         group = self.members[members]
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
-        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, self._schedule)
+        factors = [member.plateau.factor for member in group]
+        schedule = SCHEDULES[self._schedule_name]
+        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors)
         if self.family.amortised:
             return self._train_amortised(members, epoch)
         return self._train_free(members, epoch)
@@ -233,6 +239,7 @@ class Population:
                 into=into["decoder"],
                 workspace=self._workspace(len(z), batch.end - batch.start),
                 grad_z=grad_z[:, batch.rows],
+                dropout=batch.dropout,
             )
             squared_error += batch.squared_error(residual)
             self._optimiser.step_(members, batch.taken, batch.lr)
@@ -264,6 +271,7 @@ class Population:
                 batch.weight,
                 into=into["decoder"],
                 workspace=self._workspace(len(z), batch.end - batch.start),
+                dropout=batch.dropout,
             )
             squared_error += batch.squared_error(residual)
             kl += kl_divergence(posterior).sum(1)
@@ -300,6 +308,7 @@ class Population:
                 "row_moments": self._row_moments[:, i],
                 "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
                 **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
+                **({"plateau": member.plateau.to_tensor()} if self._schedule_name == "plateau" else {}),
             }
             for i, member in enumerate(self.members)
         ]
@@ -316,7 +325,7 @@ class Population:
     def _checked(self, member: Member, state: State) -> State:
         """Returns the state, having set the member's progress to it."""
         own = self.states()[0]
-        for name in _TENSORS:
+        for name in (*_TENSORS, *(("plateau",) if "plateau" in own else ())):
             if name not in state or state[name].shape != own[name].shape:
                 got = tuple(state[name].shape) if name in state else "nothing"
                 raise ConfigError(
@@ -326,4 +335,6 @@ class Population:
         epoch, member.train_seconds = state["progress"].tolist()
         member.epoch = int(epoch)
         member.metrics = {name: float(state[name]) for name in state if name.startswith("train_")}
+        if "plateau" in own:
+            member.plateau = Plateau(*state["plateau"].tolist())
         return {name: state[name] for name in _TENSORS}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from vadtune.config import ModelConfig
+from vadtune.errors import ConfigError
+from vadtune.model.heads import HEADS
 from vadtune.model.networks import MLP, Layer
 from vadtune.model.objective import Posterior
 
@@ -32,6 +34,8 @@ class Architecture(NamedTuple):
         layers: Number of hidden layers; 0 makes the decoder linear, as in probabilistic PCA.
         activation: A name of ACTIVATIONS; "" without hidden layers.
         posterior: learned, fixed or none.
+        layer_norm: Whether hidden layers are normalised; False without hidden layers.
+        head: What the decoder's last layer gives, a name of HEADS.
     """
 
     family: str
@@ -41,12 +45,32 @@ class Architecture(NamedTuple):
     layers: int
     activation: str
     posterior: str
+    layer_norm: bool = False
+    head: str = "plain"
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
-        """Returns the architecture a configuration describes, for data of this many columns."""
-        hidden, activation = (config.hidden, config.activation) if config.layers else (0, "")
-        return cls(config.family, features, config.latent, hidden, config.layers, activation, config.posterior)
+        """Returns the architecture a configuration describes, for data of this many columns.
+
+        Raises:
+            ConfigError: The head needs another number of columns.
+        """
+        if config.head == "projection" and features % 2:
+            raise ConfigError(
+                f"model.head: projection needs points of two columns each, x and y, got {features} columns; "
+                "take head plain, or data of points"
+            )
+        return cls(
+            config.family,
+            features,
+            config.latent,
+            config.hidden if config.layers else 0,
+            config.layers,
+            config.activation if config.layers else "",
+            config.posterior,
+            config.layer_norm and config.layers > 0,
+            config.head,
+        )
 
     @property
     def statistics(self) -> int:
@@ -55,7 +79,11 @@ class Architecture(NamedTuple):
 
     def mlp(self, inputs: int, outputs: int) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
-        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation)
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm)
+
+    def decoder(self) -> MLP:
+        """Returns the perceptron from latents to reconstructions."""
+        return HEADS[self.head](self.mlp(self.latent, self.features))
 
 
 class Family(ABC):
@@ -73,7 +101,7 @@ class Family(ABC):
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
-        self.networks = {"decoder": architecture.mlp(architecture.latent, architecture.features)}
+        self.networks = {"decoder": architecture.decoder()}
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
@@ -137,4 +165,4 @@ class Family(ABC):
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:
         """Returns the reconstructions (p, b, d) of latents (p, b, k)."""
-        return self.networks["decoder"].forward(networks["decoder"], z)[-1]
+        return self.networks["decoder"].forward(networks["decoder"], z)[0]

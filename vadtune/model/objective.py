@@ -12,6 +12,7 @@ Shape comments: p members, b rows, d features, k latent dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,7 @@ def reconstruction(
     into: list[Layer] | None = None,
     workspace: Workspace | None = None,
     grad_z: Tensor | bool = True,
+    dropout: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decodes z and returns the residual and the gradient with respect to z of the weighted squared error.
 
@@ -88,14 +90,15 @@ def reconstruction(
         into: Where the gradients of the decoder's weights are written; None when it is frozen.
         workspace: Memory for the passes.
         grad_z: Where the gradient with respect to z is to be written; True for new memory.
+        dropout: Factors on the output of every hidden layer, (p, b, o) each; only in training.
 
     Returns:
         weight · (x̂ − x), (p, b, d), which is half the squared error's gradient times two over the normaliser, and the
         gradient with respect to z (p, b, k).
     """
-    outputs = decoder.forward(layers, z, workspace)
-    residual = outputs[-1].sub_(x).mul_(weight)
-    return residual, decoder.backward(layers, outputs, residual, into, workspace, to_input=grad_z)
+    x_hat, tape = decoder.forward(layers, z, workspace, dropout)
+    residual = x_hat.sub_(x).mul_(weight)
+    return residual, decoder.backward(layers, tape, residual, into, workspace, to_input=grad_z)
 
 
 def posterior_gradients(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vadtune.model.family import Architecture, Family
 
+_FILL_ROUNDS = 5  # of pca_iterated
+
 
 def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Projects each row on the first k principal components, missing cells filled by the column's mean.
@@ -17,16 +19,42 @@ def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Gene
     scaled to the prior's unit variance; those beyond the rank of the data start as small noise.
     """
     mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
+    return _scores((x - mean) * mask, k, generator)
+
+
+def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """As ``_principal_components``, missing cells filled by what the components say of them, over and over.
+
+    This is the expectation-maximisation of PCA on incomplete data (Ilin & Raiko 2010, JMLR 11, section 3.1), stopped
+    after a few rounds. With as many components as columns it fills nothing in and is the same as without it.
+    """
+    mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
     centred = (x - mean) * mask  # (n, d)
-    variance, components = torch.linalg.eigh((centred.mT @ centred / len(x)).double())  # ascending
+    for _ in range(_FILL_ROUNDS):
+        components, _ = _components(centred, k)
+        filled = (centred.double() @ components @ components.mT).to(x.dtype)
+        centred = torch.where(mask > 0, centred, filled)
+        centred -= centred.mean(0)
+    return _scores(centred, k, generator)
+
+
+def _scores(centred: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Returns the projections (n, k) of complete, centred rows (n, d), of unit variance."""
+    components, deviation = _components(centred, k)
+    rank = components.shape[1]
+    z = (centred.double() @ components / deviation).to(centred.dtype)
+    return torch.cat([z, _normal(centred, centred, k - rank, generator)], dim=1)
+
+
+def _components(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns at most k principal components (d, rank), and the standard deviation of the rows along each (rank,)."""
+    variance, components = torch.linalg.eigh((centred.mT @ centred / len(centred)).double())  # ascending
     rank = min(k, int((variance > 1e-6 * variance[-1].clamp(min=1e-12)).sum()))
-    if rank == 0:
-        return _normal(x, mask, k, generator)
-    components = components[:, -rank:].flip(1)
+    first = len(variance) - rank
+    components = components[:, first:].flip(1)
     # The sign of a component is arbitrary and differs between machines: its largest entry is made positive.
     components = components * components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
-    z = (centred.double() @ components / variance[-rank:].flip(0).sqrt()).to(x.dtype)
-    return torch.cat([z, _normal(x, mask, k - rank, generator)], dim=1)
+    return components, variance[first:].flip(0).sqrt()
 
 
 def _normal(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -39,6 +67,7 @@ def _zeros(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tenso
 
 LATENT_INITS: dict[str, Callable[[Tensor, Tensor, int, torch.Generator], Tensor]] = {
     "pca": _principal_components,
+    "pca_iterated": _iterated_principal_components,
     "normal": _normal,
     "zeros": _zeros,
 }

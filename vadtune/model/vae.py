@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vadtune.model.family import Architecture, Family, Networks
+from vadtune.model.networks import Tape
 
 
 class VAE(Family):
@@ -22,13 +23,12 @@ class VAE(Family):
         super().__init__(architecture)
         self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.statistics)
 
-    def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Tape]:
         """Returns the encoder's output. See Family."""
         encoder = networks["encoder"]
         inputs = torch.cat([x, mask], dim=-1).expand(encoder[0].weight.shape[0], -1, -1)
-        outputs = self.networks["encoder"].forward(encoder, inputs)
-        return outputs[-1], outputs
+        return self.networks["encoder"].forward(encoder, inputs)
 
-    def encode_backward(self, networks: Networks, tape: list[Tensor], grad: Tensor, into: Networks) -> None:
+    def encode_backward(self, networks: Networks, tape: Tape, grad: Tensor, into: Networks) -> None:
         """Writes the encoder's gradients. See Family."""
         self.networks["encoder"].backward(networks["encoder"], tape, grad, into["encoder"], to_input=False)
