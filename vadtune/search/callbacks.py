@@ -97,6 +97,8 @@ class SearchCallback(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Brings MLflow in line with what a restored search knows, once; gives up trials that hang."""
+        if self._session.signals:  # it came before Tune listened
+            os.kill(os.getpid(), signal.SIGUSR1)
         self._reconcile(trials)
         self._give_up_the_hung(trials)
 
