@@ -45,14 +45,13 @@ def joined(address: str) -> Iterator[None]:
         SearchError: There is none, or it does not take this process.
     """
     quiet()
-    if ray.is_initialized():
-        yield
-        return
+    there = ray.is_initialized()
     try:
         found = _answering(address)
         # Off for a Ray of our own, which is to stay on loopback; a cluster's node has an address others can reach.
         ray_constants.ENABLE_RAY_CLUSTER = not found.startswith(("127.", "localhost:"))
-        ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
+        if not there:
+            ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # of many kinds: no such host, another version, another token
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         token = "token" in str(error).lower() or "auth" in str(error).lower()
@@ -61,7 +60,8 @@ def joined(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not there:
+            ray.shutdown()
 
 
 def _answering(address: str) -> str:
