@@ -3,10 +3,8 @@
 import os
 
 # Read when Ray is imported. Nothing about a user's work leaves the machine unless the user turns it on; results are
-# logged by our own callback; the snapshot a resume starts from is written every second, not every ten. The last line
-# keeps a local Ray on loopback: told 127.0.0.1, it would still look up the machine's network address and listen there.
+# logged by our own callback; the snapshot a resume starts from is written every second, not every ten.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -11,6 +11,7 @@ from types import FrameType
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray._private.accelerators import get_accelerator_manager_for_resource
 
 from vadtune.config import SearchConfig
@@ -30,6 +31,8 @@ def local_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Told 127.0.0.1, Ray would still look up the machine's network address and listen there, if it may join clusters.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=_cores(),
