@@ -36,16 +36,10 @@ from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
 from vadtune.data import SearchData, load_dataset
+from vadtune.search.space import suggest
 from vadtune.search_file import SearchFile, load_search
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
-
-
-def space(search: SearchFile, trial: optuna.Trial) -> None:
-    """The space of digits.yaml, define-by-run."""
-    from vadtune.search.space import suggest
-
-    suggest(search, trial)
 
 
 def train(config: dict[str, Any], data: SearchData, search: SearchFile) -> Iterator[tuple[int, float]]:
@@ -176,7 +170,7 @@ def main() -> None:
             metric="val_missing_rmse",
             mode="min",
             search_alg=OptunaSearch(
-                space=partial(space, search),
+                space=partial(suggest, search),
                 metric="val_missing_rmse",
                 mode="min",
                 sampler=optuna.samplers.TPESampler(seed=search.search.seed),

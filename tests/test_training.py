@@ -134,8 +134,7 @@ def test_neighbours_that_come_and_go_never_matter(
     done: dict[int, dict[str, torch.Tensor]] = {}
 
     def take(member: Member) -> dict[str, torch.Tensor]:
-        (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m is member)
-        return {name: tensor.clone() for name, tensor in state.items()}
+        return {name: tensor.clone() for name, tensor in population.state(member).items()}
 
     for index, (move, choice) in enumerate([*moves, *[("train", 0)] * 8], start=1):
         if move == "join":

@@ -34,6 +34,7 @@ from vadtune.data import Scaler
 from vadtune.errors import ModelFolderError
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Family, build_family
+from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search_file import load_trial
 from vadtune.training import Population, State
 
@@ -47,7 +48,6 @@ MODEL_FILES = (
     "metrics.json",
     "environment.json",
 )
-STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 _PACKAGES = ("torch", "numpy", "safetensors")
 
 

@@ -25,6 +25,7 @@ from vadtune.export import export_best
 from vadtune.files import write_atomically
 from vadtune.results import find_results
 from vadtune.retest import run_retest
+from vadtune.runs import run_folders
 from vadtune.search.process import check_resources, local_ray
 from vadtune.search.run import resume_search, start_search
 from vadtune.search_file import SearchFile, load_search
@@ -182,7 +183,7 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
     """Completes the cell's search; returns its run, why trials failed, and whether it was interrupted."""
     write_atomically(cell.folder / _SEARCH, cell.search.to_yaml().encode())
     storage = cell.folder / "runs"
-    runs = sorted(path.parent for path in storage.glob("*/run.json"))
+    runs = run_folders(storage)
     if runs:
         try:
             outcome = resume_search(runs[-1].absolute(), tracking_uri=uri)

@@ -327,6 +327,11 @@ class SearchConfig(Section):
             raise ValueError("takes 'rungs' or a number of epochs from 1")
         return number
 
+    @field_validator("initial")
+    @classmethod
+    def _initial_holds_numbers(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: as_number(value) for key, value in point.items()} for point in points]
+
     @field_validator("pack")
     @classmethod
     def _pack_is_auto_or_a_number(cls, value: object) -> object:

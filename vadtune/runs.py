@@ -3,7 +3,7 @@
 search.yaml     the search, overrides applied
 run.json        what the run is called and where it is logged
 mlflow.jsonl    all that was logged, in order; mlflow.delivered: how much of it the MLflow store has
-tune/           the state and the checkpoints of Ray Tune
+tune/           the state and the checkpoints of Ray Tune; training_state.safetensors in each: what a trial goes on from
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vadtune.errors import SearchError, unknown_name
 from vadtune.files import write_atomically
 
 SEARCH_FILE, RUN_FILE = "search.yaml", "run.json"
+STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 _LOCK_FILE = "lock"
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vadtune.config import DataConfig, SearchConfig, Section, TrialConfig, flatten, unflatten
-from vadtune.domains import DOMAINS, Choice, Domain, Grid, as_number, is_domain, parse_domain
+from vadtune.domains import DOMAINS, Choice, Domain, Grid, is_domain, parse_domain
 from vadtune.errors import ConfigError, unknown_name
 
 _SEARCHED = ("model", "train", "infer")
@@ -335,7 +335,7 @@ def _check_search(file: SearchFile) -> list[str]:
             path = f"search.initial.{index}.{key}"
             if key not in file.domains:
                 problems.append(f"{path}: {unknown_name('searched parameter', key, file.domains)}")
-            elif not file.domains[key].contains(as_number(value)):
+            elif not file.domains[key].contains(value):
                 problems.append(f"{path}: must lie in its domain, got {value!r}")
     return problems
 

@@ -36,9 +36,9 @@ _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
-    """One configuration in training.
+    """One configuration in training; equal to none but itself.
 
     Attributes:
         config: The configuration.
@@ -103,16 +103,21 @@ class Population:
         self._mask = mask.float().to(self.device)  # (n, d)
         self._counts = self._mask.sum(1)  # (n,)
         self._cells = float(self._counts.sum())
+        self._initial: dict[str, State] = {}
         self.members: list[Member] = []
         self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
     def _initial_state(self, config: TrialConfig) -> State:
-        weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))
-        rows = self.family.initial_rows(
-            self._x.cpu(), self._mask.cpu(), config.train.latent_init, derived_generator(self._seed, Purpose.ROWS)
-        )
-        moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
-        return {"weights": weights, "rows": rows, **moments}
+        """Returns where a configuration starts: the same for all that start their latents alike, so made once."""
+        how = config.train.latent_init
+        if how not in self._initial:
+            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))
+            rows = self.family.initial_rows(
+                self._x.cpu(), self._mask.cpu(), how, derived_generator(self._seed, Purpose.ROWS)
+            )
+            moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
+            self._initial[how] = {"weights": weights, "rows": rows, **moments}
+        return self._initial[how]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Takes these members and no others."""
@@ -295,23 +300,25 @@ class Population:
         return [
             FittedModel(member.config, self._flat[i].clone(), latents[i].clone())
             for i, member in enumerate(self.members)
-            if members is None or any(member is other for other in members)
+            if members is None or member in members
         ]
 
     def states(self) -> list[State]:
         """Returns the members' states; later training changes them, so copy what is to stay."""
-        return [
-            {
-                "weights": self._flat[i],
-                "weight_moments": self._flat_moments[:, i],
-                "rows": self._rows[i],
-                "row_moments": self._row_moments[:, i],
-                "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
-                **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
-                **({"plateau": member.plateau.to_tensor()} if self._schedule_name == "plateau" else {}),
-            }
-            for i, member in enumerate(self.members)
-        ]
+        return [self.state(member) for member in self.members]
+
+    def state(self, member: Member) -> State:
+        """Returns one member's state; see ``states``."""
+        i = self.members.index(member)
+        return {
+            "weights": self._flat[i],
+            "weight_moments": self._flat_moments[:, i],
+            "rows": self._rows[i],
+            "row_moments": self._row_moments[:, i],
+            "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
+            **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
+            **({"plateau": member.plateau.to_tensor()} if self._schedule_name == "plateau" else {}),
+        }
 
     def load_states(self, states: Sequence[State]) -> None:
         """Goes on from where the states were taken, one for each member in the order of the configurations.
@@ -324,7 +331,7 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Returns the state, having set the member's progress to it."""
-        own = self.states()[0]
+        own = self.state(self.members[0])
         for name in (*_TENSORS, *(("plateau",) if "plateau" in own else ())):
             if name not in state or state[name].shape != own[name].shape:
                 got = tuple(state[name].shape) if name in state else "nothing"

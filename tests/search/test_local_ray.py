@@ -12,21 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.search.cluster import descendants
+
 pytestmark = pytest.mark.ray
-
-
-def descendants(pid: int) -> set[int]:
-    """Returns a process and all it started, as /proc tells."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it ended meanwhile
-            continue
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
-    return found
 
 
 def sockets_of(pids: set[int]) -> Iterator[str]:

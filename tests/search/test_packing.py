@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.search.test_run import Finished, tiny
-from vadtune.checkpoint import MODEL_FILES, STATE_FILE, STATE_HASH, load_model
+from vadtune.checkpoint import MODEL_FILES, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
+from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search.packing import Pack, calibrate
 from vadtune.search.trainable import MODEL
 from vadtune.search_file import SearchFile, parse_search

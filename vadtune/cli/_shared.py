@@ -27,6 +27,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add_tracking_argument(parser)
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds values that replace those of the file before them."""
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+
+
 def add_tracking_argument(parser: argparse.ArgumentParser) -> None:
     """Adds which MLflow store is meant."""
     parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")

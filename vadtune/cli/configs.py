@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from vadtune.cli._shared import add_overrides
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="a search file")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_overrides(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="how many (default: the file's search.samples, or the whole grid)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from vadtune.cli.search import add_store_arguments, report
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     storage = local_folder(args.storage)
     if args.search_run is None:
-        return _offer(args)
+        return _offer(storage)
     folder = find_run(args.search_run, storage)
     from vadtune.search.run import resume_search
 
@@ -44,11 +45,10 @@ def run(args: argparse.Namespace) -> int:
     return report(outcome, args)
 
 
-def _offer(args: argparse.Namespace) -> int:
-    from vadtune.runs import is_running, local_folder, run_folders
+def _offer(storage: Path) -> int:
+    from vadtune.runs import is_running, run_folders
     from vadtune.tracking import is_finished
 
-    storage = local_folder(args.storage)
     unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
     for name in unfinished:
         print(name)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadtune.cli._shared import add_data_argument, with_data_dir
+from vadtune.cli._shared import add_data_argument, add_overrides, with_data_dir
 
 if TYPE_CHECKING:
     from vadtune.search.run import SearchOutcome
@@ -26,7 +26,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="a search file")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_overrides(parser)
     add_data_argument(parser)
     add_store_arguments(parser)
     parser.set_defaults(run=run)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vadtune.cli._shared import add_job_address
+from vadtune.cli._shared import add_job_address, add_overrides
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="a search file")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_overrides(parser)
     add_job_address(parser)
     parser.add_argument("--storage", required=True, help="folder of the searches that all nodes share, or a URI")
     parser.add_argument("--tracking-uri", help="MLflow store (default: the head's MLFLOW_TRACKING_URI)")

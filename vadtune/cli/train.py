@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vadtune.cli._shared import add_data_argument, with_data_dir
+from vadtune.cli._shared import add_data_argument, add_overrides, with_data_dir
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="CONFIG", help="a trial configuration, such as export writes")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_overrides(parser)
     add_data_argument(parser)
     parser.add_argument("--out", type=Path, help="write the trained model to this new folder")
     parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default: cpu)")

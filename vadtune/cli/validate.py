@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vadtune.cli._shared import add_overrides
+
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Adds the command to the parser."""
@@ -17,7 +19,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", help="a search file or trial configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the file's")
+    add_overrides(parser)
     parser.set_defaults(run=run)
 
 

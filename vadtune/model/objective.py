@@ -79,7 +79,7 @@ def reconstruction(
     grad_z: Tensor | bool = True,
     dropout: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decodes z and returns the residual and the gradient with respect to z of the weighted squared error.
+    """Decodes z and returns the gradients of squared error / normaliser with respect to its reconstruction and to z.
 
     Args:
         decoder: Shape of the decoder.
@@ -93,7 +93,7 @@ def reconstruction(
         dropout: Factors on the output of every hidden layer, (p, b, o) each; only in training.
 
     Returns:
-        weight · (x̂ − x), (p, b, d), which is half the squared error's gradient times two over the normaliser, and the
+        weight · (x̂ − x), (p, b, d), which is the gradient of squared error / normaliser with respect to x̂, and the
         gradient with respect to z (p, b, k).
     """
     x_hat, tape = decoder.forward(layers, z, workspace, dropout)

@@ -7,7 +7,6 @@ from typing import Any
 
 import optuna
 
-from vadtune.domains import as_number
 from vadtune.search.space import suggest
 from vadtune.search_file import SearchFile
 
@@ -34,7 +33,7 @@ def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[st
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.search.seed))
     for point in search.search.initial:
-        study.enqueue_trial({key: as_number(value) for key, value in point.items()})
+        study.enqueue_trial(point)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(_TRIES * wanted):
         if len(found) == wanted:

@@ -8,12 +8,10 @@ from typing import Any
 
 import ray
 
+from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
-
-# As in checkpoint.py, which would import torch.
-STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 
 
 class PackedTrial(Recoverable):
@@ -71,10 +69,8 @@ class PackedTrial(Recoverable):
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Gives the pack the state to go on from."""
         assert checkpoint_dir is not None
-        content, sha256 = (
-            (Path(checkpoint_dir) / STATE_FILE).read_bytes(),
-            (Path(checkpoint_dir) / STATE_HASH).read_text(),
-        )
+        folder = Path(checkpoint_dir)
+        content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
         self._joined = self.trial_id
         self._epoch = ray.get(self._pack.restore.remote(self._joined, content, sha256))
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import optuna
 import torch
 
 from vadtune.checkpoint import parse_state, save_model, save_state
@@ -27,7 +26,7 @@ from vadtune.data import Part, Scaler, SearchData
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.inference import FittedModel
-from vadtune.search.space import suggest
+from vadtune.search.draw import draw_configurations
 from vadtune.search.trainable import MODEL
 from vadtune.search_file import SearchFile
 from vadtune.training import Member, Population, State, signature
@@ -147,12 +146,12 @@ class Pack:
 
     def _admit(self) -> None:
         """Lets trials in, in the order they came, as long as there is room; lets go of those that left."""
-        active = [job for job in self._jobs.values() if job.member is not None]
+        members = [job.member for job in self._jobs.values() if job.member is not None]
         for key, population in list(self._populations.items()):
             for member in list(population.members):
-                if not any(job.member is member for job in active):
+                if member not in members:
                     self._remove(key, member)
-        room = self._capacity - len(active)
+        room = self._capacity - len(members)
         for job in [job for job in self._jobs.values() if job.member is None][: max(0, room)]:
             aside = self._aside.pop(job.trial_id, None)
             state = self._given.pop(job.trial_id, aside.state if aside else None)
@@ -175,7 +174,7 @@ class Pack:
             return
         for job in list(self._jobs.values()):
             member = job.member
-            if member is None or not any(member is other for other in population.members):
+            if member is None or member not in population.members:
                 continue
             reason = member.divergence()
             if reason is None and member.epoch < job.epoch:
@@ -208,9 +207,9 @@ class Pack:
             raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
         self._capacity = max(1, len(population.members) // 2)
         logger.warning("out of memory on %s: packs of at most %d from now on", self._device, self._capacity)
+        surplus = population.members[self._capacity :]
         for job in self._jobs.values():
-            surplus = population.members[self._capacity :]
-            if any(job.member is member for member in surplus) and job.member is not None:
+            if job.member is not None and job.member in surplus:
                 self._given[job.trial_id] = _copied(population, job.member)
                 self._remove(key, job.member)
                 job.member = None
@@ -220,8 +219,7 @@ class Pack:
 
 def _copied(population: Population, member: Member) -> State:
     """Returns a member's state, in memory of its own on the host."""
-    (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m is member)
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in population.state(member).items()}
 
 
 def calibrate(search: SearchFile, train: Part, device: str, *, samples: int, cores: int) -> int:
@@ -230,9 +228,8 @@ def calibrate(search: SearchFile, train: Part, device: str, *, samples: int, cor
     A configuration drawn from the space stands for all. What a larger pack saves is held against what it costs: the
     processes of its thin trials, and on a CPU the core that they share.
     """
-    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-    suggest(search, trial)
-    config = search.trial_config(trial.params)
+    (sample,) = draw_configurations(search, 1)
+    config = search.trial_config(sample)
     epochs = samples * config.train.epochs * _SHARE_TRAINED
     costs, told = {}, []
     for p in _CALIBRATED:

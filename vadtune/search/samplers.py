@@ -15,7 +15,6 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from vadtune.domains import as_number
 from vadtune.search.space import suggest
 from vadtune.search_file import SearchFile
 
@@ -46,7 +45,7 @@ def first_points(search: SearchFile) -> list[dict[str, Any]]:
 
     A grid is tried in random order, so that any first part of it is a fair sample.
     """
-    points = [{key: as_number(value) for key, value in point.items()} for point in search.search.initial]
+    points = search.search.initial
     if search.search.sampler == "grid":
         grid = search.grid()
         random.Random(search.search.seed).shuffle(grid)
