@@ -29,6 +29,10 @@ MISTAKES = [
     ("validate {digits} model.latent={{choice:[]}}", "model.latent: choice needs at least one value, got an empty"),
     ("validate {digits} train.kl_weight={{loguniform:[0,1]}}", "loguniform needs low > 0, for logarithms, got [0, 1]"),
     ("validate {digits} model.hidden={{choice:[8],when:{{layrs:1}}}}", "its condition names an unknown parameter"),
+    (
+        "validate {digits} model.head=projection model.skip=true",
+        "model.skip: gives columns, which takes head plain, got",
+    ),
     ("validate {digits} data.missing.ratio=1.5", "data.missing.ratio: must be less than 1, got 1.5"),
     ("validate {digits} search.metric=val_rmse", "search.metric: nobody reports it: unknown metric 'val_rmse'"),
     ("validate {digits} search.metric=train_loss", "search.metric: a search selects on held-out cells only"),

@@ -48,24 +48,26 @@ FUNCTIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 6, 7)])
 @pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("workspace", [False, True])
 def test_gradients_of_a_perceptron_are_those_of_autograd(
-    sizes: tuple[int, ...], activation: str, layer_norm: bool, dropout: bool, workspace: bool
+    sizes: tuple[int, ...], activation: str, layer_norm: bool, skip: bool, dropout: bool, workspace: bool
 ) -> None:
-    mlp = MLP(sizes, activation, layer_norm)
+    mlp = MLP(sizes, activation, layer_norm, skip)
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x = randn(P, B, sizes[0], seed=2).requires_grad_()
     upstream = randn(P, B, sizes[-1], seed=3)
     factors = [2.0 * (randn(P, B, o, seed=9 + i) > 0) for i, o in enumerate(sizes[1:-1])] if dropout else None
 
     h = x
-    for i, (weight, bias, scale, shift) in enumerate(mlp.layers(flat)):
+    for i, (weight, bias, scale, shift, beside) in enumerate(mlp.layers(flat)):
         h = h @ weight + bias
         if i < len(sizes) - 2:
             h = nn.functional.layer_norm(h, h.shape[-1:]) * scale + shift if layer_norm else h
             h = FUNCTIONS[activation](h)
             h = h * factors[i] if factors else h
+        h = h if beside is None else h + x @ beside
     want_flat, want_x = torch.autograd.grad((h * upstream).sum(), [flat, x])
 
     with torch.no_grad():
@@ -74,10 +76,22 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
         output, tape = mlp.forward(layers, x, memory, factors)
         torch.testing.assert_close(output, h.detach())
         grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
-        frozen = mlp.backward(layers, mlp.forward(layers, x, memory, factors)[1], upstream, None, memory)
+        frozen = torch.full((P, B, 2 * sizes[0]), torch.nan, dtype=x.dtype)[..., : sizes[0]]
+        tape = mlp.forward(layers, x, memory, factors)[1]
+        mlp.backward(layers, tape, upstream, None, memory, to_input=frozen)
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
     torch.testing.assert_close(frozen, want_x)
+
+
+def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
+    plain, skipping = MLP((4, 6, 7), "tanh"), MLP((4, 6, 7), "tanh", skip=True)
+    flat = [mlp.initial(torch.Generator().manual_seed(0))[None] for mlp in (plain, skipping)]
+    x = randn(1, B, 4).float()
+    torch.testing.assert_close(
+        skipping.forward(skipping.layers(flat[1]), x)[0], plain.forward(plain.layers(flat[0]), x)[0]
+    )
+    assert list(skipping.layers(flat[1])[-1].tensors()) == ["weight", "bias", "skip"]
 
 
 def test_a_projection_is_the_picture_of_its_points_and_its_gradients_are_those_of_autograd() -> None:

@@ -28,6 +28,7 @@ KINDS = [
 ]
 DRESSED = {"layers": 2, "activation": "silu", "layer_norm": True, "dropout": 0.2, "head": "projection"}
 KINDS += [pytest.param({"family": family, **DRESSED}, id=f"{family}-dressed") for family in MODELS]
+KINDS += [pytest.param({"family": family, "skip": True}, id=f"{family}-skip") for family in MODELS]
 
 
 def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
@@ -121,7 +122,7 @@ def number_of(member: Member) -> int:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-2:]])
+@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-4:]])
 @settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_that_come_and_go_never_matter(

@@ -255,8 +255,17 @@ class ModelConfig(Section):
     layer_norm: bool = False  # before every activation
     dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
     head: Annotated[str, _one_of("head", HEADS)] = "plain"  # or projection: columns are x, y of points in space
+    skip: bool = False  # a linear map beside the decoder's hidden layers
     posterior: Annotated[Literal["learned", "fixed", "none"], _one_of("posterior", POSTERIORS)] = "learned"
     log_var: Annotated[Real, Field(ge=-50, le=10, description="log variance of a fixed posterior")] = -2.0
+
+    @field_validator("skip")
+    @classmethod
+    def _skip_gives_columns(cls, skip: bool, info: ValidationInfo) -> bool:
+        head = info.data.get("head", "plain")
+        if skip and head != "plain":
+            raise ValueError(f"gives columns, which takes head plain, got head {head}; leave one of them out")
+        return skip
 
 
 class TrainConfig(Section):
@@ -380,7 +389,7 @@ class TrialConfig(Section):
         """Returns the sections as plain values, without the parameters that do not exist in this configuration."""
         values = self.model_dump()
         if self.model.layers == 0:
-            for name in ("hidden", "activation", "layer_norm", "dropout"):
+            for name in ("hidden", "activation", "layer_norm", "dropout", "skip"):
                 del values["model"][name]
         if self.model.posterior != "fixed":
             del values["model"]["log_var"]

@@ -36,6 +36,7 @@ class Architecture(NamedTuple):
         posterior: learned, fixed or none.
         layer_norm: Whether hidden layers are normalised; False without hidden layers.
         head: What the decoder's last layer gives, a name of HEADS.
+        skip: Whether the decoder has a linear map beside its hidden layers; False without hidden layers.
     """
 
     family: str
@@ -47,6 +48,7 @@ class Architecture(NamedTuple):
     posterior: str
     layer_norm: bool = False
     head: str = "plain"
+    skip: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
@@ -70,6 +72,7 @@ class Architecture(NamedTuple):
             config.posterior,
             config.layer_norm and config.layers > 0,
             config.head,
+            config.skip and config.layers > 0,
         )
 
     @property
@@ -77,13 +80,13 @@ class Architecture(NamedTuple):
         """Number s of statistics of a row."""
         return 2 * self.latent if self.posterior == "learned" else self.latent
 
-    def mlp(self, inputs: int, outputs: int) -> MLP:
+    def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
-        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm)
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm, skip)
 
     def decoder(self) -> MLP:
         """Returns the perceptron from latents to reconstructions."""
-        return HEADS[self.head](self.mlp(self.latent, self.features))
+        return HEADS[self.head](self.mlp(self.latent, self.features, skip=self.skip))
 
 
 class Family(ABC):
