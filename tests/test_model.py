@@ -15,7 +15,8 @@ from vadtune.errors import ConfigError
 from vadtune.model import MODELS, Architecture, build_family
 from vadtune.model.heads import HEADS
 from vadtune.model.networks import ACTIVATIONS, MLP
-from vadtune.model.objective import Posterior, Prior, draw, posterior_gradients, reconstruction
+from vadtune.model.noise import log_variance_backward
+from vadtune.model.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
 from vadtune.model.objective import kl_divergence as our_kl
 from vadtune.model.vad import LATENT_INITS
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
@@ -34,6 +35,9 @@ def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.OPTIMISERS) == set(OPTIMISERS) == set(ROW_OPTIMISERS)
     assert set(config_module.SCHEDULES) == set(SCHEDULES)
     assert set(config_module.LATENT_INITS) == set(LATENT_INITS)
+    for noise in config_module.NOISES:
+        family = build_family(Architecture("vad", D, K, 6, 1, "tanh", "learned", noise=noise))
+        assert ("noise" in family.networks) == (noise == "learned")
 
 
 FUNCTIONS = {
@@ -148,11 +152,12 @@ def test_kl_is_that_of_torch_distributions(learned: bool) -> None:
 
 @pytest.mark.parametrize("posterior_kind", ["learned", "fixed", "none"])
 @pytest.mark.parametrize("family_name", MODELS)
+@pytest.mark.parametrize("noise_kind", config_module.NOISES)
 @pytest.mark.parametrize("workspace", [False, True])
 def test_gradients_of_the_objective_are_those_of_autograd(
-    family_name: str, posterior_kind: str, workspace: bool
+    family_name: str, posterior_kind: str, noise_kind: str, workspace: bool
 ) -> None:
-    family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind))
+    family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind, noise=noise_kind))
     flat = randn(P, family.n_parameters, seed=1).requires_grad_()
     rows = randn(P, B, family.row_parameters, seed=2).requires_grad_() if family.row_parameters else None
     mask = (randn(B, D, seed=3) > 0).double()
@@ -165,14 +170,19 @@ def test_gradients_of_the_objective_are_those_of_autograd(
     std = 0.0 if posterior.log_var is None else (0.5 * posterior.log_var).exp()
     x_hat = family.decode(networks, posterior.mean + std * noise)
     squared_error = ((x_hat - x).square() * mask).sum((1, 2))
-    loss = squared_error + kl_weight.flatten() * our_kl(posterior).sum(1)
+    # The likelihood spelt out by torch: noise of variance kl_weight / 2 · v_f, constants and scale taken off.
+    log_noise = family.log_noise(networks)
+    scale = (0.5 * kl_weight * (torch.ones(P, 1, D) if log_noise is None else log_noise.exp())).sqrt()
+    constant = Normal(0.0, (0.5 * kl_weight).sqrt()).log_prob(torch.zeros(()))
+    likelihood = ((constant - Normal(x_hat, scale).log_prob(x)) * mask).sum((1, 2)) * kl_weight.flatten()
+    loss = likelihood + kl_weight.flatten() * our_kl(posterior).sum(1)
     sources = [flat] if rows is None else [flat, rows]
     want = torch.autograd.grad(loss.sum() / mask.sum(), sources)
 
     with torch.no_grad():
         grad, normaliser = torch.full_like(flat, torch.nan), mask.sum()
         networks, into = family.layers(flat), family.layers(grad)
-        decoder = family.networks["decoder"]
+        decoder, log_noise = family.networks["decoder"], family.log_noise(networks)
         statistics, tape = family.encode(networks, x, mask) if rows is None else (rows, None)
         posterior = family.posterior(statistics, log_var)
         z, deviation = draw(posterior, noise)
@@ -184,7 +194,12 @@ def test_gradients_of_the_objective_are_those_of_autograd(
             mask * (2 / normaliser),
             into=into["decoder"],
             workspace=decoder.workspace(P, B, flat) if workspace else None,
+            log_noise=log_noise,
         )
+        if log_noise is not None:
+            weighted, grad_noise = noise_gradient(log_noise, residual, mask * (2 / normaliser), normaliser, kl_weight)
+            log_variance_backward(networks["noise"], grad_noise, into["noise"])
+            torch.testing.assert_close(weighted, likelihood.detach())
         torch.testing.assert_close((residual.square().sum((1, 2)) * (normaliser / 2) ** 2), squared_error)
         learned = posterior_kind == "learned"
         ours = posterior_gradients(posterior, grad_z, deviation, kl_weight / normaliser, learned=learned)

@@ -53,6 +53,7 @@ STORED = "file"
 FAMILIES = ("vad", "vae")
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "linear")
 HEADS = ("plain", "projection")
+NOISES = ("fixed", "learned")
 POSTERIORS = ("learned", "fixed", "none")
 LATENT_INITS = ("pca", "pca_iterated", "normal", "zeros")
 OPTIMISERS = ("adamw", "adam", "sgd")
@@ -256,6 +257,7 @@ class ModelConfig(Section):
     dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
     head: Annotated[str, _one_of("head", HEADS)] = "plain"  # or projection: columns are x, y of points in space
     skip: bool = False  # a linear map beside the decoder's hidden layers
+    noise: Annotated[Literal["fixed", "learned"], _one_of("noise", NOISES)] = "fixed"  # learned: for each feature
     posterior: Annotated[Literal["learned", "fixed", "none"], _one_of("posterior", POSTERIORS)] = "learned"
     log_var: Annotated[Real, Field(ge=-50, le=10, description="log variance of a fixed posterior")] = -2.0
 

@@ -17,6 +17,7 @@ from vadtune.config import ModelConfig
 from vadtune.errors import ConfigError
 from vadtune.model.heads import HEADS
 from vadtune.model.networks import MLP, Layer
+from vadtune.model.noise import FeatureNoise, log_variance
 from vadtune.model.objective import Posterior
 
 Networks = dict[str, list[Layer]]
@@ -37,6 +38,7 @@ class Architecture(NamedTuple):
         layer_norm: Whether hidden layers are normalised; False without hidden layers.
         head: What the decoder's last layer gives, a name of HEADS.
         skip: Whether the decoder has a linear map beside its hidden layers; False without hidden layers.
+        noise: fixed (one variance of all features) or learned (one of each).
     """
 
     family: str
@@ -49,6 +51,7 @@ class Architecture(NamedTuple):
     layer_norm: bool = False
     head: str = "plain"
     skip: bool = False
+    noise: str = "fixed"
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
@@ -73,6 +76,7 @@ class Architecture(NamedTuple):
             config.layer_norm and config.layers > 0,
             config.head,
             config.skip and config.layers > 0,
+            config.noise,
         )
 
     @property
@@ -94,7 +98,8 @@ class Family(ABC):
 
     Attributes:
         architecture: What fixes the shapes.
-        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them.
+        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them,
+            and "noise" where that is learned.
         row_parameters: Free parameters of each train row; 0 when the family has none.
         amortised: Whether the statistics of a row come from an encoder; if not they are the row's free parameters.
     """
@@ -105,6 +110,8 @@ class Family(ABC):
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.networks = {"decoder": architecture.decoder()}
+        if architecture.noise == "learned":
+            self.networks["noise"] = FeatureNoise.over(architecture.features)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
@@ -165,6 +172,10 @@ class Family(ABC):
                 return Posterior(statistics, log_var)
             case _:
                 return Posterior(statistics, None)
+
+    def log_noise(self, networks: Networks) -> Tensor | None:
+        """Returns the log variances (p, 1, d) of the features, relative to their geometric mean; None where equal."""
+        return log_variance(networks["noise"]) if "noise" in networks else None
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:
         """Returns the reconstructions (p, b, d) of latents (p, b, k)."""
