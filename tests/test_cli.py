@@ -44,7 +44,7 @@ MISTAKES = [
         "search.initial.0.train.net_lr: must lie in its domain",
     ),
     ("validate {dotted}", "model.latent: takes sections within sections, got a key with a dot"),
-    ("train {config} data.holdout.fraction=0.9999", "leaves none in iris"),
+    ("train {config} data.missing.ratio=0.99", "leaves none in iris"),
     ("search {digits} search.cpus_per_trial=4096", "search.cpus_per_trial: must be at most the"),
     ("search {digits} --tracking-uri sqlite:///{file}", "must answer, got: "),
     ("search {digits} data.source=digit", "data.source: unknown source 'digit': did you mean 'digits'?"),

@@ -152,10 +152,9 @@ _Missing = Annotated[MissingConfig, BeforeValidator(_none_hides_nothing)]
 
 
 class HoldoutConfig(Section):
-    """Which observed validation cells are hidden to be scored."""
+    """Into how many folds the observed validation cells are dealt; each is hidden once, and scored."""
 
-    fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.25
-    repeats: Annotated[Whole, Field(ge=1)] = 3
+    folds: Annotated[Whole, Field(ge=2, le=100)] = 4
 
 
 class DataConfig(Section):
