@@ -313,6 +313,7 @@ class SearchConfig(Section):
     trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # a budget: GPUs held by the search, times hours
     pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
@@ -341,6 +342,13 @@ class SearchConfig(Section):
     @classmethod
     def _initial_holds_numbers(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: as_number(value) for key, value in point.items()} for point in points]
+
+    @field_validator("gpu_hours")
+    @classmethod
+    def _gpu_hours_need_gpus(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gpus_per_trial") == 0:
+            raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
+        return value
 
     @field_validator("pack")
     @classmethod
