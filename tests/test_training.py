@@ -296,8 +296,8 @@ def test_noise_that_does_not_move_is_the_fixed_one(family: str, iris: Incomplete
     )
     torch.testing.assert_close(learned.states()[0]["rows"], fixed.states()[0]["rows"], rtol=1e-4, atol=1e-5)
     assert learned.members[0].metrics == pytest.approx(fixed.members[0].metrics, rel=1e-5)
-    assert evaluate(learned, iris.search_data)[0]["val_missing_rmse"] == pytest.approx(
-        evaluate(fixed, iris.search_data)[0]["val_missing_rmse"], rel=1e-4
+    assert evaluate(learned, iris.search_data)[0].scores["val_missing_rmse"] == pytest.approx(
+        evaluate(fixed, iris.search_data)[0].scores["val_missing_rmse"], rel=1e-4
     )
 
 
