@@ -28,6 +28,9 @@ KINDS = [
 ]
 DRESSED = {"layers": 2, "activation": "silu", "layer_norm": True, "dropout": 0.2, "head": "projection"}
 KINDS += [pytest.param({"family": family, **DRESSED}, id=f"{family}-dressed") for family in MODELS]
+KINDS += [pytest.param({"family": family, "skip": True}, id=f"{family}-skip") for family in MODELS]
+EQUAL_NOISE = list(KINDS)
+KINDS += [pytest.param({"family": family, "noise": "learned"}, id=f"{family}-noise") for family in MODELS]
 
 
 def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
@@ -121,7 +124,7 @@ def number_of(member: Member) -> int:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-2:]])
+@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-6:]])
 @settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_that_come_and_go_never_matter(
@@ -273,7 +276,7 @@ def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> No
     assert_same_state(large, exact)
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", EQUAL_NOISE)
 def test_reported_loss_is_the_documented_one(model: dict[str, Any], iris: IncompleteDataset) -> None:
     """train_loss = train_reconstruction + kl_weight · train_kl · rows / observed cells."""
     population = trained(trial_config(model=model, train={"kl_weight": 0.3}), iris.train)
@@ -281,6 +284,41 @@ def test_reported_loss_is_the_documented_one(model: dict[str, Any], iris: Incomp
     rows, cells = len(iris.train.x), iris.train.mask.sum()
     expected = values["train_reconstruction"] + 0.3 * values["train_kl"] * rows / cells
     assert values["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_noise_that_does_not_move_is_the_fixed_one(family: str, iris: IncompleteDataset) -> None:
+    """With a learning rate too small to be felt both noises give the same numbers."""
+    still = {"net_lr": 1e-12, "weight_decay": 0.0}
+    fixed, learned = (
+        trained(trial_config(model={"family": family, "noise": noise}, train=still), iris.train)
+        for noise in ("fixed", "learned")
+    )
+    torch.testing.assert_close(learned.states()[0]["rows"], fixed.states()[0]["rows"], rtol=1e-4, atol=1e-5)
+    assert learned.members[0].metrics == pytest.approx(fixed.members[0].metrics, rel=1e-5)
+    assert evaluate(learned, iris.search_data)[0].scores["val_missing_rmse"] == pytest.approx(
+        evaluate(fixed, iris.search_data)[0].scores["val_missing_rmse"], rel=1e-4
+    )
+
+
+def test_learned_noise_tells_which_column_is_noisy(iris: IncompleteDataset) -> None:
+    """One column is nothing but noise: its variance grows beyond the others', whose geometric mean with it is 1."""
+    x = iris.train.x.copy()
+    x[:, 1] = np.random.default_rng(0).standard_normal(len(x))
+    noisy = Part(np.where(iris.train.mask, x, np.float32("nan")), iris.train.mask)
+    config = trial_config(
+        model={"noise": "learned", "latent": 1}, train={"epochs": 60, "net_lr": 1e-2, "kl_weight": 0.3}
+    )
+    population = trained(config, noisy, epochs=60)
+    log_noise = population.family.log_noise(population.family.layers(population._flat))
+    assert log_noise is not None
+    torch.testing.assert_close(log_noise.sum(), torch.tensor(0.0), rtol=0, atol=1e-5)
+    assert int(log_noise.argmax()) == 1
+    assert log_noise.max() > 0.5
+    metrics = population.members[0].metrics
+    assert metrics["train_loss"] != pytest.approx(
+        metrics["train_reconstruction"] + 0.3 * metrics["train_kl"] * len(x) / iris.train.mask.sum(), rel=1e-3
+    )
 
 
 def test_the_defaults_of_the_published_code_score_as_they_do_there() -> None:

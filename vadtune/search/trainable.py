@@ -10,6 +10,7 @@ import torch
 from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
 from vadtune.data import Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate
+from vadtune.model.products import use_threads
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
@@ -41,7 +42,7 @@ class TrainTrial(Recoverable):
             feature_names: Likewise.
         """
         self._search, self._data, self._scaler, self._feature_names = search, data, scaler, feature_names
-        torch.set_num_threads(max(1, int(search.search.cpus_per_trial)))
+        use_threads(max(1, int(search.search.cpus_per_trial)))
         self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
