@@ -61,6 +61,8 @@ SCHEDULES = ("cosine", "constant", "plateau")
 STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+REFITS = ("none", "train", "train+validation", "all-observed")
+"""The rows that exported models are trained on anew; all-observed: also on the observed cells of the test rows."""
 
 REPORTED_METRICS = {
     "val_missing_rmse": "root mean squared error over held-out observed validation cells, in the scaler's units",
