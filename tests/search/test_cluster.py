@@ -26,7 +26,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def search_file(folder: Path, *, epochs: int = 27, **search: object) -> None:
-    tree = tiny(scheduler="none", **{"cpus_per_trial": 1, **search})
+    tree = tiny(scheduler="none", **{"cpus_per_trial": 1, "pack": 1, **search})
     tree["train"]["epochs"] = epochs
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
 
