@@ -31,6 +31,7 @@ from vadtune.search.schedulers import SCHEDULERS
 from vadtune.search.session import SESSIONS, Session
 from vadtune.search.snapshot import put_back, whole_snapshots
 from vadtune.search_file import SearchFile, load_search
+from vadtune.shapes import check_shapes
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -92,7 +93,8 @@ def start_search(
         SearchError: There is no cluster at the address.
         TrackingError: The store does not answer; nothing was started.
         VadtuneError: The folder cannot be written, or is not shared; nothing was started.
-        ConfigError: A trial asks for more cores or GPUs than there are; nothing was started.
+        ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
+            was started.
     """
     with joined(address) if address else contextlib.nullcontext():
         return _start(search, str(storage), tracking_uri, address)
@@ -105,6 +107,7 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
         check_shared(storage)
     client = connect(tracking_uri)
     dataset = load_dataset(search.data)
+    check_shapes(search, len(dataset.feature_names))
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
