@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
+from vadtune.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.export import export_best
 from vadtune.files import write_atomically
 from vadtune.results import find_results
@@ -193,13 +193,10 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
     storage = cell.folder / "runs"
     runs = run_folders(storage)
     if runs:
-        try:
-            outcome = resume_search(runs[-1].absolute(), tracking_uri=uri)
-            if outcome is None:
-                return runs[-1].name, {}, False
-            return outcome.run, outcome.failures, outcome.interrupted
-        except NothingToResume:
-            logger.info("%s ended before its first snapshot, and is started again", runs[-1].name)
+        resumed = resume_search(runs[-1].absolute(), tracking_uri=uri)
+        if resumed is None:
+            return runs[-1].name, {}, False
+        return resumed.run, resumed.failures, resumed.interrupted
     outcome = start_search(cell.search, storage=storage, tracking_uri=uri)
     return outcome.run, outcome.failures, outcome.interrupted
 
