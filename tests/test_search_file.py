@@ -228,7 +228,7 @@ def test_a_trial_configuration_holds_what_exists_and_comes_back(model: dict[str,
     flat = config.flat()
     assert ("model.hidden" in flat) == (config.model.layers > 0)
     assert ("model.log_var" in flat) == (config.model.posterior == "fixed")
-    assert ("train.latent_lr" in flat) == (config.model.family == "vad")
+    assert ("train.latent_lr" in flat) == (config.model.family == "vad" and config.model.layers > 0)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1d", 86400), (20, 20)])
