@@ -111,8 +111,8 @@ def test_packed_equals_alone(model: dict[str, Any], iris: IncompleteDataset) -> 
         alone = trained(config, iris.train)
         for name in ("weights", "rows"):
             torch.testing.assert_close(packed.states()[i][name], alone.states()[0][name], rtol=1e-5, atol=1e-6)
-        own = evaluate(alone, iris.search_data)[0]
-        assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+        own = evaluate(alone, iris.search_data)[0].scores
+        assert scores[i].scores["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
 
 
 def apart(index: int, model: dict[str, Any]) -> TrialConfig:
@@ -299,8 +299,8 @@ def test_noise_that_does_not_move_is_the_fixed_one(family: str, iris: Incomplete
     )
     torch.testing.assert_close(learned.states()[0]["rows"], fixed.states()[0]["rows"], rtol=1e-4, atol=1e-5)
     assert learned.members[0].metrics == pytest.approx(fixed.members[0].metrics, rel=1e-5)
-    assert evaluate(learned, iris.search_data)[0]["val_missing_rmse"] == pytest.approx(
-        evaluate(fixed, iris.search_data)[0]["val_missing_rmse"], rel=1e-4
+    assert evaluate(learned, iris.search_data)[0].scores["val_missing_rmse"] == pytest.approx(
+        evaluate(fixed, iris.search_data)[0].scores["val_missing_rmse"], rel=1e-4
     )
 
 
@@ -358,9 +358,11 @@ def test_configurations_of_different_shape_cannot_share_a_population(iris: Incom
 
 
 def test_evaluation_reports_every_metric_of_the_list(iris: IncompleteDataset) -> None:
-    (scores,) = evaluate(trained(trial_config(), iris.train), iris.search_data)
+    ((scores, held_out),) = evaluate(trained(trial_config(), iris.train), iris.search_data)
     assert set(scores) == set(REPORTED_METRICS)
     assert all(math.isfinite(value) for value in scores.values())
+    rmse = np.sqrt(np.mean((held_out - iris.search_data.validation.values.astype(np.float64)) ** 2))
+    assert scores["val_missing_rmse"] == pytest.approx(rmse, rel=1e-6)
 
 
 def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -> None:
@@ -369,8 +371,9 @@ def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -
     _, truth, cells = data.validation
     shifted = data._replace(validation=data.validation._replace(truth=np.where(cells, truth + 1, truth)))
     (one,), (other,) = evaluate(population, data), evaluate(population, shifted)
-    assert one["val_observed_rmse"] == other["val_observed_rmse"]
-    assert one["val_missing_rmse"] != other["val_missing_rmse"]
+    np.testing.assert_array_equal(one.held_out, other.held_out)
+    assert one.scores["val_observed_rmse"] == other.scores["val_observed_rmse"]
+    assert one.scores["val_missing_rmse"] != other.scores["val_missing_rmse"]
 
 
 def test_truth_of_test_cells_changes_nothing_but_test_scores(iris: IncompleteDataset) -> None:

@@ -61,6 +61,8 @@ SCHEDULES = ("cosine", "constant", "plateau")
 STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+REFITS = ("none", "train", "train+validation", "all-observed")
+"""The rows that exported models are trained on anew; all-observed: also on the observed cells of the test rows."""
 
 REPORTED_METRICS = {
     "val_missing_rmse": "root mean squared error over held-out observed validation cells, in the scaler's units",
@@ -152,10 +154,9 @@ _Missing = Annotated[MissingConfig, BeforeValidator(_none_hides_nothing)]
 
 
 class HoldoutConfig(Section):
-    """Which observed validation cells are hidden to be scored."""
+    """Into how many folds the observed validation cells are dealt; each is hidden once, and scored."""
 
-    fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.25
-    repeats: Annotated[Whole, Field(ge=1)] = 3
+    folds: Annotated[Whole, Field(ge=2, le=100)] = 4
 
 
 class DataConfig(Section):
@@ -323,6 +324,7 @@ class SearchConfig(Section):
     trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # a budget: GPUs held by the search, times hours
     pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
@@ -351,6 +353,13 @@ class SearchConfig(Section):
     @classmethod
     def _initial_holds_numbers(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: as_number(value) for key, value in point.items()} for point in points]
+
+    @field_validator("gpu_hours")
+    @classmethod
+    def _gpu_hours_need_gpus(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gpus_per_trial") == 0:
+            raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
+        return value
 
     @field_validator("pack")
     @classmethod

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
 from vadtune.tracking import SearchRun, Trial, connect_existing, list_searches, list_trials, resolve_search
 
+ENSEMBLE_TAG = "vadtune.ensemble"
+"""The tag of a search's run that tells, in words, what its exported ensemble is worth."""
+
 _ALWAYS = ("rank", "trial", "end", "epoch")
 
 

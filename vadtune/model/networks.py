@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vadtune.model.products import product
+
 _aten = torch.ops.aten
 _NORM_EPS = 1e-5  # added to the variance, as in PyTorch's own layer norm
 
@@ -188,7 +190,7 @@ class MLP:
         tape, last, skip = [], len(layers) - 1, layers[-1].skip
         for index, layer in enumerate(layers):
             step = Step(x)
-            x = torch.baddbmm(layer.bias, x, layer.weight, out=workspace.outputs[index] if workspace else None)
+            x = product(x, layer.weight, layer.bias, out=workspace.outputs[index] if workspace else None)
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
@@ -235,18 +237,18 @@ class MLP:
             torch.bmm(tape[0].x.mT, output, out=into[-1].skip)
         for index in reversed(range(len(layers))):
             if into is not None:
-                torch.bmm(tape[index].x.mT, grad, out=into[index].weight)
+                product(tape[index].x.mT, grad, out=into[index].weight)
                 torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
             if index > 0:
                 out = workspace.gradients[index] if workspace else None
-                grad = torch.bmm(grad, layers[index].weight.mT, out=out)
+                grad = product(grad, layers[index].weight.mT, out=out)
                 grad = self._activate_backward(
                     grad, tape[index - 1], layers[index - 1], into[index - 1] if into is not None else None
                 )
             elif isinstance(to_input, Tensor):
-                grad = torch.bmm(grad, layers[0].weight.mT, out=to_input)
+                grad = product(grad, layers[0].weight.mT, out=to_input)
             elif to_input:
-                grad = torch.bmm(grad, layers[0].weight.mT)
+                grad = product(grad, layers[0].weight.mT)
         if skip is not None and to_input is not False:
             grad.baddbmm_(output, skip.mT)
         return grad
