@@ -14,7 +14,7 @@ LAYERS = [
     {"domains", "files", "table_files"},
     {"runs"},
     {"config"},
-    {"search_file", "randomness", "optimiser"},
+    {"search_file", "randomness", "optimiser", "default_space"},
     {"data"},
     {"model", "import_config"},
     {"metrics", "shapes"},
