@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"domains", "files", "table_files"},
+    {"files"},
+    {"domains", "table_files"},
     {"runs"},
     {"config"},
     {"search_file", "randomness", "optimiser", "default_space"},
