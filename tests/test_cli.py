@@ -44,7 +44,7 @@ MISTAKES = [
         "search.initial.0.train.net_lr: must lie in its domain",
     ),
     ("init digit --out x.yaml", "SOURCE_OR_TABLE: unknown source 'digit': did you mean 'digits'?"),
-    ("init nowhere.csv --out x.yaml", "nowhere.csv: there is no such file; name an existing table"),
+    ("init nowhere.csv --out x.yaml", "nowhere.csv: cannot be read (No such file or directory); name an"),
     ("init digits", "the following arguments are required: --out"),
     ("init digits --out {digits}", "--out: takes a new file, got {digits}, which exists; name another"),
     ("init digits --out x.txt", "--out: takes a file that ends in .yaml, got x.txt; name it so"),
