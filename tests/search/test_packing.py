@@ -234,4 +234,4 @@ def test_a_killed_pack_fails_no_trial(
         assert ("vadtune.retries" in found.client.get_run(trial.run_id).data.tags) == (trial.trial_id in restored)
         alone = Population([load_model(Path(trial.checkpoint) / MODEL).config], dataset.train)
         alone.train_until(27)
-        assert_same_scores(evaluate(alone, dataset.search_data)[0], trial.metrics)
+        assert_same_scores(evaluate(alone, dataset.search_data)[0].scores, trial.metrics)

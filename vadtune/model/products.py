@@ -1,8 +1,8 @@
 """Products of stacked matrices, by the faster of the two libraries at hand.
 
 PyTorch multiplies on a CPU by Intel's MKL, which leaves half of the vector width (AVX-512) of an AMD processor unused.
-numpy's OpenBLAS uses all of it, and multiplies float32 matrices of the sizes here up to twice as fast; but not where the
-second factor is transposed.
+numpy's OpenBLAS uses all of it, and multiplies float32 matrices of the sizes here up to twice as fast; but not where
+the second factor is transposed.
 
 Shape comments: p members, b rows, i inputs, o outputs.
 """
@@ -24,7 +24,7 @@ _PROCESSOR = Path("/proc/cpuinfo")
 @cache
 def by_openblas() -> bool:
     """Whether products of float32 matrices on the CPU are left to OpenBLAS."""
-    if not torch.backends.mkl.is_available() or not _PROCESSOR.is_file():
+    if not torch.backends.mkl.is_available() or not _PROCESSOR.is_file():  # type: ignore[no-untyped-call]
         return False
     kernels = {library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"}
     with _PROCESSOR.open() as file:

@@ -105,9 +105,9 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
     check_writable(local_folder(storage))
     if is_uri(storage) or (address and len(nodes()) > 1):
         check_shared(storage)
-    client = connect(tracking_uri)
     dataset = load_dataset(search.data)
     check_shapes(search, len(dataset.feature_names))
+    client = connect(tracking_uri)  # after whatever may be wrong: a store that is a file is made by connecting
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
