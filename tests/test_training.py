@@ -17,7 +17,7 @@ from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.metrics import score
-from vadtune.model import MODELS
+from vadtune.model import MODELS, products
 from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
 from vadtune.training import Member, Population
 
@@ -107,6 +107,21 @@ def test_packed_equals_alone(model: dict[str, Any], iris: IncompleteDataset) -> 
             torch.testing.assert_close(packed.states()[i][name], alone.states()[0][name], rtol=1e-5, atol=1e-6)
         own = evaluate(alone, iris.search_data)[0]
         assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("openblas", [False, True])
+@pytest.mark.parametrize("model", [*KINDS[:3], KINDS[-2]])
+def test_packed_equals_alone_bit_for_bit_on_a_cpu(
+    model: dict[str, Any], openblas: bool, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VADs, whichever library multiplies, where all or none leave out units."""
+    monkeypatch.setattr(products, "by_openblas", lambda: openblas)
+    configs = [trial_config(model={**model, "log_var": -3.0 + i}, train={"kl_weight": 0.05 * i}) for i in range(5)]
+    packed = trained_together(configs, iris.train)
+    for config, state in zip(configs, packed.states(), strict=True):
+        alone = trained(config, iris.train).states()[0]
+        for name in set(alone) - {"progress"}:
+            assert torch.equal(state[name], alone[name]), name
 
 
 def apart(index: int, model: dict[str, Any]) -> TrialConfig:

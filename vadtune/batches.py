@@ -21,6 +21,8 @@ from torch.nn.functional import pad
 from vadtune.config import TrialConfig
 from vadtune.randomness import Purpose, derived_generator, standard_normal
 
+_TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
+
 
 class Batch(NamedTuple):
     """Rows from ``start`` to ``end`` of the shuffled order.
@@ -31,7 +33,6 @@ class Batch(NamedTuple):
         x: ([p,] b, d), with 0 in place of missing cells.
         mask: ([p,] b, d) float, 1 = observed.
         weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
-        normaliser: Number of observed cells of the batch, ([p],).
         taken: How many steps each member has taken before.
         lr: The learning rate of each member's networks.
         dropout: Factors on the output of every hidden layer of the decoder (p, b, hidden); None without dropout.
@@ -42,7 +43,6 @@ class Batch(NamedTuple):
     x: Tensor
     mask: Tensor
     weight: Tensor
-    normaliser: Tensor
     taken: list[int]
     lr: list[float]
     dropout: list[Tensor] | None
@@ -51,11 +51,6 @@ class Batch(NamedTuple):
     def rows(self) -> slice:
         """The positions."""
         return slice(self.start, self.end)
-
-    def squared_error(self, residual: Tensor) -> Tensor:
-        """Returns the sum of squared errors (p,) behind a residual weighted by ``weight`` (p, b, d)."""
-        norm: Tensor = torch.linalg.vector_norm(residual, dim=(1, 2))
-        return (norm * (0.5 * self.normaliser)).square_()
 
 
 class Epoch:
@@ -119,18 +114,29 @@ class Epoch:
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
-        dropout = self._dropout()
-        for index in range(self._steps):
-            start = index * self._size
-            rows = slice(start, min(start + self._size, len(self._x)))
-            taken = [epoch * self._steps + index for epoch in self.epochs]
-            factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
-            lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
-            chosen = self._order[..., rows]
+        dropout, n = self._dropout(), len(self._x)
+        together = max(1, _TOGETHER // (self._x.shape[1] * self._size * len(self._order.view(-1, n)))) * self._size
+        for first in range(0, n, together):  # rows are put in order for many batches at a time
+            chosen = self._order[..., first : first + together]
             x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
-            normaliser = self._normaliser[..., index]
-            weight = mask * (2.0 / normaliser[..., None, None])
-            yield Batch(rows.start, rows.stop, x, mask, weight, normaliser, taken, lr, next(dropout))
+            weight = mask * (2.0 * self.inverse_normaliser[..., first : first + together, :])
+            for start in range(0, chosen.shape[-1], self._size):
+                index = (first + start) // self._size
+                rows = slice(first + start, min(first + start + self._size, n))
+                own = (..., slice(start, start + self._size), slice(None))
+                taken = [epoch * self._steps + index for epoch in self.epochs]
+                factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
+                lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
+                yield Batch(rows.start, rows.stop, x[own], mask[own], weight[own], taken, lr, next(dropout))
+
+    @cached_property
+    def residual_norms(self) -> Tensor:
+        """Memory for the norm of every batch's residual weighted by ``weight``, (p, steps)."""
+        return self._x.new_empty(len(self._configs), self._steps)
+
+    def squared_error(self) -> Tensor:
+        """Returns the sum of squared errors (p,) behind the residuals."""
+        return (self.residual_norms * (0.5 * self._normaliser)).square_().sum(-1)
 
     def _dropout(self) -> Iterator[list[Tensor] | None]:
         """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.

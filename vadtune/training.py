@@ -233,8 +233,7 @@ class Population:
         z = epoch.shuffled(z)
         grad_z = torch.empty_like(z)
         networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        squared_error = z.new_zeros(len(z))
-        for batch in epoch.batches():
+        for batch, norm in zip(epoch.batches(), epoch.residual_norms.unbind(1), strict=True):
             residual, _ = reconstruction(
                 self.family.networks["decoder"],
                 networks["decoder"],
@@ -246,7 +245,7 @@ class Population:
                 grad_z=grad_z[:, batch.rows],
                 dropout=batch.dropout,
             )
-            squared_error += batch.squared_error(residual)
+            torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
             self._optimiser.step_(members, batch.taken, batch.lr)
         weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
         learned = self.family.architecture.posterior == "learned"
@@ -255,16 +254,15 @@ class Population:
         )
         kl = kl_divergence(posterior).sum(1)
         self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
-        return squared_error, kl
+        return epoch.squared_error(), kl
 
     def _train_amortised(self, members: slice, epoch: Epoch) -> tuple[Tensor, Tensor]:
         """Trains encoders and decoders."""
         networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         noise = epoch.shuffled(epoch.noise)
         learned = self.family.architecture.posterior == "learned"
-        squared_error = torch.zeros(len(self._flat[members]), device=self.device)
-        kl = torch.zeros_like(squared_error)
-        for batch in epoch.batches():
+        kl = torch.zeros(len(self._flat[members]), device=self.device)
+        for batch, norm in zip(epoch.batches(), epoch.residual_norms.unbind(1), strict=True):
             statistics, tape = self.family.encode(networks, batch.x, batch.mask)
             posterior = self.family.posterior(statistics, self._log_var[members])
             z, deviation = draw(posterior, noise[..., batch.rows, :])
@@ -278,13 +276,13 @@ class Population:
                 workspace=self._workspace(len(z), batch.end - batch.start),
                 dropout=batch.dropout,
             )
-            squared_error += batch.squared_error(residual)
+            torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
             kl += kl_divergence(posterior).sum(1)
             weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
             grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
             self.family.encode_backward(networks, tape, grad, into)
             self._optimiser.step_(members, batch.taken, batch.lr)
-        return squared_error, kl
+        return epoch.squared_error(), kl
 
     def _workspace(self, p: int, b: int) -> Workspace:
         if (p, b) not in self._workspaces:
