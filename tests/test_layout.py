@@ -18,7 +18,7 @@ LAYERS = [
     {"data"},
     {"model", "import_config"},
     {"metrics"},
-    {"inference", "batches"},
+    {"inference", "batches", "compiled"},
     {"training"},
     {"evaluation"},
     {"checkpoint"},

@@ -106,6 +106,11 @@ class Epoch:
         self.inverse_normaliser = inverse.unsqueeze(-1)
 
     @property
+    def steps_left(self) -> int:
+        """How many batches the member that is least far has yet to see."""
+        return (self._total - min(self.epochs)) * self._steps
+
+    @property
     def latent_lr(self) -> list[float]:
         """The learning rate of each member's row posteriors, which move once an epoch."""
         return [

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from vadtune.batches import Epoch
+from vadtune.compiled import Passes, decoder_passes
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, build_family
 from vadtune.model.networks import Workspace
-from vadtune.model.objective import draw, kl_divergence, posterior_gradients, reconstruction
+from vadtune.model.objective import draw, kl_divergence, posterior_gradients
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -64,9 +65,10 @@ class Member:
 
 
 def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, inference."""
+    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, precision,
+    inference."""
     train = config.train
-    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed
+    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
     how = config.infer.steps, config.infer.start, config.infer.prior
     return (*Architecture.of(config.model, features), *shared, *how)
 
@@ -94,6 +96,9 @@ class Population:
         self._seed = first.train.seed
         self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
         self.family = build_family(Architecture.of(first.model, self._features))
+        self.family.networks = {
+            name: replace(mlp, bf16=first.train.precision == "bf16") for name, mlp in self.family.networks.items()
+        }
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
         self._mixed = self.device.type != "cpu"
@@ -122,10 +127,11 @@ class Population:
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Takes these members and no others."""
         for member, _ in parts:
-            if signature(member.config, self._features) != self._signature:
+            own = signature(member.config, self._features)
+            if own != self._signature:
                 raise ConfigError(
-                    "a population needs equal architecture, batches, optimiser, schedule, seed, kind of inference, got "
-                    f"{signature(member.config, self._features)} beside {self._signature}; train them apart"
+                    "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
+                    f"inference, got {own} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
         self.members = [member for member, _ in parts]
@@ -147,6 +153,7 @@ class Population:
         self._optimiser = OPTIMISERS[self._optimiser_name](self._flat, self._grad, self._flat_moments, decay)
         self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](self._rows, self._row_grad, self._row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
+        self._passes: dict[tuple[int, int, int], Passes] = {}
 
     @property
     def epoch(self) -> int:
@@ -232,19 +239,9 @@ class Population:
         z, deviation = draw(posterior, epoch.noise)  # (p, n, k)
         z = epoch.shuffled(z)
         grad_z = torch.empty_like(z)
-        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         for batch, norm in zip(epoch.batches(), epoch.residual_norms.unbind(1), strict=True):
-            residual, _ = reconstruction(
-                self.family.networks["decoder"],
-                networks["decoder"],
-                z[:, batch.rows],
-                batch.x,
-                batch.weight,
-                into=into["decoder"],
-                workspace=self._workspace(len(z), batch.end - batch.start),
-                grad_z=grad_z[:, batch.rows],
-                dropout=batch.dropout,
-            )
+            passes = self._passes_of(members, batch.end - batch.start, epoch)
+            residual, _ = passes(z[:, batch.rows], batch.x, batch.weight, grad_z[:, batch.rows], batch.dropout)
             torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
             self._optimiser.step_(members, batch.taken, batch.lr)
         weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
@@ -266,16 +263,8 @@ class Population:
             statistics, tape = self.family.encode(networks, batch.x, batch.mask)
             posterior = self.family.posterior(statistics, self._log_var[members])
             z, deviation = draw(posterior, noise[..., batch.rows, :])
-            residual, grad_z = reconstruction(
-                self.family.networks["decoder"],
-                networks["decoder"],
-                z,
-                batch.x,
-                batch.weight,
-                into=into["decoder"],
-                workspace=self._workspace(len(z), batch.end - batch.start),
-                dropout=batch.dropout,
-            )
+            passes = self._passes_of(members, batch.end - batch.start, epoch)
+            residual, grad_z = passes(z, batch.x, batch.weight, True, batch.dropout)
             torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
             kl += kl_divergence(posterior).sum(1)
             weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
@@ -284,10 +273,23 @@ class Population:
             self._optimiser.step_(members, batch.taken, batch.lr)
         return epoch.squared_error(), kl
 
-    def _workspace(self, p: int, b: int) -> Workspace:
-        if (p, b) not in self._workspaces:
-            self._workspaces[p, b] = self.family.networks["decoder"].workspace(p, b, self._flat)
-        return self._workspaces[p, b]
+    def _passes_of(self, members: slice, b: int, epoch: Epoch) -> Passes:
+        """Returns the decoder's passes over some members and batches of b rows."""
+        p = members.stop - members.start
+        if (members.start, p, b) not in self._passes:
+            decoder = self.family.networks["decoder"]
+            if (p, b) not in self._workspaces:
+                self._workspaces[p, b] = decoder.workspace(p, b, self._flat)
+            layers, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+            self._passes[members.start, p, b] = decoder_passes(
+                decoder,
+                layers["decoder"],
+                into["decoder"],
+                self._workspaces[p, b],
+                how=self.members[0].config.train.compile,
+                steps=epoch.steps_left,
+            )
+        return self._passes[members.start, p, b]
 
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:

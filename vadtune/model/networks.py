@@ -116,11 +116,13 @@ class MLP:
         activation: A name of ACTIVATIONS.
         layer_norm: Whether every activation is preceded by an affine layer norm (Ba, Kiros & Hinton 2016, arXiv
             1607.06450).
+        bf16: Whether matrix products take their factors as bfloat16; everything else is as the weights are.
     """
 
     sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
+    bf16: bool = False
 
     @property
     def n_parameters(self) -> int:
@@ -177,7 +179,8 @@ class MLP:
         tape, last = [], len(layers) - 1
         for index, layer in enumerate(layers):
             step = Step(x)
-            x = product(x, layer.weight, layer.bias, out=workspace.outputs[index] if workspace else None)
+            out = workspace.outputs[index] if workspace else None
+            x = product(x, layer.weight, layer.bias, out, bf16=self.bf16)
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
@@ -219,18 +222,18 @@ class MLP:
         """
         for index in reversed(range(len(layers))):
             if into is not None:
-                product(tape[index].x.mT, grad, out=into[index].weight)
+                product(tape[index].x.mT, grad, out=into[index].weight, bf16=self.bf16)
                 torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
             if index > 0:
                 out = workspace.gradients[index] if workspace else None
-                grad = product(grad, layers[index].weight.mT, out=out)
+                grad = product(grad, layers[index].weight.mT, out=out, bf16=self.bf16)
                 grad = self._activate_backward(
                     grad, tape[index - 1], layers[index - 1], into[index - 1] if into is not None else None
                 )
             elif isinstance(to_input, Tensor):
-                grad = product(grad, layers[0].weight.mT, out=to_input)
+                grad = product(grad, layers[0].weight.mT, out=to_input, bf16=self.bf16)
             elif to_input:
-                grad = product(grad, layers[0].weight.mT)
+                grad = product(grad, layers[0].weight.mT, bf16=self.bf16)
         return grad
 
     def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, into: Layer | None) -> Tensor:

@@ -37,7 +37,9 @@ def use_threads(count: int) -> None:
     threadpool_limits(count, "blas")
 
 
-def product(one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def product(
+    one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor | None = None, *, bf16: bool = False
+) -> Tensor:
     """Returns one @ other + bias, (p, b, o).
 
     Args:
@@ -45,13 +47,21 @@ def product(one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor 
         other: (p, i, o).
         bias: (p, 1, o); none without it.
         out: Where the result is written; new memory without it.
+        bf16: Whether the product alone is computed from, and rounded to, bfloat16.
     """
-    if not (one.is_cpu and by_openblas()):
+    if bf16:
+        rounded = torch.bmm(one.bfloat16(), other.bfloat16())
+        out = rounded.to(one.dtype) if out is None else out.copy_(rounded)
+        return out if bias is None else out.add_(bias)
+    if torch.compiler.is_compiling() or not (one.is_cpu and by_openblas()):
         return torch.bmm(one, other, out=out) if bias is None else torch.baddbmm(bias, one, other, out=out)
     if out is None:
         out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
     if other.stride(-1) == 1 or one.shape[1] > _SMALL:
-        np.matmul(one.numpy(), other.numpy(), out=out.numpy())
+        with np.errstate(all="ignore"):
+            np.matmul(one.numpy(), other.numpy(), out=out.numpy())
     else:  # its kernel for a small product with a transposed second factor is slow: (A Wᵀ)ᵀ = W Aᵀ
-        out.copy_(torch.from_numpy(np.matmul(other.mT.numpy(), one.mT.contiguous().numpy())).mT)
+        with np.errstate(all="ignore"):
+            turned = np.matmul(other.mT.numpy(), one.mT.contiguous().numpy())
+        out.copy_(torch.from_numpy(turned).mT)
     return out if bias is None else out.add_(bias)
