@@ -6,7 +6,7 @@ For each of several search seeds, configurations drawn at random from search_spa
 epochs by vadtune and by the plain loop of plain_search.py (autograd, one dense Adam over the decoder and all rows). Of
 either side the configuration with the least error over held-out validation cells is chosen, as a search would, and its
 error over the missing cells of the test rows stands beside it. One process, one thread, no Ray: about eight minutes.
-The last line is the mean difference of the test errors, fast minus plain, beside the spread of either side over seeds.
+The last line is the mean difference of the test errors, fast minus plain, with the spread of either side over seeds.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.compare import Cell, plan, run_comparison
 from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
-from vadtune.plots import comparison_plot
+from vadtune.plots import _curve_colours, _curves, comparison_plot
 from vadtune.retest import run_retest
 
 TREE: dict[str, Any] = {
@@ -205,11 +205,13 @@ def test_a_damaged_result_is_named(files: list[str], tmp_path: Path) -> None:
         run_comparison([made], top=1, seeds=[0], uri="", progress=lambda line: None)
 
 
-def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) -> list[dict[str, Any]]:
+def made_up(
+    *searches: tuple[str, str, str], masks: int = 5, ratios: int = 5, source: str = "synthetic"
+) -> list[dict[str, Any]]:
     return [
         {
             "search": name,
-            "source": "synthetic",
+            "source": source,
             "family": family,
             "trained_on": trained_on,
             "missing_ratio": round(0.1 + 0.2 * i, 1),
@@ -224,6 +226,13 @@ def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) ->
     ]
 
 
+PAPER = [
+    (f"s-{family}{'-none' if trained_on == 'complete rows' else ''}", family, trained_on)
+    for family in ("vad", "vae")
+    for trained_on in ("the same ratio", "complete rows")
+]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -231,13 +240,27 @@ def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) ->
         made_up(("a", "vad", "the same ratio"), ("b", "vad", "the same ratio"), ("c", "vae", "complete rows")),
         made_up(("one", "vad", "complete rows"), masks=1, ratios=1),
         made_up(*((f"search{i}", "vad", "the same ratio") for i in range(9))),
+        [*made_up(*PAPER), *made_up(*PAPER, source="digits", ratios=2)],
     ],
-    ids=["adversarial", "one family twice", "one point", "many"],
+    ids=["adversarial", "one family twice", "one point", "many", "two sources"],
 )
 def test_every_comparison_can_be_drawn(rows: list[dict[str, Any]]) -> None:
     png = comparison_plot(rows)
     assert png.startswith(b"\x89PNG")
     assert comparison_plot(rows) == png, "the same rows give the same bytes"
+
+
+def test_lines_are_named_and_coloured_by_what_tells_them_apart() -> None:
+    curves = _curves(made_up(*PAPER))
+    assert list(curves) == ["VAD", "VAD, adversarial", "VAE", "VAE, adversarial"]
+    panels = {"synthetic": curves, "digits": _curves(made_up(*PAPER, source="digits"))}
+    colours = _curve_colours(panels)
+    assert colours["synthetic"] == colours["digits"], "a family keeps its colour from panel to panel"
+    vad, vad_complete, vae, vae_complete = colours["digits"].values()
+    assert vad == vad_complete != vae == vae_complete
+    same = _curves(made_up(("a", "vad", "the same ratio"), ("b", "vad", "the same ratio")))
+    assert list(same) == ["a", "b"]
+    assert len(set(_curve_colours({"synthetic": same})["synthetic"].values())) == 2
 
 
 def test_a_cell_with_a_result_is_not_searched(files: list[str], tmp_path: Path) -> None:

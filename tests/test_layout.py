@@ -17,7 +17,7 @@ LAYERS = [
     {"search_file", "randomness", "optimiser"},
     {"data"},
     {"model", "import_config"},
-    {"metrics"},
+    {"metrics", "shapes"},
     {"inference", "batches", "compiled"},
     {"training"},
     {"evaluation"},

@@ -25,32 +25,29 @@ _TOGETHER = 2**18  # values that are put in order at once: few calls, and still 
 
 
 class Batch(NamedTuple):
-    """Rows from ``start`` to ``end`` of the shuffled order.
+    """Some rows of the shuffled order.
 
     Attributes:
-        start: First position.
-        end: Position after the last.
+        number: Which batch of the epoch, from 0.
+        rows: Their positions in the shuffled order.
         x: ([p,] b, d), with 0 in place of missing cells.
         mask: ([p,] b, d) float, 1 = observed.
         weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
+        normaliser: Number of observed cells of the batch, ([p],).
         taken: How many steps each member has taken before.
         lr: The learning rate of each member's networks.
         dropout: Factors on the output of every hidden layer of the decoder (p, b, hidden); None without dropout.
     """
 
-    start: int
-    end: int
+    number: int
+    rows: slice
     x: Tensor
     mask: Tensor
     weight: Tensor
+    normaliser: Tensor
     taken: list[int]
     lr: list[float]
     dropout: list[Tensor] | None
-
-    @property
-    def rows(self) -> slice:
-        """The positions."""
-        return slice(self.start, self.end)
 
 
 class Epoch:
@@ -132,16 +129,26 @@ class Epoch:
                 taken = [epoch * self._steps + index for epoch in self.epochs]
                 factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
                 lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
-                yield Batch(rows.start, rows.stop, x[own], mask[own], weight[own], taken, lr, next(dropout))
+                normaliser = self._normaliser[..., index]
+                yield Batch(index, rows, x[own], mask[own], weight[own], normaliser, taken, lr, next(dropout))
 
     @cached_property
     def residual_norms(self) -> Tensor:
         """Memory for the norm of every batch's residual weighted by ``weight``, (p, steps)."""
         return self._x.new_empty(len(self._configs), self._steps)
 
+    @cached_property
+    def noisy_errors(self) -> Tensor:
+        """Memory for the part of every batch's loss that holds the features' noise, (p, steps)."""
+        return self._x.new_empty(len(self._configs), self._steps)
+
     def squared_error(self) -> Tensor:
         """Returns the sum of squared errors (p,) behind the residuals."""
         return (self.residual_norms * (0.5 * self._normaliser)).square_().sum(-1)
+
+    def weighted_error(self) -> Tensor:
+        """Returns the sum of squared errors in units of the features' noise, and what its log variances cost (p,)."""
+        return self.noisy_errors.sum(-1) if "noisy_errors" in self.__dict__ else self.squared_error()
 
     def _dropout(self) -> Iterator[list[Tensor] | None]:
         """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.

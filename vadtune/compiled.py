@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 _CAPTURE_STEPS = 200  # a capture costs about as much as so many batches
 _WARM_UPS = 3  # before a capture, so that what libraries set up at their first call stays outside
 
-Passes = Callable[[Tensor, Tensor, Tensor, Tensor | bool, Sequence[Tensor] | None], tuple[Tensor, Tensor]]
-"""Takes z (p, b, k), x and weight ([p,] b, d), where the gradient of z is to be written, the factors of dropout; gives
-what ``objective.reconstruction`` gives."""
+Passes = Callable[..., tuple[Tensor, Tensor]]
+"""``objective.reconstruction`` of given weights: takes z, x, weight, and by name grad_z, dropout and log_noise."""
 
 
 def decoder_passes(
@@ -45,28 +44,13 @@ def decoder_passes(
     """
     on_gpu = workspace.outputs[0].is_cuda
     if on_gpu and (how == "on" or (how == "auto" and steps >= _CAPTURE_STEPS)):
-        return _Captured(partial(_run, reconstruction, decoder, layers, into, workspace))
+        return _Captured(partial(reconstruction, decoder, layers, into=into, workspace=workspace))
     function = _by_compiler() if how == "on" and not on_gpu else reconstruction
-    return partial(_run, function, decoder, layers, into, workspace)
-
-
-def _run(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    decoder: MLP,
-    layers: list[Layer],
-    into: list[Layer],
-    workspace: Workspace,
-    z: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    grad_z: Tensor | bool,
-    dropout: Sequence[Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    return function(decoder, layers, z, x, weight, into=into, workspace=workspace, grad_z=grad_z, dropout=dropout)
+    return partial(function, decoder, layers, into=into, workspace=workspace)
 
 
 @cache
-def _by_compiler() -> Callable[..., tuple[Tensor, Tensor]]:
+def _by_compiler() -> Passes:
     """Returns the passes for PyTorch's compiler to compile at their first call, or as they are where it cannot."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
@@ -76,7 +60,7 @@ def _by_compiler() -> Callable[..., tuple[Tensor, Tensor]]:
     except InvalidCxxCompiler:
         logger.warning("train.compile: on needs a C++ compiler and finds none, trains without; install g++ or clang++")
         return reconstruction
-    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(reconstruction, dynamic=False)
+    compiled: Passes = torch.compile(reconstruction, dynamic=False)
     return compiled
 
 
@@ -93,22 +77,30 @@ class _Captured:
         self._outputs: tuple[Tensor, Tensor] | None = None
 
     def __call__(
-        self, z: Tensor, x: Tensor, weight: Tensor, grad_z: Tensor | bool, dropout: Sequence[Tensor] | None
+        self,
+        z: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        grad_z: Tensor | bool,
+        dropout: Sequence[Tensor] | None,
+        log_noise: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Returns what the passes return, in memory that the next call writes over."""
-        given = [z, x, weight, *(dropout or ())]
+        given = [z, x, weight, *([] if log_noise is None else [log_noise]), *(dropout or ())]
         if self._outputs is None:
             self._inputs = [tensor.clone() for tensor in given]
-            self._outputs = self._capture(has_dropout=dropout is not None)
+            self._outputs = self._capture(noisy=log_noise is not None)
         for kept, tensor in zip(self._inputs, given, strict=True):
             kept.copy_(tensor)
         self._graph.replay()
         residual, found = self._outputs
         return residual, grad_z.copy_(found) if isinstance(grad_z, Tensor) else found
 
-    def _capture(self, *, has_dropout: bool) -> tuple[Tensor, Tensor]:
-        z, x, weight, *dropout = self._inputs
-        run = partial(self._run, z, x, weight, True, dropout if has_dropout else None)
+    def _capture(self, *, noisy: bool) -> tuple[Tensor, Tensor]:
+        z, x, weight, *rest = self._inputs
+        log_noise = rest.pop(0) if noisy else None
+        run = partial(self._run, z, x, weight, dropout=rest or None, log_noise=log_noise)
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

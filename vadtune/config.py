@@ -53,6 +53,7 @@ STORED = "file"
 FAMILIES = ("vad", "vae")
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "linear")
 HEADS = ("plain", "projection")
+NOISES = ("fixed", "learned")
 POSTERIORS = ("learned", "fixed", "none")
 LATENT_INITS = ("pca", "pca_iterated", "normal", "zeros")
 OPTIMISERS = ("adamw", "adam", "sgd")
@@ -153,10 +154,9 @@ _Missing = Annotated[MissingConfig, BeforeValidator(_none_hides_nothing)]
 
 
 class HoldoutConfig(Section):
-    """Which observed validation cells are hidden to be scored."""
+    """Into how many folds the observed validation cells are dealt; each is hidden once, and scored."""
 
-    fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.25
-    repeats: Annotated[Whole, Field(ge=1)] = 3
+    folds: Annotated[Whole, Field(ge=2, le=100)] = 4
 
 
 class DataConfig(Section):
@@ -257,8 +257,18 @@ class ModelConfig(Section):
     layer_norm: bool = False  # before every activation
     dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
     head: Annotated[str, _one_of("head", HEADS)] = "plain"  # or projection: columns are x, y of points in space
+    skip: bool = False  # a linear map beside the decoder's hidden layers
+    noise: Annotated[Literal["fixed", "learned"], _one_of("noise", NOISES)] = "fixed"  # learned: for each feature
     posterior: Annotated[Literal["learned", "fixed", "none"], _one_of("posterior", POSTERIORS)] = "learned"
     log_var: Annotated[Real, Field(ge=-50, le=10, description="log variance of a fixed posterior")] = -2.0
+
+    @field_validator("skip")
+    @classmethod
+    def _skip_gives_columns(cls, skip: bool, info: ValidationInfo) -> bool:
+        head = info.data.get("head", "plain")
+        if skip and head != "plain":
+            raise ValueError(f"gives columns, which takes head plain, got head {head}; leave one of them out")
+        return skip
 
 
 class TrainConfig(Section):
@@ -307,6 +317,7 @@ class SearchConfig(Section):
     trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # a budget: GPUs held by the search, times hours
     pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
@@ -335,6 +346,13 @@ class SearchConfig(Section):
     @classmethod
     def _initial_holds_numbers(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: as_number(value) for key, value in point.items()} for point in points]
+
+    @field_validator("gpu_hours")
+    @classmethod
+    def _gpu_hours_need_gpus(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gpus_per_trial") == 0:
+            raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
+        return value
 
     @field_validator("pack")
     @classmethod
@@ -384,7 +402,7 @@ class TrialConfig(Section):
         """Returns the sections as plain values, without the parameters that do not exist in this configuration."""
         values = self.model_dump()
         if self.model.layers == 0:
-            for name in ("hidden", "activation", "layer_norm", "dropout"):
+            for name in ("hidden", "activation", "layer_norm", "dropout", "skip"):
                 del values["model"][name]
         if self.model.posterior != "fixed":
             del values["model"]["log_var"]

@@ -79,6 +79,8 @@ class _Inference:
         self.family: Family = build_family(Architecture.of(self.config.model, features))
         self.networks: Networks = self.family.layers(torch.stack([model.weights for model in models]))
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
+        log_noise = self.family.log_noise(self.networks)
+        self.precision = 1.0 if log_noise is None else torch.exp(-log_noise)  # of the features, (p, 1, d)
         self.device = self.latents.device
 
         def vector(values: list[float]) -> Tensor:
@@ -128,7 +130,7 @@ class _Inference:
         steps, k = self.steps, self.family.architecture.latent
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(steps, 1, k, generator=generator, device=self.device)
-        weight, everyone = 2.0 * mask, slice(0, len(statistics))
+        weight, everyone = 2.0 * mask * self.precision, slice(0, len(statistics))
         for step in range(steps):
             posterior = self.family.posterior(statistics, self.log_var)
             z, deviation = draw(posterior, noise[step])
@@ -158,9 +160,11 @@ class _Inference:
         return self.family.initial_statistics(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells."""
+        """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells, in
+        units of the features' noise."""
         means = self.family.posterior(self.latents, self.log_var).mean
         decoded = self.family.decode(self.networks, means)  # (p, m, d)
-        # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing
+        # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing; likewise with a precision in mask and x
+        x, mask = x * self.precision, mask * self.precision
         cross = torch.matmul(x, decoded.mT)  # (p, n, m)
         return torch.baddbmm(cross, mask.expand(len(decoded), -1, -1), decoded.square().mT, beta=-2.0).argmin(-1)

@@ -13,19 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vadtune.batches import Epoch
+from vadtune.batches import Batch, Epoch
 from vadtune.compiled import Passes, decoder_passes
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
-from vadtune.model import Architecture, build_family
+from vadtune.model import Architecture, Networks, build_family
 from vadtune.model.networks import Workspace
-from vadtune.model.objective import draw, kl_divergence, posterior_gradients
+from vadtune.model.noise import log_variance_backward
+from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -37,6 +39,14 @@ _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
 
 
+class _Sums(NamedTuple):
+    """Of an epoch, (p,) each."""
+
+    squared_error: Tensor
+    weighted: Tensor  # the squared error in units of the features' noise, and what its log variances cost
+    kl: Tensor  # nats
+
+
 @dataclass(eq=False)
 class Member:
     """One configuration in training; equal to none but itself.
@@ -45,8 +55,8 @@ class Member:
         config: The configuration.
         epoch: Number of completed epochs.
         train_seconds: Time spent training so far, shared evenly by the members trained together.
-        metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell), train_kl
-            (nats per row).
+        metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell, whatever the
+            noise), train_kl (nats per row).
         plateau: What the schedule plateau has seen; untouched by others.
     """
 
@@ -191,16 +201,16 @@ class Population:
         """Trains every member one epoch further; a member that diverges harms no other."""
         for members in self._groups():
             start = time.perf_counter()
-            squared_error, kl = self._train_group(members)
+            sums = self._train_group(members)
             group = self.members[members]
             weights = [member.config.train.kl_weight for member in group]
-            sums = torch.stack([squared_error, kl]).T.tolist()  # the one wait for the device in an epoch
+            told = torch.stack(sums).T.tolist()  # the one wait for the device in an epoch
             seconds = (time.perf_counter() - start) / len(group)
-            for member, weight, (error, divergence) in zip(group, weights, sums, strict=True):
+            for member, weight, (error, weighted, divergence) in zip(group, weights, told, strict=True):
                 member.epoch += 1
                 member.train_seconds += seconds
                 member.metrics = {
-                    "train_loss": (error + weight * divergence) / self._cells,
+                    "train_loss": (weighted + weight * divergence) / self._cells,
                     "train_reconstruction": error / self._cells,
                     "train_kl": divergence / len(self._x),
                 }
@@ -218,8 +228,8 @@ class Population:
             yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
             start = end
 
-    def _train_group(self, members: slice) -> tuple[Tensor, Tensor]:
-        """Trains some members for an epoch; returns their sums of squared error and KL divergence (p,) each."""
+    def _train_group(self, members: slice) -> _Sums:
+        """Trains some members for an epoch."""
         group = self.members[members]
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
@@ -229,7 +239,7 @@ class Population:
             return self._train_amortised(members, epoch)
         return self._train_free(members, epoch)
 
-    def _train_free(self, members: slice, epoch: Epoch) -> tuple[Tensor, Tensor]:
+    def _train_free(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains decoders and free row posteriors.
 
         An epoch visits every row once, so a row's posterior does not change before its batch, and what its batch tells
@@ -239,10 +249,9 @@ class Population:
         z, deviation = draw(posterior, epoch.noise)  # (p, n, k)
         z = epoch.shuffled(z)
         grad_z = torch.empty_like(z)
-        for batch, norm in zip(epoch.batches(), epoch.residual_norms.unbind(1), strict=True):
-            passes = self._passes_of(members, batch.end - batch.start, epoch)
-            residual, _ = passes(z[:, batch.rows], batch.x, batch.weight, grad_z[:, batch.rows], batch.dropout)
-            torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
+        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+        for batch in epoch.batches():
+            self._decode(members, networks, into, epoch, batch, z[:, batch.rows], grad_z[:, batch.rows])
             self._optimiser.step_(members, batch.taken, batch.lr)
         weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
         learned = self.family.architecture.posterior == "learned"
@@ -251,27 +260,52 @@ class Population:
         )
         kl = kl_divergence(posterior).sum(1)
         self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
-        return epoch.squared_error(), kl
+        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
 
-    def _train_amortised(self, members: slice, epoch: Epoch) -> tuple[Tensor, Tensor]:
+    def _train_amortised(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains encoders and decoders."""
         networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         noise = epoch.shuffled(epoch.noise)
         learned = self.family.architecture.posterior == "learned"
         kl = torch.zeros(len(self._flat[members]), device=self.device)
-        for batch, norm in zip(epoch.batches(), epoch.residual_norms.unbind(1), strict=True):
+        for batch in epoch.batches():
             statistics, tape = self.family.encode(networks, batch.x, batch.mask)
             posterior = self.family.posterior(statistics, self._log_var[members])
             z, deviation = draw(posterior, noise[..., batch.rows, :])
-            passes = self._passes_of(members, batch.end - batch.start, epoch)
-            residual, grad_z = passes(z, batch.x, batch.weight, True, batch.dropout)
-            torch.linalg.vector_norm(residual, dim=(1, 2), out=norm)
+            grad_z = self._decode(members, networks, into, epoch, batch, z)
             kl += kl_divergence(posterior).sum(1)
             weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
             grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
             self.family.encode_backward(networks, tape, grad, into)
             self._optimiser.step_(members, batch.taken, batch.lr)
-        return epoch.squared_error(), kl
+        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
+
+    def _decode(
+        self,
+        members: slice,
+        networks: Networks,
+        into: Networks,
+        epoch: Epoch,
+        batch: Batch,
+        z: Tensor,
+        grad_z: Tensor | bool = True,
+    ) -> Tensor:
+        """Decodes a batch, writes the gradients of decoder and noise, and lets the epoch know the errors.
+
+        Returns:
+            The gradient with respect to z (p, b, k).
+        """
+        log_noise = self.family.log_noise(networks)
+        passes = self._passes_of(members, batch.x.shape[-2], epoch)
+        residual, carried = passes(z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, log_noise=log_noise)
+        torch.linalg.vector_norm(residual, dim=(1, 2), out=epoch.residual_norms[:, batch.number])
+        if log_noise is not None:
+            weighted, grad = noise_gradient(
+                log_noise, residual, batch.weight, batch.normaliser, self._kl_weight[members]
+            )
+            epoch.noisy_errors[:, batch.number] = weighted
+            log_variance_backward(networks["noise"], grad, into["noise"])
+        return carried
 
     def _passes_of(self, members: slice, b: int, epoch: Epoch) -> Passes:
         """Returns the decoder's passes over some members and batches of b rows."""

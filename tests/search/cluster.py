@@ -105,12 +105,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*extra: str) -> Iterator[Cluster]:
-    """A cluster with a head, started with these arguments too; all of it is gone afterwards."""
+def cluster(*extra: str, cpus: int = 1) -> Iterator[Cluster]:
+    """A cluster with a head of so many CPUs, started with these arguments too; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need a short path
     here = Cluster(folder)
     try:
-        here.start_node(*extra)
+        here.start_node(*extra, cpus=cpus)
         yield here
     finally:
         for node in reversed(here.nodes):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.search.test_run import Finished, tiny
-from vadtune.checkpoint import MODEL_FILES, load_model
+from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
@@ -43,7 +43,7 @@ def pack_of(search: SearchFile, capacity: int) -> tuple[Pack, IncompleteDataset]
 def alone(search: SearchFile, dataset: IncompleteDataset, sample: dict[str, Any], epoch: int) -> dict[str, float]:
     population = Population([search.trial_config(sample)], dataset.train)
     population.train_until(epoch)
-    return evaluate(population, dataset.search_data)[0]
+    return evaluate(population, dataset.search_data)[0].scores
 
 
 def assert_same_scores(one: dict[str, float], other: dict[str, float]) -> None:
@@ -83,9 +83,9 @@ def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None
 
     files, epoch, scores = asyncio.run(run())
     assert epoch == 9
-    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {STATE_FILE, STATE_HASH, f"{MODEL}/manifest.json"} == set(
-        files
-    )
+    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {
+        *(STATE_FILE, STATE_HASH, HELD_OUT_FILE, f"{MODEL}/manifest.json")
+    } == set(files)
     assert_same_scores(alone(search, dataset, SAMPLES[1], 27), scores)
     for name, content in files.items():
         path = tmp_path / name
@@ -234,4 +234,4 @@ def test_a_killed_pack_fails_no_trial(
         assert ("vadtune.retries" in found.client.get_run(trial.run_id).data.tags) == (trial.trial_id in restored)
         alone = Population([load_model(Path(trial.checkpoint) / MODEL).config], dataset.train)
         alone.train_until(27)
-        assert_same_scores(evaluate(alone, dataset.search_data)[0], trial.metrics)
+        assert_same_scores(evaluate(alone, dataset.search_data)[0].scores, trial.metrics)

@@ -123,7 +123,7 @@ def test_a_checkpoint_is_the_model_that_was_scored_whatever_ran_in_its_process_b
         assert model.config.flat() == {key: value for key, value in model.config.flat().items() if key in trial.params}
         population = Population([model.config], dataset.train)
         population.train_until(trial.epoch)
-        (scores,) = evaluate(population, dataset.search_data)
+        ((scores, _),) = evaluate(population, dataset.search_data)
         assert scores["val_missing_rmse"] == pytest.approx(trial.metrics["val_missing_rmse"], rel=1e-6)
         assert scores["train_loss"] == pytest.approx(trial.metrics["train_loss"], rel=1e-6)
 

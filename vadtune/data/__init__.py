@@ -5,7 +5,6 @@ from vadtune.data.missingness import MECHANISMS, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import Layout
 from vadtune.data.sources import SOURCES
-from vadtune.data.tables import Table, read_table
 
 __all__ = [
     "MECHANISMS",
@@ -16,8 +15,6 @@ __all__ = [
     "Part",
     "Scaler",
     "SearchData",
-    "Table",
     "load_dataset",
     "mask_sha256",
-    "read_table",
 ]

@@ -17,6 +17,7 @@ from vadtune.config import ModelConfig
 from vadtune.errors import ConfigError
 from vadtune.model.heads import HEADS
 from vadtune.model.networks import MLP, Layer
+from vadtune.model.noise import FeatureNoise, log_variance
 from vadtune.model.objective import Posterior
 
 Networks = dict[str, list[Layer]]
@@ -36,6 +37,8 @@ class Architecture(NamedTuple):
         posterior: learned, fixed or none.
         layer_norm: Whether hidden layers are normalised; False without hidden layers.
         head: What the decoder's last layer gives, a name of HEADS.
+        skip: Whether the decoder has a linear map beside its hidden layers; False without hidden layers.
+        noise: fixed (one variance of all features) or learned (one of each).
     """
 
     family: str
@@ -47,6 +50,8 @@ class Architecture(NamedTuple):
     posterior: str
     layer_norm: bool = False
     head: str = "plain"
+    skip: bool = False
+    noise: str = "fixed"
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
@@ -70,6 +75,8 @@ class Architecture(NamedTuple):
             config.posterior,
             config.layer_norm and config.layers > 0,
             config.head,
+            config.skip and config.layers > 0,
+            config.noise,
         )
 
     @property
@@ -77,13 +84,13 @@ class Architecture(NamedTuple):
         """Number s of statistics of a row."""
         return 2 * self.latent if self.posterior == "learned" else self.latent
 
-    def mlp(self, inputs: int, outputs: int) -> MLP:
+    def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
-        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm)
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm, skip)
 
     def decoder(self) -> MLP:
         """Returns the perceptron from latents to reconstructions."""
-        return HEADS[self.head](self.mlp(self.latent, self.features))
+        return HEADS[self.head](self.mlp(self.latent, self.features, skip=self.skip))
 
 
 class Family(ABC):
@@ -91,7 +98,8 @@ class Family(ABC):
 
     Attributes:
         architecture: What fixes the shapes.
-        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them.
+        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them,
+            and "noise" where that is learned.
         row_parameters: Free parameters of each train row; 0 when the family has none.
         amortised: Whether the statistics of a row come from an encoder; if not they are the row's free parameters.
     """
@@ -102,6 +110,8 @@ class Family(ABC):
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.networks = {"decoder": architecture.decoder()}
+        if architecture.noise == "learned":
+            self.networks["noise"] = FeatureNoise.over(architecture.features)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
@@ -162,6 +172,10 @@ class Family(ABC):
                 return Posterior(statistics, log_var)
             case _:
                 return Posterior(statistics, None)
+
+    def log_noise(self, networks: Networks) -> Tensor | None:
+        """Returns the log variances (p, 1, d) of the features, relative to their geometric mean; None where equal."""
+        return log_variance(networks["noise"]) if "noise" in networks else None
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:
         """Returns the reconstructions (p, b, d) of latents (p, b, k)."""

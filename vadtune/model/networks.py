@@ -4,7 +4,8 @@ Every parameter of a network lies in one flat tensor (P, M), of which the layers
 a handful of operations however many layers there are. The backward pass is written out: these networks are so small
 that automatic differentiation costs as much as the arithmetic.
 
-A hidden layer is: linear map, layer norm if asked for, activation, dropout in training if asked for.
+A hidden layer is: linear map, layer norm if asked for, activation, dropout in training if asked for. A skip is a linear
+map beside all of them, from the input to the output.
 
 Shape comments: p members, b rows, i inputs, o outputs, M parameters of one member.
 """
@@ -57,12 +58,16 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Layer(NamedTuple):
-    """Views into a population's flat parameters (or their gradients); scale and shift are a layer norm's."""
+    """Views into a population's flat parameters (or their gradients).
+
+    ``scale`` and ``shift`` are a layer norm's; ``skip``, of the last layer, maps the network's input n.
+    """
 
     weight: Tensor  # (p, i, o)
     bias: Tensor  # (p, 1, o)
     scale: Tensor | None = None  # (p, 1, o)
     shift: Tensor | None = None  # (p, 1, o)
+    skip: Tensor | None = None  # (p, n, o)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the views there are by name, in the order they are stored."""
@@ -116,28 +121,34 @@ class MLP:
         activation: A name of ACTIVATIONS.
         layer_norm: Whether every activation is preceded by an affine layer norm (Ba, Kiros & Hinton 2016, arXiv
             1607.06450).
+        skip: Whether a linear map of the input, without a bias of its own, is added to the output: what is linear in
+            the data is then nothing the hidden layers have to imitate.
         bf16: Whether matrix products take their factors as bfloat16; everything else is as the weights are.
     """
 
     sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
+    skip: bool = False
     bf16: bool = False
 
     @property
     def n_parameters(self) -> int:
         """Number M of parameters of one member."""
         norms = 2 * sum(self.sizes[1:-1]) if self.layer_norm else 0
-        return sum((i + 1) * o for i, o in pairwise(self.sizes)) + norms
+        skip = self.sizes[0] * self.sizes[-1] if self.skip else 0
+        return sum((i + 1) * o for i, o in pairwise(self.sizes)) + norms + skip
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Returns parameters (M,) for one member: uniform in ±1/√inputs, as PyTorch's own linear layers start, and
-        layer norms that change nothing."""
+        layer norms and a skip that change nothing."""
         parts, last = [], len(self.sizes) - 2
         for index, (i, o) in enumerate(pairwise(self.sizes)):
             parts.append((torch.rand((i + 1) * o, generator=generator) * 2 - 1) / math.sqrt(i))
             if self.layer_norm and index < last:
                 parts += [torch.ones(o), torch.zeros(o)]
+        if self.skip:
+            parts.append(torch.zeros(self.sizes[0] * self.sizes[-1]))
         return torch.cat(parts)
 
     def layers(self, flat: Tensor) -> list[Layer]:
@@ -153,6 +164,8 @@ class MLP:
             weight, bias = view(i, o), view(1, o)
             norm = (view(1, o), view(1, o)) if self.layer_norm and index < last else ()
             layers.append(Layer(weight, bias, *norm))
+        if self.skip:
+            layers[-1] = layers[-1]._replace(skip=view(self.sizes[0], self.sizes[-1]))
         return layers
 
     def workspace(self, p: int, b: int, like: Tensor) -> Workspace:
@@ -176,7 +189,7 @@ class MLP:
             workspace: Where the linear maps are written; new memory without it.
             dropout: Factors on the output of every hidden layer, (p, b, o) each; none without it.
         """
-        tape, last = [], len(layers) - 1
+        tape, last, skip = [], len(layers) - 1, layers[-1].skip
         for index, layer in enumerate(layers):
             step = Step(x)
             out = workspace.outputs[index] if workspace else None
@@ -184,6 +197,8 @@ class MLP:
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
+        if skip is not None:
+            x.add_(product(tape[0].x, skip, bf16=self.bf16))
         return x, tape
 
     def _activate(self, x: Tensor, step: Step, layer: Layer, dropout: Tensor | None) -> tuple[Tensor, Step]:
@@ -220,6 +235,9 @@ class MLP:
         Returns:
             The gradient with respect to the input (p, b, i), or, when not wanted, to the first layer's output.
         """
+        output, skip = grad, layers[-1].skip
+        if into is not None and into[-1].skip is not None:
+            product(tape[0].x.mT, output, out=into[-1].skip, bf16=self.bf16)
         for index in reversed(range(len(layers))):
             if into is not None:
                 product(tape[index].x.mT, grad, out=into[index].weight, bf16=self.bf16)
@@ -234,6 +252,8 @@ class MLP:
                 grad = product(grad, layers[0].weight.mT, out=to_input, bf16=self.bf16)
             elif to_input:
                 grad = product(grad, layers[0].weight.mT, bf16=self.bf16)
+        if skip is not None and to_input is not False:
+            grad.add_(product(output, skip.mT, bf16=self.bf16))
         return grad
 
     def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, into: Layer | None) -> Tensor:

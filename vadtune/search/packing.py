@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vadtune.checkpoint import parse_state, save_model, save_state
+from vadtune.checkpoint import parse_state, save_held_out, save_model, save_state
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler, SearchData
 from vadtune.errors import CheckpointError, TrialDiverged
-from vadtune.evaluation import evaluate
+from vadtune.evaluation import Evaluation, evaluate
 from vadtune.inference import FittedModel
 from vadtune.search.draw import draw_configurations
 from vadtune.search.trainable import MODEL
@@ -54,7 +54,7 @@ class _Aside(NamedTuple):
 
     state: State
     model: FittedModel
-    scores: dict[str, float]
+    evaluation: Evaluation
 
 
 class Pack:
@@ -125,8 +125,10 @@ class Pack:
         aside = self._held(trial_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            save_model(folder / MODEL, aside.model.described(self._scaler, self._feature_names), metrics=aside.scores)
+            model, evaluation = aside.model.described(self._scaler, self._feature_names), aside.evaluation
+            save_model(folder / MODEL, model, metrics=evaluation.scores)
             save_state(folder, aside.state)
+            save_held_out(folder, evaluation.held_out, self._data.validation)
             return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def _held(self, trial_id: str) -> _Aside:
@@ -195,15 +197,15 @@ class Pack:
             try:
                 if reason is not None:
                     raise TrialDiverged(reason)
-                (scores,) = await asyncio.to_thread(evaluate, population, self._data, [member])
+                (evaluation,) = await asyncio.to_thread(evaluate, population, self._data, [member])
             except TrialDiverged as error:
                 if not job.done.done():
                     job.done.set_exception(error)
             else:
                 (model,) = population.models([member])
-                self._aside[job.trial_id] = _Aside(_copied(population, member), model, scores)
+                self._aside[job.trial_id] = _Aside(_copied(population, member), model, evaluation)
                 if not job.done.done():
-                    job.done.set_result(scores)
+                    job.done.set_result(evaluation.scores)
             self._jobs.pop(job.trial_id, None)
             self._remove(key, member)
 

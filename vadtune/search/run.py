@@ -13,13 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import NothingToResume, TrackingError
 from vadtune.files import check_writable, write_atomically
 from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
-from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
+from vadtune.search.budget import GpuMeter
+from vadtune.search.callbacks import SearchCallback, WhenSpent
 from vadtune.search.cluster import check_shared, joined, nodes
 from vadtune.search.placement import patient_reuse, placed
 from vadtune.search.process import check_resources, local_ray, stop_signals
@@ -27,7 +29,9 @@ from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
+from vadtune.search.session import SESSIONS, Session
 from vadtune.search_file import SearchFile, load_search
+from vadtune.shapes import check_shapes
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -89,7 +93,8 @@ def start_search(
         SearchError: There is no cluster at the address.
         TrackingError: The store does not answer; nothing was started.
         VadtuneError: The folder cannot be written, or is not shared; nothing was started.
-        ConfigError: A trial asks for more cores or GPUs than there are; nothing was started.
+        ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
+            was started.
     """
     with joined(address) if address else contextlib.nullcontext():
         return _start(search, str(storage), tracking_uri, address)
@@ -102,6 +107,7 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
         check_shared(storage)
     client = connect(tracking_uri)
     dataset = load_dataset(search.data)
+    check_shapes(search, len(dataset.feature_names))
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
@@ -140,6 +146,7 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
                 name=_TUNE,
                 storage_path=kept,
                 callbacks=[SearchCallback(run)],
+                stop=WhenSpent(run),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
                 failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
                 verbose=0,
@@ -212,10 +219,13 @@ def _run(
     total = sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
-        session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
+        meter = GpuMeter(search.search.gpu_hours)
+        deadline = None if budget is None else start + budget
+        session = Session(search, tracker, display, total, interrupted, deadline, meter)
         SESSIONS[run] = session
         try:
             with local_ray(), placed(search, dataset) as trainable, bounded_retries(), patient_reuse():
+                session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed
                 tuner = build(trainable)
                 if interrupted:  # before Tune listens; there is nothing to save yet
                     raise KeyboardInterrupt
@@ -228,13 +238,15 @@ def _run(
     seconds = time.monotonic() - start
     counts = dict(session.counts())
     stopped_early = bool(interrupted) and len(session.ended) < total
-    summary = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
+    summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
     if session.best:
         summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
+    if search.search.gpus_per_trial:
+        summary["gpu_hours"] = round(session.gpus.hours, 6)
     logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
         metrics={f"trials_{end}": count for end, count in counts.items()}
-        | ({f"best_{search.search.metric}": session.best[0]} if session.best else {}),
+        | {name: float(summary[name]) for name in (f"best_{search.search.metric}", "gpu_hours") if name in summary},
         tags={"vadtune.summary": json.dumps(summary)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
     )
