@@ -14,19 +14,20 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Search, export the best three, retest them beside the baselines.
+# Search, export the ensemble, retest it beside the baselines.
 demo: install
 	$(BIN)/vadtune search search_spaces/digits.yaml
-	$(BIN)/vadtune export digits --top 3 --out best --overwrite
+	$(BIN)/vadtune export digits --out best --overwrite
 	$(BIN)/vadtune retest best --ratios 0.1:0.9:0.1 --seeds 5
 	@echo "Browse the trials: $(BIN)/vadtune ui"
 
 test: install lint
 	$(BIN)/python -m pytest -m 'not chaos'
 
-# Also what causes failures for real: nodes, servers and drivers that are killed.
-test-all: install lint
-	$(BIN)/python -m pytest
+# Also what causes failures for real: nodes, servers and drivers that are killed. These race with a busy machine, so what
+# fails is run once more, and must pass then.
+test-all: test
+	$(BIN)/python -m pytest -m chaos || $(BIN)/python -m pytest -m chaos --last-failed --last-failed-no-failures none
 
 lint: install
 	$(BIN)/ruff check .

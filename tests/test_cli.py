@@ -43,6 +43,16 @@ MISTAKES = [
         'validate {digits} search.initial=[{{"train.net_lr":1}}]',
         "search.initial.0.train.net_lr: must lie in its domain",
     ),
+    ("init digit --out x.yaml", "SOURCE_OR_TABLE: unknown source 'digit': did you mean 'digits'?"),
+    ("init nowhere.csv --out x.yaml", "nowhere.csv: there is no such file; name an existing table"),
+    ("init digits", "the following arguments are required: --out"),
+    ("init digits --out {digits}", "--out: takes a new file, got {digits}, which exists; name another"),
+    ("init digits --out x.txt", "--out: takes a file that ends in .yaml, got x.txt; name it so"),
+    ("init digits --out {file}/x.yaml", "cannot be written"),
+    ("init digits --out x.yaml --ratio 1", "--ratio: takes a share of cells above 0 and below 1, got 1.0"),
+    ("init digits model.latent=3 --out x.yaml", "takes values of the data section, such as data.columns=[a, b], got"),
+    ("init digits data.columns=[a] --out x.yaml", "data.columns: is an option of file, not of source 'digits'"),
+    ("init mosi --out x.yaml", "data.path: is required by source 'mosi'; name its file, got None"),
     ("validate {dotted}", "model.latent: takes sections within sections, got a key with a dot"),
     ("train {config} data.missing.ratio=0.99", "leaves none in iris"),
     ("search {digits} search.cpus_per_trial=4096", "search.cpus_per_trial: must be at most the"),
@@ -90,8 +100,11 @@ MISTAKES = [
     ("results digits", "does not exist; run this where `vadtune search` ran"),
     ("results nosuch --tracking-uri {store}", "unknown experiment 'nosuch'"),
     ("results {experiment} --tracking-uri {store} --out {file}/x.csv", "cannot be written"),
-    ("export {experiment} --tracking-uri {store} --top 0", "--top: takes a number of models above 0, got 0"),
-    ("export {experiment} --tracking-uri {store} --top -3", "--top: takes a number of models above 0, got -3"),
+    ("export {experiment} --tracking-uri {store} --ensemble top:0", "--ensemble: takes greedy, best or top:K with K"),
+    ("export {experiment} --tracking-uri {store} --ensemble top:x", "--ensemble: takes greedy, best or top:K with K"),
+    ("export {experiment} --tracking-uri {store} --ensemble 3", "--ensemble: takes greedy, best or top:K with K from"),
+    ("export {experiment} --tracking-uri {store} --refit tran", "--refit: unknown refit 'tran': did you mean 'train'?"),
+    ("export {experiment} --tracking-uri {store} --device tpu9", "--device: tpu9 is not to be had here"),
     ("export {experiment} --tracking-uri {store} --out {file}/best", "cannot be written"),
     ("export {experiment} --tracking-uri {store} --out {file}", "must be a folder, and is a file"),
     ("retest nowhere", "nowhere: does not exist; write one with `vadtune export EXPERIMENT --out nowhere`"),
@@ -124,7 +137,7 @@ MISTAKES = [
     ("impute {incomplete} {table} --out x.csv", "weights.safetensors is missing"),
     ("compare {digits} --out cmp --ratios 2", "--ratios: takes ratios above 0 and below 1"),
     ("compare {digits} --out cmp --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
-    ("compare {digits} --out cmp --top 0", "--top: takes a number of models above 0, got 0"),
+    ("compare {digits} --out cmp --ensemble top:0", "--ensemble: takes greedy, best or top:K with K from 1"),
     ("compare {digits}", "the following arguments are required: --out"),
     ("compare search.samples=3 --out cmp", "FILE: needs a search file at least, got search.samples=3; name one"),
     ("compare {digits} {digits} --out cmp", "need names of their own, got 'digits' twice; change one"),
@@ -165,9 +178,11 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     published = {"n_latent_params": 25, "n_hidden": 50, "n_hidden_layers": 2, "net_lr": 0.001, "latent_param_lr": 0.01}
     (folder / "config_0.json").write_text(json.dumps({**published, "masked": 0.5}))
     found = find_results("tiny", search.uri)
-    (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
+    options = {"metric": found.metric, "ensemble": "best", "refit": "none"}
+    best = export_best(found.search, found.trials, out=folder / "best", **options)
+    model = best.folder / best.ensemble.members[0].folder
     for name in ("incomplete", "altered"):
-        shutil.copytree(model.folder, folder / name)
+        shutil.copytree(model, folder / name)
     (folder / "incomplete" / "weights.safetensors").unlink()
     with (folder / "altered" / "config.yaml").open("a") as config:
         config.write("# one line more\n")
@@ -178,8 +193,8 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
         "published": str(folder / "config_0.json"),
         "table": str(folder / "table.csv"),
         "wrong": str(folder / "wrong.csv"),
-        "config": str(model.folder / "config.yaml"),
-        "export": str(model.folder),
+        "config": str(model / "config.yaml"),
+        "export": str(model),
         "incomplete": str(folder / "incomplete"),
         "altered": str(folder / "altered"),
         "store": found.search.tracking_uri,

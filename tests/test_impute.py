@@ -68,7 +68,9 @@ def test_a_row_without_anything_observed_is_the_prior_s_mean(best: Path, tmp_pat
     model = load_model(tmp_path / "linear")
     assert model.scaler is not None
     bias = model.weights[-4:].numpy()  # what a linear decoder gives at zero
-    np.testing.assert_allclose(ModelAverage((model,)).fill(empty).x[0], model.scaler.inverse(bias), rtol=1e-6)
+    np.testing.assert_allclose(
+        ModelAverage((model,), (1.0,), ("linear",)).fill(empty).x[0], model.scaler.inverse(bias), rtol=1e-6
+    )
 
 
 def test_a_train_prior_has_a_mean_of_its_own(tmp_path: Path) -> None:

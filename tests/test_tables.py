@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -274,3 +275,14 @@ def test_reading_a_table_takes_little_more_memory_than_the_table(tmp_path: Path)
     tracemalloc.stop()
     np.testing.assert_array_equal(table.x, x)
     assert peak < 5 * path.stat().st_size
+
+
+def test_the_columns_an_error_proposes_can_be_pasted_into_a_search_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame({name: np.arange(40.0) for name in ("a b", "c,d", "2019", 'e"f', "no", "µ: x")})
+    frame["who"] = "someone"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError) as raised:
+        read_table(tmp_path / "t.csv")
+    proposed = str(raised.value).partition("columns: ")[2]
+    names = yaml.safe_load(proposed)
+    assert read_table(tmp_path / "t.csv", columns=names).x.shape == (40, 6)

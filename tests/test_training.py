@@ -31,8 +31,10 @@ KINDS = [
 DRESSED = {"layers": 2, "activation": "silu", "layer_norm": True, "dropout": 0.2, "head": "projection"}
 KINDS += [pytest.param({"family": family, **DRESSED}, id=f"{family}-dressed") for family in MODELS]
 KINDS += [pytest.param({"family": family, "skip": True}, id=f"{family}-skip") for family in MODELS]
+KINDS += [pytest.param({"layers": 0}, id="vad-solved")]
 EQUAL_NOISE = list(KINDS)
 KINDS += [pytest.param({"family": family, "noise": "learned"}, id=f"{family}-noise") for family in MODELS]
+KINDS += [pytest.param({"layers": 0, "noise": "learned"}, id="vad-solved-noise")]
 
 
 def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
@@ -59,7 +61,8 @@ def test_training_lowers_the_loss(model: dict[str, Any], iris: IncompleteDataset
     population.train_until(1)
     before = population.members[0].metrics["train_loss"]
     population.train_until(60)
-    assert population.members[0].metrics["train_loss"] < 0.8 * before
+    share = 0.98 if model.get("layers") == 0 else 0.8  # what is solved starts near its end
+    assert population.members[0].metrics["train_loss"] < share * before
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -203,7 +206,7 @@ def number_of(member: Member) -> int:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-6:]])
+@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[6:]])
 @settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_that_come_and_go_never_matter(

@@ -63,6 +63,8 @@ COMPILE = ("auto", "on", "off")
 STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+REFITS = ("none", "train", "train+validation", "all-observed")
+"""The rows that exported models are trained on anew; all-observed: also on the observed cells of the test rows."""
 
 REPORTED_METRICS = {
     "val_missing_rmse": "root mean squared error over held-out observed validation cells, in the scaler's units",
@@ -246,6 +248,11 @@ class DataConfig(Section):
         return {key: value for key, value in values.items() if key not in foreign | unset}
 
 
+def is_exact(family: str, layers: int, head: str, posterior: str) -> bool:
+    """Whether a model is trained and inferred by linear algebra: a linear decoder with free posteriors."""
+    return family == "vad" and layers == 0 and head == "plain" and posterior == "learned"
+
+
 class ModelConfig(Section):
     """Family, sizes and posterior of a model."""
 
@@ -276,6 +283,10 @@ class TrainConfig(Section):
 
     ``kl_weight`` multiplies the KL divergence where the squared error is summed over observed cells; the ``ratio_kl``
     of the published VAD code is this divided by the observed cells per row. 0 drops the prior.
+
+    A linear decoder with learned posteriors is solved (model/linear.py): an epoch is an iteration over all rows, and
+    nothing about batches and gradients exists. Its ``weight_decay`` is a ridge on the weights, in observed cells of an
+    average column.
     """
 
     epochs: Annotated[Whole, Field(ge=1)] = 250
@@ -380,6 +391,12 @@ class SearchConfig(Section):
         return None if self.time_budget is None else _seconds(self.time_budget)
 
 
+_OF_GRADIENTS = (
+    *(("train", name) for name in ("batch_size", "net_lr", "latent_lr", "optimiser", "schedule")),
+    *(("infer", name) for name in ("steps", "lr", "start")),
+)
+
+
 class TrialConfig(Section):
     """One configuration: a search file with every domain replaced by a value."""
 
@@ -410,6 +427,9 @@ class TrialConfig(Section):
             del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
+        if is_exact(self.model.family, self.model.layers, self.model.head, self.model.posterior):
+            for section, name in _OF_GRADIENTS:
+                del values[section][name]
         return values
 
     def to_yaml(self) -> str:

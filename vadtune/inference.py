@@ -1,5 +1,7 @@
 """Inference: the decoder is frozen, the posterior of new rows is fitted to their observed cells.
 
+That of a linear decoder with learned posteriors is solved; see model/linear.py.
+
 Every row is fitted on its own: the objective is a sum over rows, Adam acts elementwise and the noise of a step is the
 same for all rows, so a row's result does not depend on the rows beside it.
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler
 from vadtune.model import Architecture, Family, Networks, build_family
+from vadtune.model.linear import posterior_means
 from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
 from vadtune.optimiser import SCHEDULES, AdamW
 from vadtune.randomness import Purpose, derived_generator, standard_normal
@@ -106,7 +109,8 @@ class _Inference:
         for rows in self._chunks(len(part.x)):
             mask = torch.tensor(part.mask[rows], device=self.device)
             x = torch.tensor(part.x[rows], device=self.device).masked_fill_(~mask, 0.0)
-            statistics = self._fit(x, mask.float())
+            exact = self.family.architecture.exact
+            statistics = self._solve(x, mask.float()) if exact else self._fit(x, mask.float())
             mean = self.family.posterior(statistics, self.log_var).mean
             # A row without any observed cell says nothing of itself: its posterior is the prior, wherever it started.
             mean = torch.where(mask.any(1, keepdim=True), mean, self.prior.mean)
@@ -118,6 +122,27 @@ class _Inference:
         width = max(self.latents.shape[1], architecture.features, architecture.hidden) * len(self.latents)
         size = max(1, _CHUNK_FLOATS // width)
         return (slice(start, start + size) for start in range(0, n, size))
+
+    def _solve(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns the exact posterior means (p, n, k) of rows x (n, d), with 0 where missing, mask (n, d) float."""
+        mean, precision = (
+            torch.as_tensor(value, device=self.device).expand(
+                len(self.latents), 1, 1 if isinstance(value, float) else -1
+            )
+            for value in self.prior
+        )
+        means = [
+            posterior_means(
+                self.family.linear(self.networks, i),
+                x,
+                mask,
+                float(self.kl_weight[i]),
+                prior_mean=mean[i, 0],
+                prior_precision=precision[i, 0],
+            )
+            for i in range(len(self.latents))
+        ]
+        return torch.stack(means).float()
 
     def _fit(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns the statistics (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float."""

@@ -25,6 +25,7 @@ from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Networks, build_family
+from vadtune.model.linear import iterate, regression
 from vadtune.model.networks import Workspace
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
@@ -35,6 +36,8 @@ State = dict[str, Tensor]
 """All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
 progress (epoch, seconds), the sums of the last epoch, and what the schedule plateau has seen, as plateau (3,)."""
 
+_START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so
+_SETTLED = 1e-3  # change of an iteration, in units of the greatest weight, below which a solved model has settled
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
 
@@ -126,10 +129,15 @@ class Population:
         """Returns where a configuration starts: the same for all that start their latents alike, so made once."""
         how = config.train.latent_init
         if how not in self._initial:
-            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))
+            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
             rows = self.family.initial_rows(
                 self._x.cpu(), self._mask.cpu(), how, derived_generator(self._seed, Purpose.ROWS)
             )
+            if self.family.architecture.exact:
+                (decoder,) = self.family.layers(weights[None])["decoder"]
+                weight, bias = regression(rows, self._x.cpu(), self._mask.cpu())
+                decoder.weight[0].mul_(_START_NOISE).add_(weight)
+                decoder.bias[0, 0].copy_(bias)
             moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
             self._initial[how] = {"weights": weights, "rows": rows, **moments}
         return self._initial[how]
@@ -201,20 +209,22 @@ class Population:
         """Trains every member one epoch further; a member that diverges harms no other."""
         for members in self._groups():
             start = time.perf_counter()
-            sums = self._train_group(members)
             group = self.members[members]
             weights = [member.config.train.kl_weight for member in group]
-            told = torch.stack(sums).T.tolist()  # the one wait for the device in an epoch
+            told = self._train_group(members)
             seconds = (time.perf_counter() - start) / len(group)
-            for member, weight, (error, weighted, divergence) in zip(group, weights, told, strict=True):
+            for member, weight, sums in zip(group, weights, told, strict=True):
                 member.epoch += 1
                 member.train_seconds += seconds
+                if sums is None:  # it stands still
+                    continue
+                error, weighted, divergence = sums
                 member.metrics = {
                     "train_loss": (weighted + weight * divergence) / self._cells,
                     "train_reconstruction": error / self._cells,
                     "train_kl": divergence / len(self._x),
                 }
-                if self._schedule_name == "plateau":
+                if self._schedule_name == "plateau" and not self.family.architecture.exact:
                     member.plateau.update(member.metrics["train_loss"])
 
     def _groups(self) -> Iterator[slice]:
@@ -228,16 +238,35 @@ class Population:
             yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
             start = end
 
-    def _train_group(self, members: slice) -> _Sums:
-        """Trains some members for an epoch."""
+    def _train_group(self, members: slice) -> list[list[float] | None]:
+        """Trains some members for an epoch; returns of each the sums of _Sums, None if it has settled."""
+        if self.family.architecture.exact:
+            return [self._solve(index) for index in range(*members.indices(len(self.members)))]
         group = self.members[members]
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
         schedule = SCHEDULES[self._schedule_name]
         epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors)
-        if self.family.amortised:
-            return self._train_amortised(members, epoch)
-        return self._train_free(members, epoch)
+        train = self._train_amortised if self.family.amortised else self._train_free
+        told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
+        return told
+
+    def _solve(self, index: int) -> list[float] | None:
+        """Takes one member an iteration of linear.py further, unless the last one changed next to nothing.
+
+        What it changed is kept where an optimiser would keep its first moment, and so is part of the state.
+        """
+        member, flat, change = self.members[index], self._flat[index], self._flat_moments[0, index]
+        if member.epoch > 0 and bool(change.abs().max() <= _SETTLED * flat.abs().max()):
+            return None
+        networks, train = self.family.layers(self._flat), member.config.train
+        ridge = train.weight_decay * self._cells / self._features
+        done = iterate(self.family.linear(networks, index), self._x, self._mask, train.kl_weight, ridge)
+        change.copy_(flat)
+        self.family.set_linear(networks, index, done.decoder)
+        torch.sub(flat, change, out=change)
+        self._rows[index] = done.means
+        return [done.squared_error, done.weighted, done.kl]
 
     def _train_free(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains decoders and free row posteriors.

@@ -79,7 +79,7 @@ def test_a_search_ends_with_its_gpu_hours_those_before_a_resume_included(tmp_pat
     assert {trial.status for trial in trials} == {"KILLED"}
     assert {trial.end.partition(" at epoch")[0] for trial in trials} == {"stopped by GPU-hours"}
     exported = subprocess.run(
-        command("export", "tiny", "--top", "1", "--out", "best"),
+        command("export", "tiny", "--ensemble", "best", "--out", "best"),
         cwd=tmp_path,
         env=environment(),
         capture_output=True,

@@ -134,12 +134,12 @@ def test_results_export_and_retest_follow(
     monkeypatch.chdir(finished.folder)
     assert main(["results", "tiny", "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 11
-    assert main(["export", "tiny", "--top", "2", "--out", "best"]) == 0
+    assert main(["export", "tiny", "--ensemble", "top:2", "--out", "best"]) == 0
     folders = sorted(path.name for path in (finished.folder / "best").iterdir())
-    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-"]
+    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-", "ensemble"]
     command = ["retest", "best", "--ratios", "0.3,0.6", "--seeds", "2", "--baselines", "mean"]
     assert main(command) == 0
-    assert "mean of 2 models" in capsys.readouterr().out
+    assert "ensemble of 2 models" in capsys.readouterr().out
     logged = {artifact.path for artifact in finished.client.list_artifacts(finished.search.run_id, "retest")}
     assert {"retest/retest.csv", "retest/retest.png"} <= logged
     config = next((finished.folder / "best").glob("1-*/config.yaml"))
@@ -200,7 +200,7 @@ def test_state_and_checkpoints_may_be_kept_behind_a_uri(
     assert sum(outcome.counts.values()) == 2
     assert list(tmp_path.glob("bucket/*/tune/*/checkpoint_*"))
     assert (tmp_path / "runs" / outcome.run / "search.yaml").exists()
-    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+    assert main(["export", "tiny", "--out", "best"]) == 0
 
 
 def test_a_vae_is_searched_the_same_way(ray_here: None, tmp_path: Path) -> None:
@@ -218,8 +218,10 @@ def test_a_grid_is_searched_whole(ray_here: None, tmp_path: Path) -> None:
     assert len({tuple(sorted(trial.params.items())) for trial in found.trials}) == len(found.trials) == 3 * 2 * (1 + 2)
 
 
-def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
-    tree = tiny(samples=500, time_budget="6s", scheduler="none", report=500)
+def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tiny(samples=500, time_budget="12s", scheduler="none", report=500)
     tree["train"]["epochs"] = 1_000_000  # so that the budget ends in the middle of a trial
     found = Finished(tmp_path, tree)
     assert 0 < len(found.trials) < 500
@@ -229,6 +231,11 @@ def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
     reasons = {trial.end.partition(" at epoch")[0] for trial in found.trials}
     assert reasons <= {"completed", "stopped by asha", "stopped by time budget"}
     assert "stopped by time budget" in reasons
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+    assert found.outcome.best is not None
+    (exported,) = tmp_path.glob("best/1-*")
+    assert load_model(exported).feature_names
 
 
 def test_a_search_whose_results_the_store_refused_is_logged_by_sync(

@@ -18,6 +18,7 @@ from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
 COMMANDS = (
+    "init",
     "validate",
     "doctor",
     "search",

@@ -111,6 +111,20 @@ class IncompleteDataset:
         """The SHA-256 of the masks that models are trained and selected on, to be recorded with what comes of them."""
         return {"train": mask_sha256(self.train.mask), "validation": mask_sha256(self.validation.mask)}
 
+    def own_test_mask(self) -> np.ndarray:
+        """Returns the mask of the test rows at the ratio, and of the mask seed, that ``config.missing`` names."""
+        seed = 0 if self.stored_test_mask is not None else self.config.missing.seed
+        return self.test_mask(self.config.missing.ratio, seed)
+
+    def rows_of_refit(self, refit: str) -> Part:
+        """Returns the rows that models are trained on by one of ``config.REFITS``; never a missing cell's value."""
+        parts = [self.train]
+        if refit in ("train+validation", "all-observed"):
+            parts.append(self.validation)
+        if refit == "all-observed":
+            parts.append(Part.hide(self.test_truth, self.own_test_mask()))
+        return Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
     def test_mask(self, missing_ratio: float, seed: int) -> np.ndarray:
         """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments.
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.config import ModelConfig
+from vadtune.config import ModelConfig, is_exact
 from vadtune.errors import ConfigError
 from vadtune.model.heads import HEADS
+from vadtune.model.linear import Linear
 from vadtune.model.networks import MLP, Layer
-from vadtune.model.noise import FeatureNoise, log_variance
+from vadtune.model.noise import FeatureNoise, log_variance, parameters_of
 from vadtune.model.objective import Posterior
 
 Networks = dict[str, list[Layer]]
@@ -80,9 +81,14 @@ class Architecture(NamedTuple):
         )
 
     @property
+    def exact(self) -> bool:
+        """Whether the posteriors are those of linear.py, so that nothing is trained by gradients."""
+        return is_exact(self.family, self.layers, self.head, self.posterior)
+
+    @property
     def statistics(self) -> int:
-        """Number s of statistics of a row."""
-        return 2 * self.latent if self.posterior == "learned" else self.latent
+        """Number s of statistics of a row; of an exact posterior the mean alone, the covariance follows from it."""
+        return 2 * self.latent if self.posterior == "learned" and not self.exact else self.latent
 
     def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
@@ -150,7 +156,7 @@ class Family(ABC):
 
     def initial_statistics(self, mean: Tensor) -> Tensor:
         """Returns statistics (..., s) of posteriors with these means (..., k) and the initial log variance."""
-        if self.architecture.posterior != "learned":
+        if self.architecture.statistics == self.architecture.latent:
             return mean
         return torch.cat([mean, torch.full_like(mean, _INITIAL_LOG_VAR)], dim=-1)
 
@@ -164,6 +170,8 @@ class Family(ABC):
 
     def posterior(self, statistics: Tensor, log_var: Tensor) -> Posterior:
         """Returns the posteriors that statistics (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
+        if self.architecture.exact:
+            return Posterior(statistics, None)
         match self.architecture.posterior:
             case "learned":
                 mean, learned = statistics.chunk(2, dim=-1)
@@ -172,6 +180,21 @@ class Family(ABC):
                 return Posterior(statistics, log_var)
             case _:
                 return Posterior(statistics, None)
+
+    def linear(self, networks: Networks, member: int) -> Linear:
+        """Returns the decoder of one member, in 64 bits. Of exact architectures only."""
+        ((weight, bias, *_),), noise = networks["decoder"], self.log_noise(networks)
+        return Linear(
+            weight[member].double(), bias[member, 0].double(), None if noise is None else noise[member, 0].double()
+        )
+
+    def set_linear(self, networks: Networks, member: int, decoder: Linear) -> None:
+        """Writes the decoder of one member. Of exact architectures only."""
+        (layer,) = networks["decoder"]
+        layer.weight[member].copy_(decoder.weight)
+        layer.bias[member, 0].copy_(decoder.bias)
+        if decoder.log_noise is not None:
+            networks["noise"][0].bias[member, 0].copy_(parameters_of(decoder.log_noise))
 
     def log_noise(self, networks: Networks) -> Tensor | None:
         """Returns the log variances (p, 1, d) of the features, relative to their geometric mean; None where equal."""

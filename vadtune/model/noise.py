@@ -43,6 +43,11 @@ def log_variance(layers: list[Layer]) -> Tensor:
     return bounded - bounded.mean(-1, keepdim=True)
 
 
+def parameters_of(log_noise: Tensor) -> Tensor:
+    """Returns the parameters a of log variances (...,) of mean 0; those out of bounds are brought to them."""
+    return _BOUND * torch.atanh((log_noise / _BOUND).clamp(-0.999, 0.999))
+
+
 def log_variance_backward(layers: list[Layer], grad: Tensor, into: list[Layer]) -> None:
     """Carries a gradient from log v (p, 1, d) back to the parameters, written to ``into``."""
     slope = 1.0 - torch.tanh(layers[0].bias / _BOUND).square()

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from vadtune.errors import TrialDiverged
+from vadtune.errors import SearchError, TrialDiverged
 from vadtune.search.progress import Progress
 from vadtune.search.recovery import MAX_RETRIES, RECOVERY
 from vadtune.search.schedulers import EPOCH
@@ -108,6 +108,8 @@ class SearchCallback(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the runs of trials that did not come to an end of their own; a resume opens interrupted ones again."""
+        if not self._session.known <= {trial.trial_id for trial in trials}:
+            return
         self._reconcile(trials)  # a search that was complete when it was restored takes no step
         for trial in trials:
             if trial.trial_id in self._session.ended:
@@ -123,7 +125,13 @@ class SearchCallback(Callback):
         if self._reconciled:
             return
         self._reconciled = True
-        self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
+        known = {trial.trial_id for trial in trials}
+        if not self._session.known <= known:  # Tune would begin anew without a word
+            raise SearchError(
+                f"{self._run}: Ray Tune must know the {len(self._session.known)} trials it had, and could not read "
+                "them; nothing was changed, resume it with the versions it was started with"
+            )
+        self._session.tracker.forget_trials_except(known)
         for trial in trials:
             if trial.status in (Trial.TERMINATED, Trial.ERROR):
                 self._start(trial)

@@ -58,6 +58,9 @@ def _measured(search: SearchFile, dataset: IncompleteDataset, gpus: int) -> int:
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
         return calibrate(search, dataset.train, "cuda" if gpus else "cpu", samples=sample_count(search), cores=cores)
+    except (RuntimeError, MemoryError) as error:  # too large for the memory, say: its trial will tell
+        logger.warning("search.pack 1: what was to be measured failed (%s)", " ".join(str(error).split())[:200])
+        return 1
     finally:
         use_threads(threads)
 

@@ -23,6 +23,7 @@ class Session:
         signals: The signals to stop that were received.
         deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
         gpus: Counts the GPU-hours used.
+        known: Ids of the trials that a resumed search starts with.
         pack_gpus: How many GPUs packs hold as long as the search runs, if it packs its trials.
         failures: Trial name -> reason, without the diverged ones.
         ended: Trial id -> why it ended.
@@ -40,6 +41,7 @@ class Session:
     signals: list[int]
     deadline: float | None
     gpus: GpuMeter
+    known: set[str]
     pack_gpus: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)

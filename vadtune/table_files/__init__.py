@@ -8,11 +8,13 @@ To add a kind of file: a class in a module here, one line in TABLES.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from vadtune.errors import DataError, unknown_name
 from vadtune.table_files.base import Cells, NotNumericError, TableFile
@@ -91,8 +93,9 @@ def read_table(
     try:
         return Table(table.numbers(places, Cells(na_values, booleans=booleans)), taken)
     except NotNumericError as error:
-        numeric = ", ".join(name for name in taken if name not in error.others)
-        raise DataError(f"{path}: {error}, or leave them out with columns: [{numeric}]") from error
+        numeric = [name for name in taken if name not in error.others]
+        proposed = yaml.safe_dump(numeric, default_flow_style=True, width=math.inf, allow_unicode=True).strip()
+        raise DataError(f"{path}: {error}, or leave them out with columns: {proposed}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
