@@ -19,7 +19,7 @@ LAYERS = [
     {"data"},
     {"model", "import_config"},
     {"metrics", "shapes"},
-    {"inference", "batches"},
+    {"inference", "batches", "compiled"},
     {"training"},
     {"evaluation"},
     {"checkpoint", "ensemble", "refit"},
