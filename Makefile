@@ -14,10 +14,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Search, export the best three, retest them beside the baselines.
+# Search, export the ensemble, retest it beside the baselines.
 demo: install
 	$(BIN)/vadtune search search_spaces/digits.yaml
-	$(BIN)/vadtune export digits --top 3 --out best --overwrite
+	$(BIN)/vadtune export digits --out best --overwrite
 	$(BIN)/vadtune retest best --ratios 0.1:0.9:0.1 --seeds 5
 	@echo "Browse the trials: $(BIN)/vadtune ui"
 

@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -35,15 +35,18 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
-from vadtune.data import SearchData, load_dataset
+from vadtune.data import Part, SearchData, load_dataset
+from vadtune.metrics import score
 from vadtune.search.space import suggest
 from vadtune.search_file import SearchFile, load_search
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
 
 
-def train(config: dict[str, Any], data: SearchData, search: SearchFile) -> Iterator[tuple[int, float]]:
-    """Trains as the published code does; yields epoch and validation error every tenth of the epochs."""
+def train(
+    config: dict[str, Any], data: SearchData, search: SearchFile, reports: int = REPORTS
+) -> Iterator[tuple[int, Callable[[Part], np.ndarray]]]:
+    """Trains as the published code does; every so often yields the epoch and how to reconstruct new rows."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     c = search.trial_config(config)
@@ -54,8 +57,8 @@ def train(config: dict[str, Any], data: SearchData, search: SearchFile) -> Itera
     act = {"relu": nn.ReLU, "tanh": nn.Tanh}[c.model.activation]
     hidden = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), act())]
     net = nn.Sequential(*hidden, nn.Linear(widths[-1], x.shape[1]))
-    mean = (0.1 * torch.randn(len(x), c.model.latent)).requires_grad_()
     learned = c.model.posterior == "learned"
+    mean = (0.1 * torch.randn(len(x), c.model.latent)).requires_grad_()
     log_var = torch.full_like(mean, -2.0 if learned else c.model.log_var).requires_grad_(learned)
     groups: list[dict[str, Any]] = [
         {"params": list(net.parameters()), "lr": c.train.net_lr, "weight_decay": c.train.weight_decay},
@@ -70,6 +73,27 @@ def train(config: dict[str, Any], data: SearchData, search: SearchFile) -> Itera
         kl = -0.5 * (1 + v - m**2 - v.exp()).sum()
         return (error + c.train.kl_weight * kl) / rows_mask.sum()
 
+    def reconstruct(part: Part) -> np.ndarray:
+        """Fits the posteriors of new rows and decodes their means."""
+        mask = torch.tensor(part.mask)
+        x = torch.tensor(part.x).masked_fill(~mask, 0.0)
+        observed = mask.float()
+        with torch.no_grad():
+            decoded = net(mean)
+            start = mean[(observed @ decoded.square().T - 2 * x @ decoded.T).argmin(1)]
+        m = start.clone().requires_grad_()
+        v = torch.full_like(m, -2.0 if learned else c.model.log_var).requires_grad_(learned)
+        adam = torch.optim.Adam([m, *([v] if learned else [])], lr=c.infer.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, c.infer.steps))
+        for _ in range(c.infer.steps):
+            loss = loss_of(x, observed, m, v) * observed.sum()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+        with torch.no_grad():
+            return np.asarray(net(m).numpy())
+
     for epoch in range(1, EPOCHS + 1):
         for rows in torch.randperm(len(x)).split(BATCH):
             loss = loss_of(x[rows], observed[rows], mean[rows], log_var[rows])
@@ -77,37 +101,20 @@ def train(config: dict[str, Any], data: SearchData, search: SearchFile) -> Itera
             loss.backward()
             adam.step()
         schedule.step()
-        if epoch % (EPOCHS // REPORTS) == 0:
-            yield epoch, validate(loss_of, net, mean, data, c.infer.steps, c.infer.lr)
+        if epoch % (EPOCHS // reports) == 0:
+            yield epoch, reconstruct
 
 
-def validate(loss_of: Any, net: nn.Module, mean: Tensor, data: SearchData, steps: int, lr: float) -> float:
-    """Fits the posteriors of the validation rows and returns the error over their held-out cells."""
+def scores(config: dict[str, Any], data: SearchData, search: SearchFile) -> Iterator[tuple[int, float]]:
+    """Trains; yields epoch and error over the held-out validation cells every tenth of the epochs."""
     given, truth, cells = data.validation
-    mask = torch.tensor(given.mask)
-    x = torch.tensor(given.x).masked_fill(~mask, 0.0)
-    observed = mask.float()
-    with torch.no_grad():
-        decoded = net(mean)
-        start = mean[(observed @ decoded.square().T - 2 * x @ decoded.T).argmin(1)]
-    m = start.clone().requires_grad_()
-    v = torch.full_like(m, -2.0).requires_grad_()
-    adam = torch.optim.Adam([m, v], lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, steps))
-    for _ in range(steps):
-        loss = loss_of(x, observed, m, v) * observed.sum()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        schedule.step()
-    with torch.no_grad():
-        x_hat = net(m).numpy()
-    return float(np.sqrt(np.mean((x_hat[cells] - truth[cells]) ** 2)))
+    for epoch, reconstruct in train(config, data, search):
+        yield epoch, score(reconstruct(given), truth, cells).rmse
 
 
 def function_trial(config: dict[str, Any], data: SearchData, search: SearchFile) -> None:
     """A function trainable."""
-    for epoch, error in train(config, data, search):
+    for epoch, error in scores(config, data, search):
         tune.report({"epoch": epoch, "val_missing_rmse": error})
 
 
@@ -121,7 +128,7 @@ class ClassTrial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Starts another one."""
-        self._steps = train(new_config, self._data, self._search)
+        self._steps = scores(new_config, self._data, self._search)
         return True
 
     def step(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.conftest import trial_config
-from vadtune.checkpoint import save_model, save_state
+from vadtune.checkpoint import save_held_out, save_model, save_state
 from vadtune.data import IncompleteDataset
 from vadtune.evaluation import evaluate
 from vadtune.tracking import Tracker, connect
@@ -39,12 +39,13 @@ def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
         config = trial_config(model=model)
         population = Population([config], iris.train)
         population.train_until(epochs)
-        (scores,) = evaluate(population, iris.search_data)
+        ((scores, held_out),) = evaluate(population, iris.search_data)
         (fitted,) = population.models()
         checkpoint = folder / "tune" / name / "checkpoint_000000"
         described = fitted.described(iris.scaler, iris.feature_names)
         save_model(checkpoint / "model", described, metrics=scores)
         save_state(checkpoint, population.states()[0])
+        save_held_out(checkpoint, held_out, iris.search_data.validation)
         tracker.start_trial(name, name, config.flat())
         tracker.log_metrics(name, scores, epoch=epochs)
         tracker.end_trial(name, status=status, end=end, checkpoint=str(checkpoint))

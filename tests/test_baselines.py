@@ -10,7 +10,7 @@ from vadtune.metrics import score
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_fills_what_is_missing_and_only_that(name: str, iris: IncompleteDataset) -> None:
-    impute = BASELINES[name](iris.search_data)
+    impute = BASELINES[name](iris.search_data, iris.train)
     for ratio in (0.1, 0.9):  # at 0.9 whole rows are missing
         part = iris.test_part(ratio, 0)
         filled = impute(part.x)
@@ -22,15 +22,15 @@ def test_every_baseline_fills_what_is_missing_and_only_that(name: str, iris: Inc
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_repeats_and_rows_do_not_depend_on_each_other(name: str, iris: IncompleteDataset) -> None:
     part = iris.test_part(0.4, 0)
-    whole = BASELINES[name](iris.search_data)(part.x)
-    impute = BASELINES[name](iris.search_data)
+    whole = BASELINES[name](iris.search_data, iris.train)(part.x)
+    impute = BASELINES[name](iris.search_data, iris.train)
     halves = np.concatenate([impute(part.x[:10]), impute(part.x[10:])])
     np.testing.assert_allclose(halves, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if name != "mean"])
 def test_baselines_worth_the_name_beat_the_mean(name: str, iris: IncompleteDataset) -> None:
-    methods = {method: BASELINES[method](iris.search_data) for method in (name, "mean")}
+    methods = {method: BASELINES[method](iris.search_data, iris.train) for method in (name, "mean")}
     parts = [iris.test_part(0.3, seed) for seed in range(10)]
     errors = {
         method: np.mean([score(impute(part.x), iris.test_truth, ~part.mask).rmse for part in parts])
@@ -45,7 +45,7 @@ def test_columns_that_are_constant_or_never_observed_are_no_trouble(name: str, i
     x[:, 0] = np.where(mask[:, 0], 2.0, np.nan)
     x[:, 1], mask[:, 1] = np.nan, False
     data = iris.search_data._replace(train=Part(x, mask))
-    assert np.isfinite(BASELINES[name](data)(iris.test_part(0.5, 0).x)).all()
+    assert np.isfinite(BASELINES[name](data, data.train)(iris.test_part(0.5, 0).x)).all()
 
 
 def test_observed_range_ignores_missing_cells(iris: IncompleteDataset) -> None:

@@ -29,6 +29,10 @@ MISTAKES = [
     ("validate {digits} model.latent={{choice:[]}}", "model.latent: choice needs at least one value, got an empty"),
     ("validate {digits} train.kl_weight={{loguniform:[0,1]}}", "loguniform needs low > 0, for logarithms, got [0, 1]"),
     ("validate {digits} model.hidden={{choice:[8],when:{{layrs:1}}}}", "its condition names an unknown parameter"),
+    (
+        "validate {digits} model.head=projection model.skip=true",
+        "model.skip: gives columns, which takes head plain, got",
+    ),
     ("validate {digits} data.missing.ratio=1.5", "data.missing.ratio: must be less than 1, got 1.5"),
     ("validate {digits} search.metric=val_rmse", "search.metric: nobody reports it: unknown metric 'val_rmse'"),
     ("validate {digits} search.metric=train_loss", "search.metric: a search selects on held-out cells only"),
@@ -40,10 +44,12 @@ MISTAKES = [
         "search.initial.0.train.net_lr: must lie in its domain",
     ),
     ("validate {dotted}", "model.latent: takes sections within sections, got a key with a dot"),
-    ("train {config} data.holdout.fraction=0.9999", "leaves none in iris"),
+    ("train {config} data.missing.ratio=0.99", "leaves none in iris"),
     ("search {digits} search.cpus_per_trial=4096", "search.cpus_per_trial: must be at most the"),
     ("search {digits} --tracking-uri sqlite:///{file}", "must answer, got: "),
     ("search {digits} data.source=digit", "data.source: unknown source 'digit': did you mean 'digits'?"),
+    ("search {digits} data.source=wine model.head={{choice:[plain,projection]}}", "x and y, got 13 columns; take head"),
+    ("validate {config} data.source=wine model.head=projection", "x and y, got 13 columns; take head plain"),
     ("search {digits} name=../x", "name: takes letters, digits, '.', '_' and '-'"),
     ("search {digits} --storage {file}/runs", "cannot be written"),
     ("search {digits} --tracking-uri file:///tmp/x", "a tracking store is named by a URI that starts with sqlite:///"),
@@ -52,7 +58,10 @@ MISTAKES = [
     ("train {config} --out {export}", "{export}"),
     ("train {config} --data-dir {file}", "data.data_dir: is an option of fashion_mnist, mnist, not of source 'iris'"),
     ("train {config} data.source=file", "data.path: is required by source 'file'; name its file, got None"),
-    ("train {config} data.source=file data.path=none.csv", "none.csv: there is no such file; name an existing table"),
+    (
+        "train {config} data.source=file data.path=none.csv",
+        "none.csv: cannot be read (No such file or directory)",
+    ),
     ("train {config} data.source=mosi data.path=none", "none.h5: there is no such file"),
     ("train {config} data.missing.mechanism=landmark", "landmark hides whole points, but this source has none"),
     ("train {config} data.missing.mechanism=mar data.missing.ratio=0.9", "4 columns bear a ratio up to 0.750"),
@@ -81,8 +90,11 @@ MISTAKES = [
     ("results digits", "does not exist; run this where `vadtune search` ran"),
     ("results nosuch --tracking-uri {store}", "unknown experiment 'nosuch'"),
     ("results {experiment} --tracking-uri {store} --out {file}/x.csv", "cannot be written"),
-    ("export {experiment} --tracking-uri {store} --top 0", "--top: takes a number of models above 0, got 0"),
-    ("export {experiment} --tracking-uri {store} --top -3", "--top: takes a number of models above 0, got -3"),
+    ("export {experiment} --tracking-uri {store} --ensemble top:0", "--ensemble: takes greedy, best or top:K with K"),
+    ("export {experiment} --tracking-uri {store} --ensemble top:x", "--ensemble: takes greedy, best or top:K with K"),
+    ("export {experiment} --tracking-uri {store} --ensemble 3", "--ensemble: takes greedy, best or top:K with K from"),
+    ("export {experiment} --tracking-uri {store} --refit tran", "--refit: unknown refit 'tran': did you mean 'train'?"),
+    ("export {experiment} --tracking-uri {store} --device tpu9", "--device: tpu9 is not to be had here"),
     ("export {experiment} --tracking-uri {store} --out {file}/best", "cannot be written"),
     ("export {experiment} --tracking-uri {store} --out {file}", "must be a folder, and is a file"),
     ("retest nowhere", "nowhere: does not exist; write one with `vadtune export EXPERIMENT --out nowhere`"),
@@ -115,7 +127,7 @@ MISTAKES = [
     ("impute {incomplete} {table} --out x.csv", "weights.safetensors is missing"),
     ("compare {digits} --out cmp --ratios 2", "--ratios: takes ratios above 0 and below 1"),
     ("compare {digits} --out cmp --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
-    ("compare {digits} --out cmp --top 0", "--top: takes a number of models above 0, got 0"),
+    ("compare {digits} --out cmp --ensemble top:0", "--ensemble: takes greedy, best or top:K with K from 1"),
     ("compare {digits}", "the following arguments are required: --out"),
     ("compare search.samples=3 --out cmp", "FILE: needs a search file at least, got search.samples=3; name one"),
     ("compare {digits} {digits} --out cmp", "need names of their own, got 'digits' twice; change one"),
@@ -156,9 +168,11 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     published = {"n_latent_params": 25, "n_hidden": 50, "n_hidden_layers": 2, "net_lr": 0.001, "latent_param_lr": 0.01}
     (folder / "config_0.json").write_text(json.dumps({**published, "masked": 0.5}))
     found = find_results("tiny", search.uri)
-    (model,) = export_best(found.search, found.trials, metric=found.metric, top=1, out=folder / "export")
+    options = {"metric": found.metric, "ensemble": "best", "refit": "none"}
+    best = export_best(found.search, found.trials, out=folder / "best", **options)
+    model = best.folder / best.ensemble.members[0].folder
     for name in ("incomplete", "altered"):
-        shutil.copytree(model.folder, folder / name)
+        shutil.copytree(model, folder / name)
     (folder / "incomplete" / "weights.safetensors").unlink()
     with (folder / "altered" / "config.yaml").open("a") as config:
         config.write("# one line more\n")
@@ -169,8 +183,8 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
         "published": str(folder / "config_0.json"),
         "table": str(folder / "table.csv"),
         "wrong": str(folder / "wrong.csv"),
-        "config": str(model.folder / "config.yaml"),
-        "export": str(model.folder),
+        "config": str(model / "config.yaml"),
+        "export": str(model),
         "incomplete": str(folder / "incomplete"),
         "altered": str(folder / "altered"),
         "store": found.search.tracking_uri,

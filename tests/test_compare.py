@@ -16,8 +16,8 @@ import yaml
 from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.compare import Cell, plan, run_comparison
-from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
-from vadtune.plots import comparison_plot
+from vadtune.errors import ConfigError, ModelFolderError, SearchError
+from vadtune.plots import _curve_colours, _curves, comparison_plot
 from vadtune.retest import run_retest
 
 TREE: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_each_file_is_searched_and_retested_at_each_ratio_and_nothing_is_done_tw
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    command = ["compare", *files, "--ratios", "0.3,0.6", "--seeds", "2", "--top", "2", "--out", str(out)]
+    command = ["compare", *files, "--ratios", "0.3,0.6", "--seeds", "2", "--ensemble", "top:2", "--out", str(out)]
     command += ["--tracking-uri", uri]
     assert main(command) == 0
     header, one, two = capsys.readouterr().out.splitlines()
@@ -127,23 +127,19 @@ def test_an_interruption_ends_the_comparison_and_keeps_what_is_done(
     assert not (out / "compare.csv").exists()
 
 
-def test_a_search_that_left_nothing_to_resume_is_started_again(
+def test_a_search_that_is_there_is_resumed_and_its_failures_are_told(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resume(*args: Any, **options: Any) -> None:
-        raise NothingToResume("it ended before its first snapshot")
-
-    outcome = SimpleNamespace(run="again", interrupted=False, failures={"trial-0001": "error: full disk"})
-    monkeypatch.setattr("vadtune.compare.resume_search", resume)
-    monkeypatch.setattr("vadtune.compare.start_search", lambda *args, **options: outcome)
+    outcome = SimpleNamespace(run="before", interrupted=False, failures={"trial-0001": "error: full disk"})
+    monkeypatch.setattr("vadtune.compare.resume_search", lambda *args, **options: outcome)
     monkeypatch.setattr("vadtune.compare._retest", lambda cell, run, *args: {"run": run})
     monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
     made = cell(tmp_path, files)
     (made.folder / "runs/before").mkdir(parents=True)
     (made.folder / "runs/before/run.json").write_text("{}")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    done = run_comparison([made], top=1, seeds=[0], uri=uri, progress=lambda line: None)
-    assert done.rows == [{"run": "again"}]
+    done = run_comparison([made], ensemble="best", seeds=[0], uri=uri, progress=lambda line: None)
+    assert done.rows == [{"run": "before"}]
     assert done.failures == {"one-r0.3 trial-0001": "error: full disk"}
 
 
@@ -163,7 +159,7 @@ def test_a_search_without_a_model_leaves_a_gap_and_the_others_go_on(
     monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
     cells = plan([Path(files[0])], [], [0.3, 0.6], tmp_path / "out")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    done = run_comparison(cells, top=1, seeds=[0], uri=uri, progress=lambda line: None)
+    done = run_comparison(cells, ensemble="best", seeds=[0], uri=uri, progress=lambda line: None)
     assert done.rows == [{"missing_ratio": 0.6}]
     assert done.failures == {"one-r0.3": "none has a checkpoint"}
 
@@ -192,7 +188,10 @@ def test_values_that_vary_make_a_line_each(files: list[str], tmp_path: Path) -> 
         ("one-vae", "vae", False),
         ("one-vae-none", "vae", True),
     ]
-    for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae"):
+    both = plan([Path(files[0])], [], [0.3], tmp_path, ["model.family=vad,vae+infer.steps=0"])
+    assert [(cell.name, cell.family) for cell in both] == [("one-vad", "vad"), ("one-vae", "vae")]
+    assert [cell.search.trial_config({}).infer.steps for cell in both] == [10, 0]
+    for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae", "model.family=vad+0", "a=b+"):
         with pytest.raises(ConfigError, match="--vary: takes"):
             plan([Path(files[0])], [], [0.3], tmp_path, [wrong])
 
@@ -202,14 +201,16 @@ def test_a_damaged_result_is_named(files: list[str], tmp_path: Path) -> None:
     made.folder.mkdir()
     (made.folder / "result.json").write_text("{")
     with pytest.raises(SearchError, match=r"result\.json: cannot be read .* delete it"):
-        run_comparison([made], top=1, seeds=[0], uri="", progress=lambda line: None)
+        run_comparison([made], ensemble="best", seeds=[0], uri="", progress=lambda line: None)
 
 
-def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) -> list[dict[str, Any]]:
+def made_up(
+    *searches: tuple[str, str, str], masks: int = 5, ratios: int = 5, source: str = "synthetic"
+) -> list[dict[str, Any]]:
     return [
         {
             "search": name,
-            "source": "synthetic",
+            "source": source,
             "family": family,
             "trained_on": trained_on,
             "missing_ratio": round(0.1 + 0.2 * i, 1),
@@ -224,6 +225,13 @@ def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) ->
     ]
 
 
+PAPER = [
+    (f"s-{family}{'-none' if trained_on == 'complete rows' else ''}", family, trained_on)
+    for family in ("vad", "vae")
+    for trained_on in ("the same ratio", "complete rows")
+]
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -231,8 +239,9 @@ def made_up(*searches: tuple[str, str, str], masks: int = 5, ratios: int = 5) ->
         made_up(("a", "vad", "the same ratio"), ("b", "vad", "the same ratio"), ("c", "vae", "complete rows")),
         made_up(("one", "vad", "complete rows"), masks=1, ratios=1),
         made_up(*((f"search{i}", "vad", "the same ratio") for i in range(9))),
+        [*made_up(*PAPER), *made_up(*PAPER, source="digits", ratios=2)],
     ],
-    ids=["adversarial", "one family twice", "one point", "many"],
+    ids=["adversarial", "one family twice", "one point", "many", "two sources"],
 )
 def test_every_comparison_can_be_drawn(rows: list[dict[str, Any]]) -> None:
     png = comparison_plot(rows)
@@ -240,10 +249,23 @@ def test_every_comparison_can_be_drawn(rows: list[dict[str, Any]]) -> None:
     assert comparison_plot(rows) == png, "the same rows give the same bytes"
 
 
+def test_lines_are_named_and_coloured_by_what_tells_them_apart() -> None:
+    curves = _curves(made_up(*PAPER))
+    assert list(curves) == ["VAD", "VAD, adversarial", "VAE", "VAE, adversarial"]
+    panels = {"synthetic": curves, "digits": _curves(made_up(*PAPER, source="digits"))}
+    colours = _curve_colours(panels)
+    assert colours["synthetic"] == colours["digits"], "a family keeps its colour from panel to panel"
+    vad, vad_complete, vae, vae_complete = colours["digits"].values()
+    assert vad == vad_complete != vae == vae_complete
+    same = _curves(made_up(("a", "vad", "the same ratio"), ("b", "vad", "the same ratio")))
+    assert list(same) == ["a", "b"]
+    assert len(set(_curve_colours({"synthetic": same})["synthetic"].values())) == 2
+
+
 def test_a_cell_with_a_result_is_not_searched(files: list[str], tmp_path: Path) -> None:
     made = cell(tmp_path, files)
     made.folder.mkdir()
     row = {"search": "one", "missing_ratio": 0.3}
-    (made.folder / "result.json").write_text(json.dumps({"top": 2, "seeds": [0], "row": row, "masks": []}))
-    done = run_comparison([made], top=2, seeds=[0], uri="", progress=lambda line: None)
+    (made.folder / "result.json").write_text(json.dumps({"ensemble": "top:2", "seeds": [0], "row": row, "masks": []}))
+    done = run_comparison([made], ensemble="top:2", seeds=[0], uri="", progress=lambda line: None)
     assert done.rows == [row]

@@ -81,13 +81,11 @@ def test_missing_cells_are_gone_from_every_part(iris: IncompleteDataset) -> None
 
 def test_hold_outs_are_observed_cells_hidden_from_inference(iris: IncompleteDataset) -> None:
     given_part, truth, cells = iris.search_data.validation
-    repeats = iris.config.holdout.repeats
-    observed = np.tile(iris.validation.mask, (repeats, 1))
-    assert (cells <= observed).all()
+    folds = iris.config.holdout.folds
+    observed = np.tile(iris.validation.mask, (folds, 1))
     np.testing.assert_array_equal(given_part.mask, observed & ~cells)
     np.testing.assert_array_equal(np.isnan(truth), ~observed)
-    first, second = np.split(cells, repeats)[:2]
-    assert (first != second).any()
+    np.testing.assert_array_equal(np.sum(np.split(cells, folds), axis=0), iris.validation.mask)
 
 
 def test_a_search_sees_no_test_row_and_no_missing_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,10 +120,32 @@ def test_masks_are_told_apart_by_what_is_recorded(iris: IncompleteDataset) -> No
     assert not set(iris.mask_hashes.values()) & set(other.mask_hashes.values())
 
 
-def test_hold_out_fraction_is_met() -> None:
-    part = Part.hide(np.zeros((400, 50)), np.random.default_rng(0).random((400, 50)) > 0.5)
-    cells = hold_out(part, HoldoutConfig(fraction=0.25, repeats=2), seed=0).cells
-    assert abs(cells.sum() / (2 * part.mask.sum()) - 0.25) < 0.02
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(2, 7), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_every_observed_cell_is_held_out_once_and_folds_are_even(
+    n: int, d: int, folds: int, observed: float, seed: int
+) -> None:
+    part = Part.hide(np.zeros((n, d)), np.random.default_rng(seed).random((n, d)) < observed)
+    given_part, _, cells = hold_out(part, HoldoutConfig(folds=folds), seed=seed)
+    stacked = cells.reshape(folds, n, d)
+    np.testing.assert_array_equal(stacked.sum(0), part.mask)
+    np.testing.assert_array_equal(given_part.mask.reshape(folds, n, d), part.mask & ~stacked)
+    of_rows = stacked.sum(2)  # (folds, n): a row deals its cells out evenly
+    assert (of_rows.max(0) - of_rows.min(0) <= 1).all()
+
+
+def test_folds_are_of_about_equal_size_where_rows_have_few_cells() -> None:
+    part = Part.hide(np.zeros((4000, 10)), np.random.default_rng(0).random((4000, 10)) > 0.9)
+    sizes = hold_out(part, HoldoutConfig(folds=4), seed=0).cells.reshape(4, -1).sum(1)
+    assert sizes.min() / sizes.max() > 0.9
+
+
+def test_data_without_a_cell_to_infer_from_are_refused(tmp_path: Path) -> None:
+    x = np.full((40, 3), np.nan)
+    x[np.arange(40), np.arange(40) % 3] = np.arange(40.0)
+    np.save(tmp_path / "x.npy", x)
+    config = {"source": "file", "path": str(tmp_path / "x.npy"), "missing": "none"}
+    with pytest.raises(DataError, match="a validation row with one to hold out and one to infer from"):
+        load_dataset(DataConfig.model_validate(config))
 
 
 def test_an_unknown_source_lists_the_valid_ones() -> None:

@@ -15,7 +15,8 @@ from vadtune.errors import ConfigError
 from vadtune.model import MODELS, Architecture, build_family
 from vadtune.model.heads import HEADS
 from vadtune.model.networks import ACTIVATIONS, MLP
-from vadtune.model.objective import Posterior, Prior, draw, posterior_gradients, reconstruction
+from vadtune.model.noise import log_variance_backward
+from vadtune.model.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
 from vadtune.model.objective import kl_divergence as our_kl
 from vadtune.model.vad import LATENT_INITS
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
@@ -34,6 +35,9 @@ def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.OPTIMISERS) == set(OPTIMISERS) == set(ROW_OPTIMISERS)
     assert set(config_module.SCHEDULES) == set(SCHEDULES)
     assert set(config_module.LATENT_INITS) == set(LATENT_INITS)
+    for noise in config_module.NOISES:
+        family = build_family(Architecture("vad", D, K, 6, 1, "tanh", "learned", noise=noise))
+        assert ("noise" in family.networks) == (noise == "learned")
 
 
 FUNCTIONS = {
@@ -48,24 +52,26 @@ FUNCTIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 6, 7)])
 @pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("workspace", [False, True])
 def test_gradients_of_a_perceptron_are_those_of_autograd(
-    sizes: tuple[int, ...], activation: str, layer_norm: bool, dropout: bool, workspace: bool
+    sizes: tuple[int, ...], activation: str, layer_norm: bool, skip: bool, dropout: bool, workspace: bool
 ) -> None:
-    mlp = MLP(sizes, activation, layer_norm)
+    mlp = MLP(sizes, activation, layer_norm, skip)
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x = randn(P, B, sizes[0], seed=2).requires_grad_()
     upstream = randn(P, B, sizes[-1], seed=3)
     factors = [2.0 * (randn(P, B, o, seed=9 + i) > 0) for i, o in enumerate(sizes[1:-1])] if dropout else None
 
     h = x
-    for i, (weight, bias, scale, shift) in enumerate(mlp.layers(flat)):
+    for i, (weight, bias, scale, shift, beside) in enumerate(mlp.layers(flat)):
         h = h @ weight + bias
         if i < len(sizes) - 2:
             h = nn.functional.layer_norm(h, h.shape[-1:]) * scale + shift if layer_norm else h
             h = FUNCTIONS[activation](h)
             h = h * factors[i] if factors else h
+        h = h if beside is None else h + x @ beside
     want_flat, want_x = torch.autograd.grad((h * upstream).sum(), [flat, x])
 
     with torch.no_grad():
@@ -74,10 +80,22 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
         output, tape = mlp.forward(layers, x, memory, factors)
         torch.testing.assert_close(output, h.detach())
         grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
-        frozen = mlp.backward(layers, mlp.forward(layers, x, memory, factors)[1], upstream, None, memory)
+        frozen = torch.full((P, B, 2 * sizes[0]), torch.nan, dtype=x.dtype)[..., : sizes[0]]
+        tape = mlp.forward(layers, x, memory, factors)[1]
+        mlp.backward(layers, tape, upstream, None, memory, to_input=frozen)
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
     torch.testing.assert_close(frozen, want_x)
+
+
+def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
+    plain, skipping = MLP((4, 6, 7), "tanh"), MLP((4, 6, 7), "tanh", skip=True)
+    flat = [mlp.initial(torch.Generator().manual_seed(0))[None] for mlp in (plain, skipping)]
+    x = randn(1, B, 4).float()
+    torch.testing.assert_close(
+        skipping.forward(skipping.layers(flat[1]), x)[0], plain.forward(plain.layers(flat[0]), x)[0]
+    )
+    assert list(skipping.layers(flat[1])[-1].tensors()) == ["weight", "bias", "skip"]
 
 
 def test_a_projection_is_the_picture_of_its_points_and_its_gradients_are_those_of_autograd() -> None:
@@ -134,11 +152,12 @@ def test_kl_is_that_of_torch_distributions(learned: bool) -> None:
 
 @pytest.mark.parametrize("posterior_kind", ["learned", "fixed", "none"])
 @pytest.mark.parametrize("family_name", MODELS)
+@pytest.mark.parametrize("noise_kind", config_module.NOISES)
 @pytest.mark.parametrize("workspace", [False, True])
 def test_gradients_of_the_objective_are_those_of_autograd(
-    family_name: str, posterior_kind: str, workspace: bool
+    family_name: str, posterior_kind: str, noise_kind: str, workspace: bool
 ) -> None:
-    family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind))
+    family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind, noise=noise_kind))
     flat = randn(P, family.n_parameters, seed=1).requires_grad_()
     rows = randn(P, B, family.row_parameters, seed=2).requires_grad_() if family.row_parameters else None
     mask = (randn(B, D, seed=3) > 0).double()
@@ -151,14 +170,19 @@ def test_gradients_of_the_objective_are_those_of_autograd(
     std = 0.0 if posterior.log_var is None else (0.5 * posterior.log_var).exp()
     x_hat = family.decode(networks, posterior.mean + std * noise)
     squared_error = ((x_hat - x).square() * mask).sum((1, 2))
-    loss = squared_error + kl_weight.flatten() * our_kl(posterior).sum(1)
+    # The likelihood spelt out by torch: noise of variance kl_weight / 2 · v_f, constants and scale taken off.
+    log_noise = family.log_noise(networks)
+    scale = (0.5 * kl_weight * (torch.ones(P, 1, D) if log_noise is None else log_noise.exp())).sqrt()
+    constant = Normal(0.0, (0.5 * kl_weight).sqrt()).log_prob(torch.zeros(()))
+    likelihood = ((constant - Normal(x_hat, scale).log_prob(x)) * mask).sum((1, 2)) * kl_weight.flatten()
+    loss = likelihood + kl_weight.flatten() * our_kl(posterior).sum(1)
     sources = [flat] if rows is None else [flat, rows]
     want = torch.autograd.grad(loss.sum() / mask.sum(), sources)
 
     with torch.no_grad():
         grad, normaliser = torch.full_like(flat, torch.nan), mask.sum()
         networks, into = family.layers(flat), family.layers(grad)
-        decoder = family.networks["decoder"]
+        decoder, log_noise = family.networks["decoder"], family.log_noise(networks)
         statistics, tape = family.encode(networks, x, mask) if rows is None else (rows, None)
         posterior = family.posterior(statistics, log_var)
         z, deviation = draw(posterior, noise)
@@ -170,7 +194,12 @@ def test_gradients_of_the_objective_are_those_of_autograd(
             mask * (2 / normaliser),
             into=into["decoder"],
             workspace=decoder.workspace(P, B, flat) if workspace else None,
+            log_noise=log_noise,
         )
+        if log_noise is not None:
+            weighted, grad_noise = noise_gradient(log_noise, residual, mask * (2 / normaliser), normaliser, kl_weight)
+            log_variance_backward(networks["noise"], grad_noise, into["noise"])
+            torch.testing.assert_close(weighted, likelihood.detach())
         torch.testing.assert_close((residual.square().sum((1, 2)) * (normaliser / 2) ** 2), squared_error)
         learned = posterior_kind == "learned"
         ours = posterior_gradients(posterior, grad_z, deviation, kl_weight / normaliser, learned=learned)

@@ -96,7 +96,11 @@ def test_every_method_is_scored_over_missing_test_cells(retest: tuple[Path, Rete
         for j, seed in enumerate(SEEDS):
             part = dataset.test_part(ratio, seed)
             imputed = [model.impute(part) for model in models]
-            expected = [*imputed, np.mean(imputed, axis=0), BASELINES["mean"](dataset.search_data)(part.x)]
+            expected = [
+                *imputed,
+                np.mean(imputed, axis=0),
+                BASELINES["mean"](dataset.search_data, dataset.train)(part.x),
+            ]
             for method, x_imputed in zip(result.methods, expected, strict=False):
                 errors = score(x_imputed, dataset.test_truth, ~part.mask)
                 assert method.scores["missing_rmse"][i, j] == pytest.approx(errors.rmse, rel=1e-4)
@@ -164,7 +168,9 @@ def test_a_single_model_has_no_mean_and_a_single_mask_no_error(best: Path) -> No
 )
 def test_models_of_different_data_are_not_mixed(data: dict[str, object], best: Path) -> None:
     save_trained(best / "3-c", trial_config(data=data))
-    with pytest.raises(ModelFolderError, match=r"must share their data section.*, got source iris, .* in 1-a and"):
+    with pytest.raises(
+        ModelFolderError, match=r"must share their (columns|data section.*, got source iris, .* in 1-a and)"
+    ):
         run_retest(best, RATIOS, SEEDS)
 
 
@@ -217,7 +223,7 @@ def test_a_retest_is_logged_to_the_search_it_tests(
 ) -> None:
     caplog.set_level(logging.INFO)
     best = tmp_path / "best"
-    assert main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(best)]) == 0
+    assert main(["export", "tiny", "--tracking-uri", search.uri, "--ensemble", "top:3", "--out", str(best)]) == 0
     command = ["retest", str(best), "--ratios", "0.3:0.7:0.4", "--seeds", "2", "--baselines", "mean"]
     capsys.readouterr()
     assert main([*command, "--tracking-uri", search.uri, "--format", "json"]) == 0
@@ -226,7 +232,7 @@ def test_a_retest_is_logged_to_the_search_it_tests(
     run = client.get_run(search.run_id)
     for ratio in (0.3, 0.7):
         logged = run.data.metrics[f"retest_missing_rmse_r{ratio}"]
-        assert logged == pytest.approx(rows["mean of 3 models", ratio]["missing_rmse"])
+        assert logged == pytest.approx(rows["ensemble of 3 models", ratio]["missing_rmse"])
     assert json.loads(run.data.tags["vadtune.retest"])["mask_seeds"] == [0, 1]
     files = {file.path for file in client.list_artifacts(search.run_id, "retest")}
     assert files == {"retest/retest.csv", "retest/retest_masks.csv", "retest/retest.png"}
@@ -311,14 +317,14 @@ def test_a_clean_retest_is_logged_too(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = tmp_path / "best"
-    assert main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(best)]) == 0
+    assert main(["export", "tiny", "--tracking-uri", search.uri, "--ensemble", "top:3", "--out", str(best)]) == 0
     capsys.readouterr()
     command = ["retest", str(best), "--clean", "--tracking-uri", search.uri, "--format", "json"]
     assert main(command) == 0
     mean = json.loads(capsys.readouterr().out)[-1]
     run = MlflowClient(search.uri).get_run(search.run_id)
     assert run.data.metrics["retest_clean_all_rmse"] == pytest.approx(mean["all_rmse"])
-    assert json.loads(run.data.tags["vadtune.retest_clean"]) == {"method": "mean of 3 models"}
+    assert json.loads(run.data.tags["vadtune.retest_clean"]) == {"method": "ensemble of 3 models"}
 
 
 def saved(path: Path) -> dict[str, np.ndarray]:

@@ -150,6 +150,9 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
             "search.time_budget=soon",
             "search.time_budget: takes a duration above 0 such as 90s, 30m, 2h or 1d, got 'soon'",
         ),
+        ("search.gpu_hours=2", "search.gpu_hours: is a budget for GPUs, and trials use none; set search.gpus_per_tri"),
+        ("search.gpu_hours=0", "search.gpu_hours: must be greater than 0, got 0"),
+        ("search.gpu_hours=12h", "search.gpu_hours: must be a valid number, got '12h'"),
         ("search.report=often", "search.report: takes 'rungs' or a number of epochs from 1, got 'often'"),
         ("search.initial=[{model.depth: 1}]", "search.initial.0.model.depth: unknown searched parameter 'model.depth'"),
         ("search.initial=[{model.layers: 7}]", "search.initial.0.model.layers: must lie in its domain, got 7"),
@@ -225,7 +228,7 @@ def test_a_trial_configuration_holds_what_exists_and_comes_back(model: dict[str,
     flat = config.flat()
     assert ("model.hidden" in flat) == (config.model.layers > 0)
     assert ("model.log_var" in flat) == (config.model.posterior == "fixed")
-    assert ("train.latent_lr" in flat) == (config.model.family == "vad")
+    assert ("train.latent_lr" in flat) == (config.model.family == "vad" and config.model.layers > 0)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("1d", 86400), (20, 20)])

@@ -3,12 +3,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +18,12 @@ from tests.conftest import trial_config
 from tests.own_data import data_config, write_table
 from vadtune.cli import main
 from vadtune.config import DataConfig
-from vadtune.data import load_dataset, read_table
+from vadtune.data import load_dataset
+from vadtune.data.tables import read_mask
 from vadtune.errors import DataError
 from vadtune.masks import MaskKey, cells_to_score, draw_masks
 from vadtune.search_file import load_search, load_trial
+from vadtune.table_files import TABLES, read_table
 
 NAN = np.nan
 COLUMNS = ["age", "height", "weight", "visits"]
@@ -54,14 +58,19 @@ def test_other_formats_hold_the_same(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b,c\n1,x y,3\n1,,2020-01-01\n", r"got b, c \(b holds 'x y'\); leave them out with columns: \[a\]"),
-        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA'\); .* or name what stands for a hole in na_values"),
-        ("a,b\n1,True\n2,False\n", r"got b \(b holds 'True'\)"),
-        ("a,b\n1,2,3\n4,5,6\n", "cannot be read as a table: .*[Ll]ength"),
-        ("a,b\n1,2\n4,5,6\n", "cannot be read as a table: .*line 3"),
-        ("", "cannot be read as a table: No columns"),
+        (
+            "a,b,c\n1,x y,3\n1,,2020-01-01\n",
+            r"got b, c \(b holds 'x y' in row 1\); name .* or leave them out with columns: \[a\]",
+        ),
+        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA' in row 1\); name what stands for a hole in na_values"),
+        ("a,b\n1,True\n2,False\n", r"got b \(b holds 'True' in row 1\)"),
+        ("a,b\n1,2,3\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 1"),
+        ("a,b\n1,2\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 2"),
+        ("a,b\n1,2\n4\n", "needs 2 cells in each row, as in its header, got 1 in row 2"),
+        ("a,a\n1,2\n", "columns need names of their own, got 'a' twice; rename one"),
+        ("", "needs a header line with the names of the columns, and is empty"),
         ("a\n1\n2\n", "has 2 rows, too few"),
-        ("\xff\xfe\x00", "cannot be read as a table: .*codec"),
+        ("\xff\xfe\x00", "must be UTF-8 text, but byte 0 is not; convert the file"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: str, tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_hostile_and_damaged_files_are_refused(name: str, tmp_path: Path, monkey
         case _:
             np.savez(path, x=np.zeros((40, 3)))
             path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="cannot be read as a table") as raised:
+    with pytest.raises(DataError, match=r"cannot be read as (numpy arrays|Parquet)") as raised:
         read_table(path)
     assert "\n" not in str(raised.value)
     assert ("could execute code" in str(raised.value)) == (name in ("t.npz", "t.npy", "raw.npy"))
@@ -103,11 +112,11 @@ def test_hostile_and_damaged_files_are_refused(name: str, tmp_path: Path, monkey
 _NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2), }"
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "npz", "npy"])
+@pytest.mark.parametrize("suffix", TABLES)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(st.binary(max_size=60), st.text("a1,.-\n\"'N \t", max_size=40).map(str.encode), st.just(_NPY)))
 def test_no_content_makes_anything_but_our_own_errors(suffix: str, content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / f"t.{suffix}"
+    path = tmp_path / f"t{suffix}"
     path.write_bytes(content)
     with contextlib.suppress(DataError):
         table = read_table(path)
@@ -119,12 +128,12 @@ def test_files_and_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path)
     with pytest.raises(DataError, match=r"unknown column 'hight': did you mean 'height'\?"):
         read_table(path, columns=["age", "hight"])
-    with pytest.raises(DataError, match=r"other\.csv: there is no such file"):
+    with pytest.raises(DataError, match=r"other\.csv: cannot be read \(No such file .*\); name an existing table"):
         read_table(tmp_path / "other.csv")
-    with pytest.raises(DataError, match=r"ends in \.csv, \.parquet, \.npz, \.npy, got '\.xls'"):
+    with pytest.raises(DataError, match=r"ends in \.csv, \.tsv, \.parquet, \.npy, \.npz, got '\.xls'"):
         read_table(tmp_path / "table.xls")
-    np.savez(tmp_path / "two.npz", a=np.zeros((2, 2)), b=np.zeros(2))
-    with pytest.raises(DataError, match="one array, or one called 'x', is needed, got a, b"):
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
+    with pytest.raises(DataError, match="needs an array named x, got a, b; rename the table to x"):
         read_table(tmp_path / "two.npz")
     np.save(tmp_path / "deep.npy", np.zeros((2, 2, 2)))
     with pytest.raises(DataError, match=r"shape \(2, 2, 2\)"):
@@ -240,3 +249,40 @@ def test_data_with_holes_is_trained_and_retested(tmp_path: Path, capsys: pytest.
     arguments = ["--ratios", "0.2,0.5", "--seeds", "2", "--baselines", "mean", "--no-log", "--format", "json"]
     assert main(["retest", str(tmp_path / "model"), *arguments]) == 0
     assert '"missing_ratio": 0.5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npy"])
+def test_a_mask_may_be_true_and_false(kind: str, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((80, 4)) > 0.3
+    path, frame = tmp_path / f"mask.{kind}", pd.DataFrame(mask, columns=COLUMNS)
+    match kind:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "parquet":
+            frame.to_parquet(path, index=False)
+        case _:
+            np.save(path, mask)
+    np.testing.assert_array_equal(read_mask(path, mask.shape, COLUMNS), mask)
+
+
+def test_reading_a_table_takes_little_more_memory_than_the_table(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 50))
+    path = tmp_path / "t.csv"
+    pd.DataFrame(x).to_csv(path, index=False)
+    tracemalloc.start()
+    table = read_table(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(table.x, x)
+    assert peak < 5 * path.stat().st_size
+
+
+def test_the_columns_an_error_proposes_can_be_pasted_into_a_search_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame({name: np.arange(40.0) for name in ("a b", "c,d", "2019", 'e"f', "no", "µ: x")})
+    frame["who"] = "someone"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError) as raised:
+        read_table(tmp_path / "t.csv")
+    proposed = str(raised.value).partition("columns: ")[2]
+    names = yaml.safe_load(proposed)
+    assert read_table(tmp_path / "t.csv", columns=names).x.shape == (40, 6)

@@ -28,6 +28,11 @@ KINDS = [
 ]
 DRESSED = {"layers": 2, "activation": "silu", "layer_norm": True, "dropout": 0.2, "head": "projection"}
 KINDS += [pytest.param({"family": family, **DRESSED}, id=f"{family}-dressed") for family in MODELS]
+KINDS += [pytest.param({"family": family, "skip": True}, id=f"{family}-skip") for family in MODELS]
+KINDS += [pytest.param({"layers": 0}, id="vad-solved")]
+EQUAL_NOISE = list(KINDS)
+KINDS += [pytest.param({"family": family, "noise": "learned"}, id=f"{family}-noise") for family in MODELS]
+KINDS += [pytest.param({"layers": 0, "noise": "learned"}, id="vad-solved-noise")]
 
 
 def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
@@ -54,7 +59,8 @@ def test_training_lowers_the_loss(model: dict[str, Any], iris: IncompleteDataset
     population.train_until(1)
     before = population.members[0].metrics["train_loss"]
     population.train_until(60)
-    assert population.members[0].metrics["train_loss"] < 0.8 * before
+    share = 0.98 if model.get("layers") == 0 else 0.8  # what is solved starts near its end
+    assert population.members[0].metrics["train_loss"] < share * before
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -105,8 +111,8 @@ def test_packed_equals_alone(model: dict[str, Any], iris: IncompleteDataset) -> 
         alone = trained(config, iris.train)
         for name in ("weights", "rows"):
             torch.testing.assert_close(packed.states()[i][name], alone.states()[0][name], rtol=1e-5, atol=1e-6)
-        own = evaluate(alone, iris.search_data)[0]
-        assert scores[i]["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+        own = evaluate(alone, iris.search_data)[0].scores
+        assert scores[i].scores["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
 
 
 def apart(index: int, model: dict[str, Any]) -> TrialConfig:
@@ -121,7 +127,7 @@ def number_of(member: Member) -> int:
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[-2:]])
+@pytest.mark.parametrize("model", [*KINDS[:4], *KINDS[6:]])
 @settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_that_come_and_go_never_matter(
@@ -273,7 +279,7 @@ def test_a_batch_larger_than_the_data_is_the_data(iris: IncompleteDataset) -> No
     assert_same_state(large, exact)
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", EQUAL_NOISE)
 def test_reported_loss_is_the_documented_one(model: dict[str, Any], iris: IncompleteDataset) -> None:
     """train_loss = train_reconstruction + kl_weight · train_kl · rows / observed cells."""
     population = trained(trial_config(model=model, train={"kl_weight": 0.3}), iris.train)
@@ -281,6 +287,41 @@ def test_reported_loss_is_the_documented_one(model: dict[str, Any], iris: Incomp
     rows, cells = len(iris.train.x), iris.train.mask.sum()
     expected = values["train_reconstruction"] + 0.3 * values["train_kl"] * rows / cells
     assert values["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_noise_that_does_not_move_is_the_fixed_one(family: str, iris: IncompleteDataset) -> None:
+    """With a learning rate too small to be felt both noises give the same numbers."""
+    still = {"net_lr": 1e-12, "weight_decay": 0.0}
+    fixed, learned = (
+        trained(trial_config(model={"family": family, "noise": noise}, train=still), iris.train)
+        for noise in ("fixed", "learned")
+    )
+    torch.testing.assert_close(learned.states()[0]["rows"], fixed.states()[0]["rows"], rtol=1e-4, atol=1e-5)
+    assert learned.members[0].metrics == pytest.approx(fixed.members[0].metrics, rel=1e-5)
+    assert evaluate(learned, iris.search_data)[0].scores["val_missing_rmse"] == pytest.approx(
+        evaluate(fixed, iris.search_data)[0].scores["val_missing_rmse"], rel=1e-4
+    )
+
+
+def test_learned_noise_tells_which_column_is_noisy(iris: IncompleteDataset) -> None:
+    """One column is nothing but noise: its variance grows beyond the others', whose geometric mean with it is 1."""
+    x = iris.train.x.copy()
+    x[:, 1] = np.random.default_rng(0).standard_normal(len(x))
+    noisy = Part(np.where(iris.train.mask, x, np.float32("nan")), iris.train.mask)
+    config = trial_config(
+        model={"noise": "learned", "latent": 1}, train={"epochs": 60, "net_lr": 1e-2, "kl_weight": 0.3}
+    )
+    population = trained(config, noisy, epochs=60)
+    log_noise = population.family.log_noise(population.family.layers(population._flat))
+    assert log_noise is not None
+    torch.testing.assert_close(log_noise.sum(), torch.tensor(0.0), rtol=0, atol=1e-5)
+    assert int(log_noise.argmax()) == 1
+    assert log_noise.max() > 0.5
+    metrics = population.members[0].metrics
+    assert metrics["train_loss"] != pytest.approx(
+        metrics["train_reconstruction"] + 0.3 * metrics["train_kl"] * len(x) / iris.train.mask.sum(), rel=1e-3
+    )
 
 
 def test_the_defaults_of_the_published_code_score_as_they_do_there() -> None:
@@ -317,9 +358,11 @@ def test_configurations_of_different_shape_cannot_share_a_population(iris: Incom
 
 
 def test_evaluation_reports_every_metric_of_the_list(iris: IncompleteDataset) -> None:
-    (scores,) = evaluate(trained(trial_config(), iris.train), iris.search_data)
+    ((scores, held_out),) = evaluate(trained(trial_config(), iris.train), iris.search_data)
     assert set(scores) == set(REPORTED_METRICS)
     assert all(math.isfinite(value) for value in scores.values())
+    rmse = np.sqrt(np.mean((held_out - iris.search_data.validation.values.astype(np.float64)) ** 2))
+    assert scores["val_missing_rmse"] == pytest.approx(rmse, rel=1e-6)
 
 
 def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -> None:
@@ -328,8 +371,9 @@ def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -
     _, truth, cells = data.validation
     shifted = data._replace(validation=data.validation._replace(truth=np.where(cells, truth + 1, truth)))
     (one,), (other,) = evaluate(population, data), evaluate(population, shifted)
-    assert one["val_observed_rmse"] == other["val_observed_rmse"]
-    assert one["val_missing_rmse"] != other["val_missing_rmse"]
+    np.testing.assert_array_equal(one.held_out, other.held_out)
+    assert one.scores["val_observed_rmse"] == other.scores["val_observed_rmse"]
+    assert one.scores["val_missing_rmse"] != other.scores["val_missing_rmse"]
 
 
 def test_truth_of_test_cells_changes_nothing_but_test_scores(iris: IncompleteDataset) -> None:

@@ -1,7 +1,8 @@
 """Imputation methods a search should beat. To add one: a function here, one line in BASELINES.
 
-Each is fitted once, on the masked train rows, and then imputes rows with any share of missing cells, as the models do.
-A method with a setting chooses it as a search does: on held-out observed validation cells.
+Each is fitted once, on the masked rows that the models were trained on, and then imputes rows with any share of missing
+cells, as the models do. A method with a setting chooses it as a search does: fitted on the train rows, on held-out
+observed validation cells.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _NEAREST_COLUMNS = 20
 _TREES, _TREE_ROUNDS = 10, 3
 
 
-def fit_mean(data: SearchData) -> Impute:
+def fit_mean(data: SearchData, rows: Part) -> Impute:
     """Fills a missing cell with the mean of its column over the observed train cells."""
     from sklearn.impute import SimpleImputer
 
-    return _transform(SimpleImputer(keep_empty_features=True), data.train)
+    return _transform(SimpleImputer(keep_empty_features=True), rows)
 
 
-def fit_knn(data: SearchData) -> Impute:
+def fit_knn(data: SearchData, rows: Part) -> Impute:
     """Fills a missing cell with the mean of the nearest train rows that have it (Troyanskaya et al. 2001).
 
     The number of neighbours is the best on the held-out validation cells.
@@ -38,25 +39,25 @@ def fit_knn(data: SearchData) -> Impute:
     from sklearn.impute import KNNImputer
 
     given, truth, held_out = data.validation
-    candidates = [
-        _transform(KNNImputer(n_neighbors=k, keep_empty_features=True), data.train)
-        for k in _NEIGHBOURS
-        if k < len(data.train.x)
-    ]
-    return min(candidates, key=lambda impute: score(impute(given.x), truth, held_out).rmse)
+
+    def fitted(k: int, rows: Part) -> Impute:
+        return _transform(KNNImputer(n_neighbors=k, keep_empty_features=True), rows)
+
+    counts = [k for k in _NEIGHBOURS if k < len(data.train.x)]
+    return fitted(min(counts, key=lambda k: score(fitted(k, data.train)(given.x), truth, held_out).rmse), rows)
 
 
-def fit_iterative(data: SearchData) -> Impute:
+def fit_iterative(data: SearchData, rows: Part) -> Impute:
     """Predicts each column from the others by Bayesian ridge regression, in rounds (van Buuren 2011).
 
     Two settings keep it from diverging on rows with fewer missing cells than it was fitted on, where the defaults reach
     errors a hundred times those of the mean: the 20 most correlated columns predict, and predictions stay within the
     observed range of their column.
     """
-    return _iterative(data.train, n_nearest_features=_NEAREST_COLUMNS)
+    return _iterative(rows, n_nearest_features=_NEAREST_COLUMNS)
 
 
-def fit_iterative_trees(data: SearchData) -> Impute:
+def fit_iterative_trees(data: SearchData, rows: Part) -> Impute:
     """Predicts each column from the others by extremely randomised trees, in rounds, much like missForest.
 
     Stekhoven & Bühlmann 2012, with extra trees in place of a random forest.
@@ -64,15 +65,16 @@ def fit_iterative_trees(data: SearchData) -> Impute:
     from sklearn.ensemble import ExtraTreesRegressor
 
     trees = ExtraTreesRegressor(_TREES, random_state=0)
-    return _iterative(data.train, estimator=trees, max_iter=_TREE_ROUNDS)
+    return _iterative(rows, estimator=trees, max_iter=_TREE_ROUNDS)
 
 
-BASELINES: dict[str, Callable[[SearchData], Impute]] = {
+BASELINES: dict[str, Callable[[SearchData, Part], Impute]] = {
     "mean": fit_mean,
     "knn": fit_knn,
     "iterative": fit_iterative,
     "iterative_trees": fit_iterative_trees,
 }
+"""Name -> what takes the data that settings are chosen on and the rows to fit on, and returns what imputes."""
 
 
 def _iterative(train: Part, **settings: Any) -> Impute:

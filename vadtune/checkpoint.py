@@ -8,29 +8,34 @@
     environment.json      versions of Python and of the packages that matter
     manifest.json         format version, provenance, and the SHA-256 of every other file
 
-A checkpoint of a trial is a model folder with training_state.safetensors beside it, and the SHA-256 of that.
+A checkpoint of a trial is a model folder with training_state.safetensors beside it, and the SHA-256 of that, and what
+the model predicts for the held-out validation cells (held_out.npz), of which ensembles are made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from vadtune import __version__
-from vadtune.data import Scaler
+from vadtune.data import HeldOut, Scaler, mask_sha256
 from vadtune.errors import ModelFolderError
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Family, build_family
@@ -48,6 +53,8 @@ MODEL_FILES = (
     "metrics.json",
     "environment.json",
 )
+HELD_OUT_FILE = "held_out.npz"
+_HEADERS = 4096  # bytes of a held_out.npz beside the predictions, at most
 _PACKAGES = ("torch", "numpy", "safetensors")
 
 
@@ -211,6 +218,43 @@ def parse_state(content: bytes, sha256: str) -> State:
         return dict(load_tensors(content))
     except (ValueError, SafetensorError) as error:
         raise ModelFolderError(f"{STATE_FILE}: training cannot be resumed from it: {error}") from error
+
+
+def save_held_out(folder: Path, predictions: np.ndarray, held_out: HeldOut) -> None:
+    """Writes what a model predicts for the held-out cells, beside its model folder.
+
+    Args:
+        folder: A checkpoint.
+        predictions: float32 (c,), in the order of ``HeldOut.values``; 4 bytes a cell before compression.
+        held_out: Which cells they are of: only predictions of the same cells can be put together.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, predictions=predictions, cells=np.array(mask_sha256(held_out.cells)))
+    (folder / HELD_OUT_FILE).write_bytes(buffer.getvalue())
+
+
+def load_held_out(folder: Path, held_out: HeldOut) -> np.ndarray:
+    """Reads what a model predicts for the held-out cells, float32 (c,).
+
+    Raises:
+        ModelFolderError: The file is missing or damaged, or is about other cells than those of ``held_out``.
+    """
+    path, count = folder / HELD_OUT_FILE, int(held_out.cells.sum())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > 4 * count + _HEADERS:
+                raise ValueError("it unpacks to more than the predictions")
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            of_cells, predictions = str(file["cells"]), np.asarray(file["predictions"])
+        if of_cells != mask_sha256(held_out.cells):
+            raise ValueError("it is about other held-out cells than those of this data")
+        if predictions.shape != (count,) or predictions.dtype != np.float32:
+            raise ValueError(f"it holds {predictions.dtype} of shape {predictions.shape}")
+        if not np.isfinite(predictions).all():
+            raise ValueError("it holds values that are not finite")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelFolderError(f"{path}: cannot be used ({' '.join(str(error).split())}); search again") from error
+    return predictions
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,7 @@ interrupted goes on where it stopped: what is done is not done again, a search i
 
     OUT/NAME-r0.3/search.yaml   the search of the cell
     OUT/NAME-r0.3/runs/RUN/     the search's own folder
-    OUT/NAME-r0.3/best/         its best models
+    OUT/NAME-r0.3/best/         its ensemble
     OUT/NAME-r0.3/result.json   their scores at this ratio: the cell is done
 """
 
@@ -18,9 +18,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vadtune.errors import ConfigError, ModelFolderError, NothingToResume, SearchError
+from vadtune.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.export import export_best
 from vadtune.files import write_atomically
 from vadtune.results import find_results
@@ -70,7 +70,7 @@ class Comparison:
     """How a comparison ended.
 
     Attributes:
-        rows: For each cell that is done: what was searched, and the errors of the mean of its best models.
+        rows: For each cell that is done: what was searched, and the errors of its ensemble.
         failures: What went wrong, by the name of the search; a cell without a model has no row.
         interrupted: The name of the search that Ctrl-C stopped, or None.
     """
@@ -78,6 +78,13 @@ class Comparison:
     rows: list[dict[str, object]]
     failures: dict[str, str]
     interrupted: str | None
+
+
+class _Settings(NamedTuple):
+    """What a cell's result depends on beside its search."""
+
+    ensemble: str
+    seeds: list[int]
 
 
 def plan(
@@ -94,14 +101,15 @@ def plan(
         overrides: Of each file.
         ratios: Missing ratios.
         out: The folder of the comparison.
-        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values.
+        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values. What
+            belongs to one of them is added to it, as in ``model.family=vad,vae+infer.steps=0``.
 
     Raises:
         ConfigError: A file has problems, asks for more than the machine has, or two have the same name.
         SearchError: The folder holds a cell of this name that another file or other overrides made.
     """
     lines = [
-        (file, [*overrides, *(f"{key}={value}" for key, value in values)], [value for _, value in values])
+        (file, [*overrides, *itertools.chain(*(changes for _, changes in values))], [name for name, _ in values])
         for file in files
         for values in itertools.product(*map(_values, vary))
     ]
@@ -131,21 +139,23 @@ def plan(
     return cells
 
 
-def _values(vary: str) -> list[tuple[str, str]]:
+def _values(vary: str) -> list[tuple[str, list[str]]]:
+    """Returns the name of each value, and the overrides it stands for."""
     key, equals, values = vary.partition("=")
-    if not key or not equals or not all(values.split(",")):
-        raise ConfigError(f"--vary: takes key.path=value,value,..., got '{vary}'")
-    return [(key, value) for value in values.split(",")]
+    parts = [value.split("+") for value in values.split(",")]
+    if not key or not equals or not all(map(all, parts)) or not all("=" in more for _, *rest in parts for more in rest):
+        raise ConfigError(f"--vary: takes key.path=value,value+other.key=value,..., got '{vary}'; correct it")
+    return [(value, [f"{key}={value}", *rest]) for value, *rest in parts]
 
 
 def run_comparison(
-    cells: Sequence[Cell], *, top: int, seeds: Sequence[int], uri: str, progress: Callable[[str], None]
+    cells: Sequence[Cell], *, ensemble: str, seeds: Sequence[int], uri: str, progress: Callable[[str], None]
 ) -> Comparison:
     """Runs the cells that are not done, in one local Ray.
 
     Args:
         cells: From ``plan``.
-        top: How many of a search's best models are averaged.
+        ensemble: How a search's models are put together; see export.
         seeds: Mask seeds of the retest.
         uri: The MLflow store.
         progress: Is told what is being done.
@@ -154,12 +164,13 @@ def run_comparison(
         TrackingError: The store does not answer; nothing was started.
         SearchError: A cell's result is damaged, or its search is running in another process.
     """
+    settings = _Settings(ensemble, list(seeds))
     rows: list[dict[str, object]] = []
     failures: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         started = False
         for number, cell in enumerate(cells, start=1):
-            result = _read_result(cell, top, seeds)
+            result = _read_result(cell, settings)
             if result is not None:
                 rows.append(result)
                 continue
@@ -173,7 +184,7 @@ def run_comparison(
                 return Comparison(rows, failures, run)
             failures |= {f"{cell.search.name} {trial}": reason for trial, reason in failed.items()}
             try:
-                rows.append(_retest(cell, run, top, seeds, uri))
+                rows.append(_retest(cell, run, settings, uri))
             except ModelFolderError as error:  # no trial has a model; other cells have
                 failures[cell.search.name] = str(error)
     return Comparison(rows, failures, None)
@@ -185,23 +196,29 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
     storage = cell.folder / "runs"
     runs = run_folders(storage)
     if runs:
-        try:
-            outcome = resume_search(runs[-1].absolute(), tracking_uri=uri)
-            if outcome is None:
-                return runs[-1].name, {}, False
-            return outcome.run, outcome.failures, outcome.interrupted
-        except NothingToResume:
-            logger.info("%s ended before its first snapshot, and is started again", runs[-1].name)
+        resumed = resume_search(runs[-1].absolute(), tracking_uri=uri)
+        if resumed is None:
+            return runs[-1].name, {}, False
+        return resumed.run, resumed.failures, resumed.interrupted
     outcome = start_search(cell.search, storage=storage, tracking_uri=uri)
     return outcome.run, outcome.failures, outcome.interrupted
 
 
-def _retest(cell: Cell, run: str, top: int, seeds: Sequence[int], uri: str) -> dict[str, object]:
+def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, object]:
     """Exports and retests the cell's best models; returns and keeps their row."""
     search, trials, metric = find_results(run, uri)
     best = cell.folder / "best"
-    export_best(search, trials, metric=metric, top=top, out=best, overwrite=True)
-    retest = run_retest(best, [cell.ratio], seeds, store_masks=False, baselines=[])
+    export_best(
+        search,
+        trials,
+        metric=metric,
+        out=best,
+        ensemble=settings.ensemble,
+        # Where train rows miss other cells than the others, training on these too would be another experiment.
+        refit="train+validation" if cell.search.data.train_missing is None else "none",
+        overwrite=True,
+    )
+    retest = run_retest(best, [cell.ratio], settings.seeds, store_masks=False, baselines=[])
     (summary,) = [row for row in retest.summary() if row["method"] == retest.headline.name]
     scores = retest.headline.scores["missing_rmse"][0]
     row: dict[str, object] = {
@@ -218,16 +235,17 @@ def _retest(cell: Cell, run: str, top: int, seeds: Sequence[int], uri: str) -> d
         "missing_rmse_highest": float(scores.max()),
     }
     masks = [entry for entry in retest.per_mask() if entry["method"] == retest.headline.name]
-    result = {"top": top, "seeds": list(seeds), "row": row, "masks": masks}
+    result = {**settings._asdict(), "row": row, "masks": masks}
     write_atomically(cell.folder / _RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return row
 
 
-def _read_result(cell: Cell, top: int, seeds: Sequence[int]) -> dict[str, object] | None:
+def _read_result(cell: Cell, settings: _Settings) -> dict[str, object] | None:
     """Returns the cell's row if it is done with these settings, else None."""
     try:
         result: dict[str, Any] = json.loads((cell.folder / _RESULT).read_text())
-        return dict(result["row"]) if (result["top"], result["seeds"]) == (top, list(seeds)) else None
+        same = all(result[name] == value for name, value in settings._asdict().items())
+        return dict(result["row"]) if same else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

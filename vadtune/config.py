@@ -53,6 +53,7 @@ STORED = "file"
 FAMILIES = ("vad", "vae")
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "linear")
 HEADS = ("plain", "projection")
+NOISES = ("fixed", "learned")
 POSTERIORS = ("learned", "fixed", "none")
 LATENT_INITS = ("pca", "pca_iterated", "normal", "zeros")
 OPTIMISERS = ("adamw", "adam", "sgd")
@@ -60,6 +61,8 @@ SCHEDULES = ("cosine", "constant", "plateau")
 STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+REFITS = ("none", "train", "train+validation", "all-observed")
+"""The rows that exported models are trained on anew; all-observed: also on the observed cells of the test rows."""
 
 REPORTED_METRICS = {
     "val_missing_rmse": "root mean squared error over held-out observed validation cells, in the scaler's units",
@@ -151,10 +154,9 @@ _Missing = Annotated[MissingConfig, BeforeValidator(_none_hides_nothing)]
 
 
 class HoldoutConfig(Section):
-    """Which observed validation cells are hidden to be scored."""
+    """Into how many folds the observed validation cells are dealt; each is hidden once, and scored."""
 
-    fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.25
-    repeats: Annotated[Whole, Field(ge=1)] = 3
+    folds: Annotated[Whole, Field(ge=2, le=100)] = 4
 
 
 class DataConfig(Section):
@@ -244,6 +246,11 @@ class DataConfig(Section):
         return {key: value for key, value in values.items() if key not in foreign | unset}
 
 
+def is_exact(family: str, layers: int, head: str, posterior: str) -> bool:
+    """Whether a model is trained and inferred by linear algebra: a linear decoder with free posteriors."""
+    return family == "vad" and layers == 0 and head == "plain" and posterior == "learned"
+
+
 class ModelConfig(Section):
     """Family, sizes and posterior of a model."""
 
@@ -255,8 +262,18 @@ class ModelConfig(Section):
     layer_norm: bool = False  # before every activation
     dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
     head: Annotated[str, _one_of("head", HEADS)] = "plain"  # or projection: columns are x, y of points in space
+    skip: bool = False  # a linear map beside the decoder's hidden layers
+    noise: Annotated[Literal["fixed", "learned"], _one_of("noise", NOISES)] = "fixed"  # learned: for each feature
     posterior: Annotated[Literal["learned", "fixed", "none"], _one_of("posterior", POSTERIORS)] = "learned"
     log_var: Annotated[Real, Field(ge=-50, le=10, description="log variance of a fixed posterior")] = -2.0
+
+    @field_validator("skip")
+    @classmethod
+    def _skip_gives_columns(cls, skip: bool, info: ValidationInfo) -> bool:
+        head = info.data.get("head", "plain")
+        if skip and head != "plain":
+            raise ValueError(f"gives columns, which takes head plain, got head {head}; leave one of them out")
+        return skip
 
 
 class TrainConfig(Section):
@@ -264,6 +281,10 @@ class TrainConfig(Section):
 
     ``kl_weight`` multiplies the KL divergence where the squared error is summed over observed cells; the ``ratio_kl``
     of the published VAD code is this divided by the observed cells per row. 0 drops the prior.
+
+    A linear decoder with learned posteriors is solved (model/linear.py): an epoch is an iteration over all rows, and
+    nothing about batches and gradients exists. Its ``weight_decay`` is a ridge on the weights, in observed cells of an
+    average column.
     """
 
     epochs: Annotated[Whole, Field(ge=1)] = 250
@@ -303,6 +324,7 @@ class SearchConfig(Section):
     trial_timeout: Any = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # a budget: GPUs held by the search, times hours
     pack: Any = "auto"  # or how many trials train as one stack at most; auto: what a measurement says
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = []
@@ -332,6 +354,13 @@ class SearchConfig(Section):
     def _initial_holds_numbers(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: as_number(value) for key, value in point.items()} for point in points]
 
+    @field_validator("gpu_hours")
+    @classmethod
+    def _gpu_hours_need_gpus(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("gpus_per_trial") == 0:
+            raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
+        return value
+
     @field_validator("pack")
     @classmethod
     def _pack_is_auto_or_a_number(cls, value: object) -> object:
@@ -358,6 +387,12 @@ class SearchConfig(Section):
         return None if self.time_budget is None else _seconds(self.time_budget)
 
 
+_OF_GRADIENTS = (
+    *(("train", name) for name in ("batch_size", "net_lr", "latent_lr", "optimiser", "schedule")),
+    *(("infer", name) for name in ("steps", "lr", "start")),
+)
+
+
 class TrialConfig(Section):
     """One configuration: a search file with every domain replaced by a value."""
 
@@ -380,7 +415,7 @@ class TrialConfig(Section):
         """Returns the sections as plain values, without the parameters that do not exist in this configuration."""
         values = self.model_dump()
         if self.model.layers == 0:
-            for name in ("hidden", "activation", "layer_norm", "dropout"):
+            for name in ("hidden", "activation", "layer_norm", "dropout", "skip"):
                 del values["model"][name]
         if self.model.posterior != "fixed":
             del values["model"]["log_var"]
@@ -388,6 +423,9 @@ class TrialConfig(Section):
             del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
+        if is_exact(self.model.family, self.model.layers, self.model.head, self.model.posterior):
+            for section, name in _OF_GRADIENTS:
+                del values[section][name]
         return values
 
     def to_yaml(self) -> str:

@@ -41,10 +41,6 @@ class SearchError(VadtuneError):
     """A search cannot be started or resumed."""
 
 
-class NothingToResume(SearchError):  # noqa: N818 - it names a state, not a mistake
-    """A search ended before anything of it was saved; it can only be started again."""
-
-
 class CheckpointError(VadtuneError):
     """A checkpoint could not be written, as on a full disk; the trial is tried again from the one before."""
 

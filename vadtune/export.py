@@ -1,92 +1,185 @@
-"""Export: the best models of a search, one self-contained folder each."""
+"""Export: an ensemble of a search's trials as one folder, its members trained anew on more rows."""
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from vadtune.checkpoint import MODEL_FILES, find_model_folders, read_manifest, write_manifest
-from vadtune.errors import ModelFolderError, VadtuneError
-from vadtune.files import check_writable, fetch_folder
-from vadtune.results import ranked, score_of
-from vadtune.tracking import SearchRun, Trial, without_secrets
+from vadtune.checkpoint import MODEL_FILES, read_manifest, save_model, write_manifest
+from vadtune.config import REFITS
+from vadtune.data import IncompleteDataset, mask_sha256
+from vadtune.ensemble_folder import ENSEMBLE_FILE, Ensemble, EnsembleMember, manifest_hash, write_ensemble
+from vadtune.errors import ConfigError, ModelFolderError, unknown_name
+from vadtune.files import check_writable
+from vadtune.impute import REFIT, SEEN_TEST_MASK
+from vadtune.inference import FittedModel
+from vadtune.members import MOST_CANDIDATES, Candidate, Chosen, choose_members, find_candidates, parse_ensemble
+from vadtune.refit import train_fits
+from vadtune.results import ENSEMBLE_TAG
+from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
 
 logger = logging.getLogger(__name__)
 
 PARENT_RUN = "mlflow_parent_run_id"
-_ALSO_OURS = ("masks.npz", "retest")  # what a retest leaves beside the models
+_ALSO_OURS = (ENSEMBLE_FILE, "masks.npz", "retest")  # beside the models; the last two are a retest's
 
 
 class Exported(NamedTuple):
-    """A model that was exported."""
+    """What was exported.
+
+    Attributes:
+        folder: Where.
+        ensemble: What its ensemble.json says.
+        trials: Of the members, in their order.
+    """
 
     folder: Path
-    trial: Trial
-    score: float
+    ensemble: Ensemble
+    trials: list[Trial]
+
+
+def check_refit(refit: str) -> None:
+    """Makes sure that there is such a refit.
+
+    Raises:
+        ConfigError: There is not.
+    """
+    if refit not in REFITS:
+        raise ConfigError(f"--refit: {unknown_name('refit', refit, REFITS)}")
 
 
 def export_best(
-    search: SearchRun, trials: Sequence[Trial], *, metric: str, top: int, out: Path, overwrite: bool = False
-) -> list[Exported]:
-    """Writes the best trials' models to ``out/1-<trial>``, ``out/2-<trial>``, …; all of them or nothing.
+    search: SearchRun,
+    trials: Sequence[Trial],
+    *,
+    metric: str,
+    out: Path,
+    ensemble: str = "greedy",
+    refit: str = "train+validation",
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Writes an ensemble of trials to ``out``: ``1-<trial>``, ``2-<trial>``, … and ensemble.json; whole or not at all.
 
     Args:
-        search: The search the trials belong to.
+        search: The search the trials belong to; its run is told of the ensemble.
         trials: Its trials.
         metric: What ranks them; lower is better.
-        top: How many to export; fewer where fewer have a checkpoint.
         out: A new or empty folder.
+        ensemble: ``greedy``, ``top:K`` or ``best``.
+        refit: The rows the members are trained on anew, one of ``config.REFITS``.
+        device: Where they are trained.
         overwrite: Whether an earlier export in ``out`` is replaced, with its retest results.
+        progress: Is told what is being done.
 
     Raises:
-        VadtuneError: ``out`` cannot be written.
-        ModelFolderError: ``out`` holds something, no trial has a checkpoint, or a checkpoint is damaged.
+        VadtuneError: ``out`` cannot be written, or a process that trains died.
+        ConfigError: There is no such ensemble or refit.
+        DataError: The data of the search cannot be loaded here.
+        ModelFolderError: ``out`` holds something, no trial has a checkpoint with predictions, or one is damaged.
     """
-    with tempfile.TemporaryDirectory(prefix="vadtune-") as fetched:
-        return _export(search, trials, metric, top, out, overwrite, Path(fetched))
-
-
-def _export(
-    search: SearchRun, trials: Sequence[Trial], metric: str, top: int, out: Path, overwrite: bool, fetched: Path
-) -> list[Exported]:
+    count = parse_ensemble(ensemble)
+    check_refit(refit)
     check_out(out, overwrite=overwrite)
-    found = ((trial, _model_folder(trial, fetched)) for trial in ranked(trials, metric))
-    chosen = list(islice(((trial, source) for trial, source in found if source), top))
-    if not chosen:
-        raise ModelFolderError(
-            f"{search.name}: none of its {len(trials)} trials has both a score and a checkpoint that can be read here; "
-            "export where the search ran, or search again"
-        )
-    if len(chosen) < top:
-        logger.warning("%d models asked for, but only %d trials have a checkpoint", top, len(chosen))
-    digits = len(str(len(chosen)))  # so that names sort by rank
     out = out.absolute()
-    exported = [
-        Exported(out / f"{rank:0{digits}}-{trial.name}", trial, score_of(trial, metric))
-        for rank, (trial, _) in enumerate(chosen, start=1)
-    ]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            for (trial, source), model in zip(chosen, exported, strict=True):
-                _copy_model(source, new / model.folder.name, _provenance(search, trial))
-            with suppress(FileNotFoundError):
-                out.rename(old)
-            try:
-                new.rename(out)
-            except OSError:
-                old.rename(out)
-                raise
-    except OSError as error:
-        raise ModelFolderError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
-    return exported
+    with tempfile.TemporaryDirectory(prefix="vadtune-") as fetched:
+        candidates, dataset = find_candidates(
+            search.name, trials, metric, MOST_CANDIDATES if count is None else count, Path(fetched)
+        )
+        if count is not None and len(candidates) < count:
+            logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
+        chosen = choose_members(candidates, dataset, ensemble, refit=refit, device=device, progress=progress)
+        models: list[FittedModel | None] = [None] * len(chosen.members)
+        if refit != "none":
+            rows = dataset.rows_of_refit(refit)
+            progress(f"training {len(models)} models on {len(rows.x)} rows")
+            fits = [member.fit(dataset, len(rows.x)) for member in chosen.members]
+            chosen, models = _sound(chosen, train_fits(fits, rows, device=device))
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+                new, old = Path(scratch) / "new", Path(scratch) / "old"
+                new.mkdir()
+                members = _write_members(new, chosen, models, search, dataset, refit)
+                written = Ensemble(
+                    selection=ensemble,
+                    refit=refit,
+                    held_out=chosen.held_out,
+                    cells=chosen.cells,
+                    missing_ratio=chosen.missing_ratio,
+                    rmse=chosen.selection.rmse,
+                    unseen_rmse=chosen.selection.unseen_rmse,
+                    best_rmse=chosen.selection.best_rmse,
+                    best_unseen_rmse=chosen.selection.best_unseen_rmse,
+                    members=tuple(members),
+                )
+                write_ensemble(new, written)
+                with suppress(FileNotFoundError):
+                    out.rename(old)
+                try:
+                    new.rename(out)
+                except OSError:
+                    old.rename(out)
+                    raise
+        except OSError as error:
+            raise ModelFolderError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
+    _log(search, out, written)
+    return Exported(out, written, [member.trial for member in chosen.members])
+
+
+def _sound(chosen: Chosen, models: Sequence[FittedModel | None]) -> tuple[Chosen, list[FittedModel | None]]:
+    """Leaves out members that diverged on the new rows; the others take their weight.
+
+    Raises:
+        ModelFolderError: All did.
+    """
+    kept = [i for i, model in enumerate(models) if model is not None]
+    for member, model in zip(chosen.members, models, strict=True):
+        if model is None:
+            logger.warning("%s is left out, it diverged when it was trained anew", member.trial.name)
+    if not kept:
+        raise ModelFolderError("all members diverged when they were trained anew; export with --refit none")
+    total = sum(chosen.weights[i] for i in kept)
+    left = chosen._replace(
+        members=[chosen.members[i] for i in kept],
+        weights=[chosen.weights[i] / total for i in kept],
+        errors=[chosen.errors[i] for i in kept],
+    )
+    return left, [models[i] for i in kept]
+
+
+def _write_members(
+    new: Path,
+    chosen: Chosen,
+    models: Sequence[FittedModel | None],
+    search: SearchRun,
+    dataset: IncompleteDataset,
+    refit: str,
+) -> list[EnsembleMember]:
+    """Writes the model folders; a member without a model of its own is copied as it was searched."""
+    written = []
+    digits = len(str(len(models)))  # so that names sort by rank
+    for rank, (member, model) in enumerate(zip(chosen.members, models, strict=True), start=1):
+        folder = new / f"{rank:0{digits}}-{member.trial.name}"
+        provenance = _provenance(search, member.trial) | {REFIT: refit}
+        if refit == "all-observed":
+            provenance[SEEN_TEST_MASK] = mask_sha256(dataset.own_test_mask())
+        if model is None:
+            _copy_model(member, folder, provenance)
+        else:
+            scores = {f"search_{name}": value for name, value in member.trial.metrics.items()}
+            described = model.described(dataset.scaler, dataset.feature_names)
+            save_model(folder, described, metrics=scores, provenance=provenance)
+        weight, error = chosen.weights[rank - 1], chosen.errors[rank - 1]
+        written.append(EnsembleMember(folder.name, member.trial.name, weight, error, manifest_hash(folder)))
+    return written
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -117,30 +210,11 @@ def _was_exported(folder: Path) -> bool:
         return False
 
 
-def _model_folder(trial: Trial, fetched: Path) -> Path | None:
-    """Returns the model folder of a trial's last checkpoint, or None if there is none to be found here.
-
-    One that is kept behind a URI is copied to a folder below ``fetched``.
-    """
-    if not trial.checkpoint:
-        return None
-    try:
-        place = Path(trial.checkpoint)
-        if "://" in trial.checkpoint:
-            place = fetched / trial.trial_id
-            fetch_folder(trial.checkpoint, place)
-        return find_model_folders(place)[0]
-    except VadtuneError as error:
-        logger.warning("%s is passed over, its checkpoint is not here: %s", trial.name, str(error).partition(";")[0])
-        return None
-
-
-def _copy_model(source: Path, target: Path, provenance: dict[str, str]) -> None:
+def _copy_model(member: Candidate, target: Path, provenance: dict[str, str]) -> None:
     """Copies a model folder, checked, with a provenance of its own; weights stay bit for bit what was scored."""
-    read_manifest(source)
-    target.mkdir(parents=True)
+    target.mkdir()
     for name in MODEL_FILES:
-        shutil.copyfile(source / name, target / name)
+        shutil.copyfile(member.folder / name, target / name)
     write_manifest(target, provenance)
 
 
@@ -154,3 +228,19 @@ def _provenance(search: SearchRun, trial: Trial) -> dict[str, str]:
         PARENT_RUN: search.run_id,
         "tracking_uri": without_secrets(search.tracking_uri),
     }
+
+
+def _log(search: SearchRun, out: Path, ensemble: Ensemble) -> None:
+    """Tells the search's run of the ensemble; failing to is not failing the export."""
+    values = {
+        "ensemble_held_out_rmse": ensemble.unseen_rmse,
+        "ensemble_best_single_held_out_rmse": ensemble.best_unseen_rmse,
+        "ensemble_members": float(len(ensemble.members)),
+    }
+    weights = {member.trial: member.weight for member in ensemble.members}
+    tags = {ENSEMBLE_TAG: ensemble.line(), f"{ENSEMBLE_TAG}.weights": json.dumps(weights)}
+    try:
+        client = connect_existing(search.tracking_uri)
+        log_to_run(client, search.run_id, metrics=values, tags=tags, artifacts=[out / ENSEMBLE_FILE])
+    except Exception as error:  # of many kinds, by store; the models are on disk already
+        logger.warning("the ensemble was not logged to MLflow: %s", str(error).splitlines()[0])

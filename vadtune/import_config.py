@@ -7,6 +7,7 @@ Here both are one mapping by the names they have there, so that the ``args.json`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,6 @@ _WITHOUT_EFFECT = (
     *("action", "config_folder", "config_num", "cuda", "cuda_device", "device", "debug", "dataset_path"),
     *("missing_mode", "output_size", "test_batch_size"),
 )
-# Its one Adam is over all rows, whose moments go on moving a row in the minibatches that do not hold it.
-_PACE = "latent_lr: times the root of the minibatches of an epoch, rows move as far as there, where each moves all"
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,11 @@ def import_settings(
 ) -> Imported:
     """Translates the published code's settings.
 
+    Its one Adam is over all rows: their moments go on moving a row in the minibatches that do not hold it. Of a row
+    whose gradient is g once in an epoch of B minibatches, the first moments add up to g over the epoch, while the root
+    of the second is near g / √B; so a row moves √B times its learning rate. Here a row's Adam steps only where the row
+    is, and moves it by the learning rate. So ``latent_lr`` is ``latent_param_lr`` times √B; plain SGD has no moments.
+
     Its loss is the mean squared error over observed cells plus ``ratio_kl`` times the KL divergence of a row; here the
     squared error is a sum, so ``kl_weight`` is ``ratio_kl`` times the observed cells of a row, d · (1 − missing ratio).
 
@@ -102,7 +106,7 @@ def import_settings(
 
     Raises:
         ConfigError: A setting breaks a rule, or has no counterpart here.
-        DataError: The source cannot be read, whose width converts ``ratio_kl``.
+        DataError: The source cannot be read, whose size converts learning rates and ``ratio_kl``.
     """
     settings = {**FLAG_DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
     source = source or settings.get("dataset")
@@ -114,15 +118,21 @@ def import_settings(
     notes = [f"{key}: no effect here, left out" for key in settings if key in _WITHOUT_EFFECT]
     known = {*_SAME, *_CONVERTED, *_WITHOUT_EFFECT}
     notes += [f"{key}: unknown, {settings[key]!r} was left out" for key in settings if key not in known]
-    notes.append(_PACE)
     values["train.kl_weight"] = 0.0
     config = parse_trial(unflatten(values), overrides)  # before the data is read: mistakes are told at once
+    n, d = load_dataset(config.data).train.x.shape
+    if config.train.optimiser == "adam":
+        batches = math.ceil(n / config.train.batch_size)
+        values["train.latent_lr"] = settings["latent_param_lr"] * math.sqrt(batches)
+        notes.append(
+            f"latent_lr = latent_param_lr {settings['latent_param_lr']:g} x root of {batches} minibatches: there each "
+            "moves all rows, by their momentum"
+        )
     if settings["kl"]:
-        d, share = len(load_dataset(config.data).feature_names), 1 - _train_ratio(settings.get("masked"))
+        share = 1 - _train_ratio(settings.get("masked"))
         values["train.kl_weight"] = settings["ratio_kl"] * d * share
         notes.append(f"kl_weight = ratio_kl {settings['ratio_kl']:g} x {d} columns x {share:g} observed")
-        config = parse_trial(unflatten(values), overrides)
-    return Imported(config, notes)
+    return Imported(parse_trial(unflatten(values), overrides), notes)
 
 
 def _missing(masked: object, ratio: float | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Inference: the decoder is frozen, the posterior of new rows is fitted to their observed cells.
 
+That of a linear decoder with learned posteriors is solved; see model/linear.py.
+
 Every row is fitted on its own: the objective is a sum over rows, Adam acts elementwise and the noise of a step is the
 same for all rows, so a row's result does not depend on the rows beside it.
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler
 from vadtune.model import Architecture, Family, Networks, build_family
+from vadtune.model.linear import posterior_means
 from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
 from vadtune.optimiser import SCHEDULES, AdamW
 from vadtune.randomness import Purpose, derived_generator, standard_normal
@@ -79,6 +82,8 @@ class _Inference:
         self.family: Family = build_family(Architecture.of(self.config.model, features))
         self.networks: Networks = self.family.layers(torch.stack([model.weights for model in models]))
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
+        log_noise = self.family.log_noise(self.networks)
+        self.precision = 1.0 if log_noise is None else torch.exp(-log_noise)  # of the features, (p, 1, d)
         self.device = self.latents.device
 
         def vector(values: list[float]) -> Tensor:
@@ -104,7 +109,8 @@ class _Inference:
         for rows in self._chunks(len(part.x)):
             mask = torch.tensor(part.mask[rows], device=self.device)
             x = torch.tensor(part.x[rows], device=self.device).masked_fill_(~mask, 0.0)
-            statistics = self._fit(x, mask.float())
+            exact = self.family.architecture.exact
+            statistics = self._solve(x, mask.float()) if exact else self._fit(x, mask.float())
             mean = self.family.posterior(statistics, self.log_var).mean
             # A row without any observed cell says nothing of itself: its posterior is the prior, wherever it started.
             mean = torch.where(mask.any(1, keepdim=True), mean, self.prior.mean)
@@ -117,6 +123,27 @@ class _Inference:
         size = max(1, _CHUNK_FLOATS // width)
         return (slice(start, start + size) for start in range(0, n, size))
 
+    def _solve(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns the exact posterior means (p, n, k) of rows x (n, d), with 0 where missing, mask (n, d) float."""
+        mean, precision = (
+            torch.as_tensor(value, device=self.device).expand(
+                len(self.latents), 1, 1 if isinstance(value, float) else -1
+            )
+            for value in self.prior
+        )
+        means = [
+            posterior_means(
+                self.family.linear(self.networks, i),
+                x,
+                mask,
+                float(self.kl_weight[i]),
+                prior_mean=mean[i, 0],
+                prior_precision=precision[i, 0],
+            )
+            for i in range(len(self.latents))
+        ]
+        return torch.stack(means).float()
+
     def _fit(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns the statistics (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float."""
         statistics = self._start(x, mask)
@@ -128,7 +155,7 @@ class _Inference:
         steps, k = self.steps, self.family.architecture.latent
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(steps, 1, k, generator=generator, device=self.device)
-        weight, everyone = 2.0 * mask, slice(0, len(statistics))
+        weight, everyone = 2.0 * mask * self.precision, slice(0, len(statistics))
         for step in range(steps):
             posterior = self.family.posterior(statistics, self.log_var)
             z, deviation = draw(posterior, noise[step])
@@ -158,9 +185,11 @@ class _Inference:
         return self.family.initial_statistics(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells."""
+        """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells, in
+        units of the features' noise."""
         means = self.family.posterior(self.latents, self.log_var).mean
         decoded = self.family.decode(self.networks, means)  # (p, m, d)
-        # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing
+        # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing; likewise with a precision in mask and x
+        x, mask = x * self.precision, mask * self.precision
         cross = torch.matmul(x, decoded.mT)  # (p, n, m)
         return torch.baddbmm(cross, mask.expand(len(decoded), -1, -1), decoded.square().mT, beta=-2.0).argmin(-1)

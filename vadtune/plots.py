@@ -12,6 +12,7 @@ import numpy as np
 from vadtune.report import BLUE, label_lines, png
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vadtune.preview import Preview
@@ -129,51 +130,81 @@ def _columns(preview: Preview) -> bytes:
 
 
 def comparison_plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Returns a PNG: error against missing ratio, a line for each search, labelled directly.
+    """Returns a PNG: error against missing ratio, a panel for each source, a line for each search, labelled directly.
 
-    Solid where train rows miss as much as test rows, dotted where they are complete; searches of one family and source
-    share a colour. The band reaches from the lowest to the highest score among the test masks.
+    Solid where train rows miss as much as test rows, dotted where they are complete; searches of one family share a
+    colour. The band reaches from the lowest to the highest score among the test masks.
     """
-    colours = _curve_colours(rows)
-    left, across, right = 0.75, 5.7, 0.4 + 0.088 * max(len(search) for search in colours)  # inches
-    width = max(left + across + right, 7.6)
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    curves = {source: _curves([row for row in rows if row["source"] == source]) for source in sources}
+    colours = _curve_colours(curves)
+    left, across, gap = 0.8, 4.6 if len(sources) > 1 else 5.7, 0.45  # inches
+    names = [0.088 * max(map(len, names)) + 0.3 for names in curves.values()]
+    width = max(len(sources) * (left + across) + sum(names) + (len(sources) - 1) * gap, 7.6)
     figure = _figure(width, 5.4)
-    axes = figure.add_axes((left / width, 0.115, across / width, 0.735))
-    labels: list[tuple[float, str, str]] = []
-    for search in colours:
-        curve = sorted((row for row in rows if row["search"] == search), key=lambda row: row["missing_ratio"])
-        ratios, means = [row["missing_ratio"] for row in curve], [row["missing_rmse"] for row in curve]
-        lowest, highest = ([row[f"missing_rmse_{end}"] for row in curve] for end in ("lowest", "highest"))
-        complete = curve[0]["trained_on"] == "complete rows"
-        axes.fill_between(ratios, lowest, highest, color=colours[search], alpha=0.16, linewidth=0)
-        style: Any = (0, (1, 1.6)) if complete else "-"
-        axes.plot(ratios, means, color=colours[search], linewidth=2.2, linestyle=style, marker="o", markersize=4.5)
-        labels.append((means[-1], search, colours[search]))
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    bold = {name for _, name, _ in labels}
-    label_lines(axes, labels, last=max(row["missing_ratio"] for row in rows), bold=bold)
-    axes.set_xlabel("share of cells missing")
-    axes.set_ylabel(f"RMSE over missing test cells ({rows[0]['units']})")
-    axes.set_xticks(sorted({row["missing_ratio"] for row in rows}))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
+    x = left
+    for source, room in zip(sources, names, strict=True):
+        axes = figure.add_axes((x / width, 0.115, across / width, 0.70 if len(sources) > 1 else 0.735))
+        _draw_curves(axes, curves[source], colours[source])
+        if len(sources) > 1:
+            axes.set_title(source, loc="left", fontweight="bold", color=_INK, fontsize=11)
+        x += across + room + gap + left
     masks = rows[0]["masks"]
     told = [f"mean over {masks} test masks, band from the lowest to the highest" if masks > 1 else "one test mask"]
     if any(row["trained_on"] == "complete rows" for row in rows):
         told.append("dotted: trained on complete rows")
-    sources = ", ".join(dict.fromkeys(row["source"] for row in rows))
-    _head(figure, f"{sources}: imputation error by missing ratio", "; ".join(told))
+    _head(figure, f"{', '.join(sources)}: imputation error by missing ratio", "; ".join(told))
     return png(figure)
 
 
-def _curve_colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns a colour for each search: one for each family and source, if that tells solid and dotted lines apart."""
-    kinds = {row["search"]: (row["source"], row["family"], row["trained_on"]) for row in rows}
-    apart = len(set(kinds.values())) == len(kinds)
-    groups = {search: kind[:2] if apart else search for search, kind in kinds.items()}
-    colours = dict(zip(dict.fromkeys(groups.values()), itertools.cycle(_CURVES)))
-    return {search: colours[group] for search, group in groups.items()}
+_Curve = list[Mapping[str, Any]]
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Curve]:
+    """Returns the rows of each search by ratio, under the name of its line: its family, if that tells lines apart."""
+    searches: dict[str, _Curve] = {}
+    for row in sorted(rows, key=lambda row: row["missing_ratio"]):
+        searches.setdefault(row["search"], []).append(row)
+    kinds = {search: (curve[0]["family"], curve[0]["trained_on"]) for search, curve in searches.items()}
+    if len(set(kinds.values())) < len(kinds) or any(family == "mixed" for family, _ in kinds.values()):
+        return searches
+    return {
+        family.upper() + (", adversarial" if trained_on == "complete rows" else ""): searches[search]
+        for search, (family, trained_on) in kinds.items()
+    }
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, _Curve], colours: Mapping[str, str]) -> None:
+    labels: list[tuple[float, str, str]] = []
+    for name, curve in curves.items():
+        ratios, means = [row["missing_ratio"] for row in curve], [row["missing_rmse"] for row in curve]
+        lowest, highest = ([row[f"missing_rmse_{end}"] for row in curve] for end in ("lowest", "highest"))
+        complete = curve[0]["trained_on"] == "complete rows"
+        axes.fill_between(ratios, lowest, highest, color=colours[name], alpha=0.16, linewidth=0)
+        style: Any = (0, (1, 1.6)) if complete else "-"
+        axes.plot(ratios, means, color=colours[name], linewidth=2.2, linestyle=style, marker="o", markersize=4.5)
+        labels.append((means[-1], name, colours[name]))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    shown = [row for curve in curves.values() for row in curve]
+    ratios = sorted({row["missing_ratio"] for row in shown})
+    label_lines(axes, labels, last=ratios[-1], bold=set(curves))
+    axes.set_xlabel("share of cells missing")
+    axes.set_ylabel(f"RMSE over missing test cells ({shown[0]['units']})")
+    axes.set_xticks(ratios)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+
+
+def _curve_colours(panels: Mapping[str, Mapping[str, _Curve]]) -> dict[str, dict[str, str]]:
+    """Returns a colour for each line of each panel: one for each family, if that tells solid and dotted lines apart."""
+    groups = {
+        source: {name: name if name == curve[0]["search"] else curve[0]["family"] for name, curve in curves.items()}
+        for source, curves in panels.items()
+    }
+    order = dict.fromkeys(group for names in groups.values() for group in names.values())
+    colours = dict(zip(order, itertools.cycle(_CURVES)))
+    return {source: {name: colours[group] for name, group in names.items()} for source, names in groups.items()}
 
 
 def _figure(width: float, height: float) -> Figure:

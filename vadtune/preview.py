@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.data import Part
 from vadtune.errors import ConfigError
+from vadtune.impute import ModelAverage
 from vadtune.masks import MaskKey, cells_to_score, draw_masks
-from vadtune.retest import shared_dataset
 
 _SHOWN_IMAGES = 8
 
@@ -89,10 +88,12 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
     """
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: takes a number of rows above 0, got {rows}")
-    models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
-    dataset = shared_dataset(models)
+    average = ModelAverage.load(path)
+    dataset = average.dataset()
     key = MaskKey(ratio, seed)
-    mask = draw_masks(dataset, [key])[key]
+    masks = draw_masks(dataset, [key])
+    average.check_unseen(masks)
+    mask = masks[key]
     n = len(mask)
     image_shape = dataset.layout.image
     count = min(n, rows or (_SHOWN_IMAGES if image_shape else n))
@@ -102,11 +103,11 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
             f"--rows: needs a missing cell to show, got none in {count} rows; take more, or a larger ratio"
         )
     part = Part.hide(dataset.test_truth[taken], mask[taken])
-    x_hat = np.mean([model.reconstruct(part) for _, model in models], axis=0, dtype=np.float64)
+    x_hat = average.reconstruct(part)
     inverse = dataset.scaler.inverse
     return Preview(
         source=dataset.config.source,
-        method=models[0][0] if len(models) == 1 else f"mean of {len(models)} models",
+        method=average.name,
         ratio=ratio,
         feature_names=dataset.feature_names,
         rows=taken,

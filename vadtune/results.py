@@ -9,6 +9,9 @@ from typing import NamedTuple
 from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
 from vadtune.tracking import SearchRun, Trial, connect_existing, list_searches, list_trials, resolve_search
 
+ENSEMBLE_TAG = "vadtune.ensemble"
+"""The tag of a search's run that tells, in words, what its exported ensemble is worth."""
+
 _ALWAYS = ("rank", "trial", "end", "epoch")
 
 
@@ -123,11 +126,15 @@ def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
 
 
 def main_columns(rows: Sequence[dict[str, object]], metric: str) -> list[dict[str, object]]:
-    """Returns the rows reduced to what tells trials apart: rank, end, score, and the parameters that vary."""
+    """Returns the rows reduced to what tells trials apart: rank, end, score, and the parameters that vary.
+
+    One that exists in some trials only, and is the same in these, says no more than what it depends on.
+    """
     varied = [
         name
         for name in (rows[0] if rows else {})
-        if name.partition(".")[0] in ("model", "train", "infer") and len({repr(row[name]) for row in rows}) > 1
+        if name.partition(".")[0] in ("model", "train", "infer")
+        and len({repr(row[name]) for row in rows} - {"None"}) > 1
     ]
     return [
         {name.removeprefix("model.").removeprefix("train."): row[name] for name in (*_ALWAYS, metric, *varied)}

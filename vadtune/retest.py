@@ -1,8 +1,7 @@
 """Retest: exported models and baselines on the sealed test rows, under masks of many missing ratios.
 
 With the preview the only module that reads the values of test rows. Every method imputes the same rows under the same
-masks, having been fitted once, on the train rows under the mask of the training ratio; ratios far from it
-are the point.
+masks, having been fitted once, on the same rows under the mask of the training ratio; ratios far from it are the point.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from typing import Literal
 import numpy as np
 
 from vadtune.baselines import BASELINES, Impute
-from vadtune.checkpoint import find_model_folders, load_model
-from vadtune.config import DataConfig, flatten
-from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
-from vadtune.errors import ConfigError, ModelFolderError, unknown_name
-from vadtune.inference import FittedModel
+from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.errors import ConfigError, unknown_name
+from vadtune.impute import ModelAverage
 from vadtune.masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.metrics import score
 from vadtune.predictions import Predictions
@@ -80,7 +77,7 @@ class Retest:
         ratios: The missing ratios tested, ascending.
         seeds: The mask seeds; one mask for each pair of ratio and seed.
         mask_sha256: Hash of each mask.
-        methods: Models in the order of their folders, their mean, baselines.
+        methods: Models in the order of their folders, of an ensemble the best alone; their mean; baselines.
     """
 
     source: str
@@ -176,10 +173,10 @@ def run_retest(
     predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
-    """Imputes the test rows with every model, with the mean of the models and with baselines, under the same masks.
+    """Imputes the test rows with models, with their mean and with baselines, under the same masks.
 
     Args:
-        path: A model folder, or a folder of model folders.
+        path: A model folder, an ensemble, or a folder of model folders.
         ratios: Missing ratios to test.
         seeds: Mask seeds; each pair of ratio and seed is one mask.
         store_masks: Whether masks come from ``masks.npz`` in ``path``, which is made or extended as needed.
@@ -189,38 +186,38 @@ def run_retest(
 
     Raises:
         ConfigError: A baseline is unknown, or a mask hides nothing.
-        ModelFolderError: A model or the stored masks cannot be used, or the models do not belong together.
+        ModelFolderError: A model or the stored masks cannot be used, the models do not belong together, or have seen
+            cells that a mask hides.
     """
     for name in baselines:
         if name not in BASELINES:
             raise ConfigError(f"--baselines: {unknown_name('baseline', name, BASELINES)}")
-    models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
-    dataset = shared_dataset(models)
+    average = ModelAverage.load(path)
+    dataset = average.dataset()
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
+    average.check_unseen(draw_masks(dataset, keys))
     masks = stored_masks(path / MASKS_FILE, dataset, keys) if store_masks else draw_masks(dataset, keys)
 
     if predictions is not None:
         predictions.begin(dataset, masks)
+    rows = dataset.rows_of_refit(average.refit)
     imputers: list[Impute] = []
     for name in baselines:
         progress(f"fitting {name}")
-        imputers.append(BASELINES[name](dataset.search_data))
-    names: list[tuple[str, Kind]] = [(name, "model") for name, _ in models]
-    if len(models) > 1:
-        names.append((f"mean of {len(models)} models", "mean of models"))
-    names += [(name, "baseline") for name in baselines]
+        imputers.append(BASELINES[name](dataset.search_data, rows))
+    names = [*named_models(average), *((name, "baseline") for name in baselines)]
 
     errors = np.empty((len(names), len(METRICS), len(keys)))
     for start, batch in _batches(keys, dataset.test_truth.size):
         parts = [Part.hide(dataset.test_truth, masks[key]) for key in batch]
         part = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        for index, x_hat in enumerate(reconstructions([model for _, model in models], imputers, part)):
+        for index, x_hat in enumerate(reconstructions(average, imputers, part)):
             name, kind = names[index]
             progress(f"{name}: {start + len(batch)} of {len(keys)} masks")
-            for offset, (key, rows) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
-                errors[index, :, start + offset] = _errors(rows, dataset, masks[key], kind)
+            for offset, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
+                errors[index, :, start + offset] = _errors(of_mask, dataset, masks[key], kind)
                 if predictions is not None and kind != "baseline":
-                    predictions.add(name, key, rows)
+                    predictions.add(name, key, of_mask)
     by_ratio = errors.reshape(len(names), len(METRICS), len(ratios), len(seeds))
     return Retest(
         source=dataset.config.source,
@@ -235,15 +232,27 @@ def run_retest(
     )
 
 
-def reconstructions(models: Sequence[FittedModel], imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
-    """Yields x_hat (n, d) of every model, of the mean of the models where there are several, and of every imputer."""
+def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
+    """Returns what of an average is told apart: its models, of an ensemble the best alone, and where there are several
+    their mean.
+    """
+    if len(average.models) == 1:
+        return [(average.name, "model")]
+    single = average.names if average.ensemble is None else average.names[:1]
+    return [*((name, "model") for name in single), (average.name, "mean of models")]
+
+
+def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
+    """Yields x_hat (n, d) of what ``named_models`` names, and of every imputer."""
     total = np.zeros(part.x.shape)
-    for model in models:
+    told = sum(kind == "model" for _, kind in named_models(average))
+    for index, (model, weight) in enumerate(zip(average.models, average.weights, strict=True)):
         x_hat = model.reconstruct(part)
-        total += x_hat
-        yield x_hat
-    if len(models) > 1:
-        yield total / len(models)
+        total += weight * x_hat
+        if index < told:
+            yield x_hat
+    if len(average.models) > 1:
+        yield total
     for impute in imputers:
         yield impute(part.x)
 
@@ -262,35 +271,3 @@ def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequenc
     """Yields masks in groups, each with the index of its first: many rows at once are faster, up to a size."""
     size = max(1, _BATCH_CELLS // cells)
     return ((start, keys[start : start + size]) for start in range(0, len(keys), size))
-
-
-def shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
-    """Returns the dataset that all the models were trained on."""
-    data = models[0][1].config.data
-    for name, model in models:
-        if model.config.data.model_copy(update={"holdout": data.holdout}) != data:
-            raise ModelFolderError(
-                "models that are retested together must share their data section but for the hold-out, got "
-                f"{_told(data)} in {models[0][0]} and {_told(model.config.data)} in {name}; retest them apart"
-            )
-    dataset = load_dataset(data)
-    for name, model in models:
-        if model.scaler is None or not _same_scaler(model.scaler, dataset.scaler):
-            raise ModelFolderError(
-                f"{name}: its scaler must be that of the data it names, but {data.source} as it is here gives another; "
-                "use the data and the package versions it was trained with, or train it anew"
-            )
-    return dataset
-
-
-def _told(data: DataConfig) -> str:
-    values = data.model_dump(exclude={"holdout"})
-    return ", ".join(f"{key} {value}" for key, value in flatten(values).items())
-
-
-def _same_scaler(one: Scaler, other: Scaler) -> bool:
-    # Not bit for bit: another machine may sum in another order.
-    return one.offset.shape == other.offset.shape and all(
-        np.allclose(mine, others, rtol=1e-6, atol=0)
-        for mine, others in ((one.offset, other.offset), (one.scale, other.scale))
-    )

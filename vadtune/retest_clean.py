@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.data import Part
 from vadtune.errors import DataError
+from vadtune.impute import ModelAverage
+from vadtune.masks import MaskKey
 from vadtune.metrics import score
-from vadtune.retest import reconstructions, shared_dataset
+from vadtune.retest import named_models, reconstructions
 
 
 def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda line: None) -> list[dict[str, object]]:
-    """Reconstructs the test rows with nothing hidden, with every model and with the mean of the models.
+    """Reconstructs the test rows with nothing hidden, with models and with their mean.
 
     Baselines are left out: they copy what is observed, and so have no error here. Only the source's own holes, of which
     nobody knows the value, stay hidden and are not scored.
@@ -32,21 +33,19 @@ def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda lin
         ModelFolderError: A model cannot be used, or the models do not belong together.
         DataError: The source has no test cell of known value.
     """
-    models = [(folder.name, load_model(folder)) for folder in find_model_folders(path.absolute())]
-    dataset = shared_dataset(models)
+    average = ModelAverage.load(path)
+    dataset = average.dataset()
     truth = dataset.test_truth
     known = ~np.isnan(truth)
     if not known.any():
         raise DataError(
             f"{dataset.config.source}: a test cell of known value is needed, and all are holes; get more rows"
         )
-    names = [(name, "model") for name, _ in models]
-    if len(models) > 1:
-        names.append((f"mean of {len(models)} models", "mean of models"))
+    average.check_unseen({MaskKey(0.0, 0): known})
     rows: list[dict[str, object]] = []
     inverse = dataset.scaler.inverse
-    found = reconstructions([model for _, model in models], [], Part.hide(truth, known))
-    for (name, kind), x_hat in zip(names, found, strict=True):
+    found = reconstructions(average, [], Part.hide(truth, known))
+    for (name, kind), x_hat in zip(named_models(average), found, strict=True):
         progress(f"{name}: complete test rows")
         errors, original = score(x_hat, truth, known), score(inverse(x_hat), inverse(truth), known)
         rows.append(

@@ -3,6 +3,7 @@
 search.yaml     the search, overrides applied
 run.json        what the run is called and where it is logged
 mlflow.jsonl    all that was logged, in order; mlflow.delivered: how much of it the MLflow store has
+snapshot.zip    what a resume starts from
 tune/           the state and the checkpoints of Ray Tune; training_state.safetensors in each: what a trial goes on from
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from vadtune.errors import SearchError, unknown_name
 from vadtune.files import write_atomically
 
-SEARCH_FILE, RUN_FILE = "search.yaml", "run.json"
+SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
 STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
 _LOCK_FILE = "lock"
 

@@ -57,6 +57,11 @@ class SearchFile:
         except ValidationError as error:
             raise ConfigError(list(_problems(error, TrialConfig))) from error
 
+    def choices(self, key: str) -> list[Any]:
+        """Returns the values that a parameter of named choices may take; the only one where it is not searched."""
+        domain = self.domains.get(key)
+        return [self.trial_config({}).flat()[key]] if domain is None else list(domain.finite_values() or ())
+
     def active(self, sample: Mapping[str, Any], key: str) -> bool:
         """Whether a searched parameter exists, given the values of those before it (dotted keys)."""
         known = {**self._fixed, **sample}

@@ -18,6 +18,14 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
+# `ray start` takes 127.0.0.1 for the address by which others reach this machine; here nobody else is to.
+RAY = """
+import sys
+from ray._private import services
+services.node_ip_address_from_perspective = lambda *args, **options: "127.0.0.1"
+from ray.scripts.scripts import main
+sys.exit(main())
+"""
 
 
 def free_port() -> int:
@@ -83,8 +91,9 @@ class Cluster:
         if not self.nodes:
             where = ["--head", f"--port={self.port}", f"--temp-dir={self._folder}"]
             where += ["--include-dashboard=false"] if "--include-dashboard=true" not in extra else []
-        command = [str(Path(sys.executable).parent / "ray"), "start", *where, "--node-ip-address=127.0.0.1"]
+        command = [sys.executable, "-c", RAY, "start", *where, "--node-ip-address=127.0.0.1"]
         command += [f"--num-cpus={cpus}", "--object-store-memory=200000000", "--disable-usage-stats", "--block", *extra]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         log = self._folder / f"node-{len(self.nodes)}.log"
         with log.open("w") as file:
             node = subprocess.Popen(command, env=self.env, stdout=file, stderr=file, text=True)
@@ -105,12 +114,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*extra: str) -> Iterator[Cluster]:
-    """A cluster with a head, started with these arguments too; all of it is gone afterwards."""
+def cluster(*extra: str, cpus: int = 1) -> Iterator[Cluster]:
+    """A cluster with a head of so many CPUs, started with these arguments too; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets need a short path
     here = Cluster(folder)
     try:
-        here.start_node(*extra)
+        here.start_node(*extra, cpus=cpus)
         yield here
     finally:
         for node in reversed(here.nodes):

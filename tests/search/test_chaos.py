@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import subprocess
-import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.search.cluster import cluster, descendants, free_port, kill_tree
+from tests.search.cluster import cluster, descendants, kill_tree
+from tests.search.servers import Server
 from tests.search.test_interruption import command, environment, finished_trials, trials_of
 from tests.search.test_run import tiny
+from vadtune.runs import SNAPSHOT_FILE
 from vadtune.tracking import Trial, connect, list_trials, resolve_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
@@ -25,7 +29,7 @@ REPORTS = 9
 
 
 def search_file(folder: Path, samples: int, epochs: int = 900) -> None:
-    tree = tiny(samples=samples, scheduler="none", report=epochs // REPORTS, cpus_per_trial=1)
+    tree = tiny(samples=samples, scheduler="none", report=epochs // REPORTS, cpus_per_trial=1, pack=1)
     tree["train"]["epochs"] = epochs
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
 
@@ -61,48 +65,6 @@ def started(folder: Path, *arguments: str, env: dict[str, str] | None = None) ->
 
 def ended(process: subprocess.Popen[str], folder: Path, seconds: float = 240) -> None:
     assert process.wait(seconds) == 0, (folder / "log.txt").read_text()
-
-
-class Server:
-    """A real MLflow server on loopback, whose store outlives it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        arguments = ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--port", str(self._port)]
-        arguments += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
-        env = {**environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self._folder / "server.txt").open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *arguments],
-                cwd=self._folder,
-                env=env,
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                connect(self.uri)
-                return
-            except Exception:
-                assert time.monotonic() < deadline, (self._folder / "server.txt").read_text()
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            kill_tree(self._process)
-            self._process = None
-
-    def trials(self, name: str = "tiny") -> list[Trial]:
-        client = connect(self.uri)
-        return list_trials(client, resolve_search(client, self.uri, name))
 
 
 @pytest.fixture
@@ -184,29 +146,41 @@ def test_a_tracking_server_that_dies_for_good_ends_no_search(server: Server, tmp
     assert not any(b"hunter2" in content for content in [*written, repr((found, server.trials())).encode()])
 
 
-def test_a_driver_killed_at_random_moments_finishes_every_sample_once(tmp_path: Path) -> None:
-    search_file(tmp_path, 16)
-    moments = random.Random(0)
+def test_a_driver_ended_at_ten_random_moments_finishes_every_sample_once(tmp_path: Path) -> None:
+    """Killed or interrupted, from the middle of its start to the middle of its trials."""
+    samples = 32
+    search_file(tmp_path, samples, epochs=1800)
+    random_ = random.Random(0)
     log = tmp_path / "log.txt"
     process = started(tmp_path, "search", "tiny.yaml")
-    snapshots = lambda: list(tmp_path.glob("runs/*/tune/experiment_state-*.json"))  # noqa: E731
-    wait_for(lambda: finished_trials(tmp_path) >= 1 and bool(snapshots()), process, log)
+    wait_for(lambda: bool(list(tmp_path.glob("runs/*/run.json"))), process, log)
     (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
-    for _ in range(5):
-        time.sleep(moments.uniform(0, 3))
-        process.kill()
-        process.wait(20)
-        before = finished_trials(tmp_path)
+    for moment in range(10):
+        if moment % 2:  # among its trials, however long the start takes
+            before = finished_trials(tmp_path)
+            wait_for(lambda before=before: finished_trials(tmp_path) > before, process, log)  # type: ignore[misc]
+        time.sleep(random_.uniform(0, 1.5 if moment % 2 else 12))
+        assert process.poll() is None, log.read_text()
+        process.send_signal(random_.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))
+        process.wait(60)
         process = started(tmp_path, "resume", run)
-        # From the middle of its start to the middle of its trials.
-        goal = before + moments.choice([0, 0, 1, 2])
-        time.sleep(moments.uniform(2, 9))
-        wait_for(lambda goal=goal: finished_trials(tmp_path) >= min(goal, 15), process, log)  # type: ignore[misc]
-        if process.poll() is not None:
-            break
     ended(process, tmp_path)
-    check_every_sample_once(trials_of(tmp_path), 16)
-    check_histories(f"sqlite:///{tmp_path / 'mlflow.db'}", trials_of(tmp_path))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert resolve_search(connect(uri), uri, "tiny").status == "FINISHED"
+    trials = trials_of(tmp_path)
+    check_every_sample_once(trials, samples)
+    check_histories(uri, trials, epochs=1800)
+    told = sorted(trial.value for trial in sampler_history(tmp_path / "runs" / run))
+    assert told == pytest.approx(sorted(trial.metrics["val_missing_rmse"] for trial in trials))
+
+
+def sampler_history(folder: Path) -> list[Any]:
+    """Returns what Optuna was told, by the snapshot of a search."""
+    with zipfile.ZipFile(folder / SNAPSHOT_FILE) as archive:
+        state = pickle.loads(archive.read("searcher-state.pkl"))
+    trials = state["_ot_study"].trials
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    return list(trials)
 
 
 def test_two_searches_at_once_share_store_and_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.search.cluster import Cluster, cluster, kill_tree
+from tests.search.cluster import Cluster, cluster, descendants, kill_tree
 from tests.search.test_interruption import finished_trials, trials_of
+from tests.search.test_local_ray import listening_addresses
 from tests.search.test_run import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
@@ -26,7 +28,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def search_file(folder: Path, *, epochs: int = 27, **search: object) -> None:
-    tree = tiny(scheduler="none", **{"cpus_per_trial": 1, **search})
+    tree = tiny(scheduler="none", **{"cpus_per_trial": 1, "pack": 1, **search})
     tree["train"]["epochs"] = epochs
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
 
@@ -38,6 +40,14 @@ def test_the_doctor_finds_a_healthy_cluster_healthy(two_nodes: Cluster, tmp_path
     assert set(lines) == {"token:", "nodes:", "versions:", "GPUs:", "storage:", "tracking:", "free"}
     assert "2 alive, 2 CPUs, 0 GPUs" in lines["nodes:"]
     assert "written and read by every node" in lines["storage:"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_these_nodes_are_for_this_machine_alone(two_nodes: Cluster) -> None:
+    for node in two_nodes.nodes:
+        addresses = listening_addresses(descendants(node.pid))
+        assert addresses
+        assert all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
 
 
 def test_the_doctor_says_what_to_do(two_nodes: Cluster, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     found = searched(tmp_path)
     assert [trial.end for trial in found.trials] == ["completed"] * 3
     assert steps(found) == list(range(3, 28, 3))
-    assert "trial-0001 went on from an older checkpoint: " in caplog.text
+    assert "trial-0001 went on from another checkpoint: " in caplog.text
     assert "SHA-256 differs" in tags(found)["vadtune.recovery"]
 
 

@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tree = tiny(samples=SAMPLES, scheduler="none", cpus_per_trial=1)
+    tree = tiny(samples=SAMPLES, scheduler="none", cpus_per_trial=1, pack=1)
     tree["train"]["epochs"] = 1500  # about a second a trial, so that there is a middle to interrupt
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 
 from tests.search.test_run import Finished, tiny
-from vadtune.checkpoint import MODEL_FILES, load_model
+from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.runs import STATE_FILE, STATE_HASH
+from vadtune.search import placement
 from vadtune.search.packing import Pack, calibrate
 from vadtune.search.trainable import MODEL
 from vadtune.search_file import SearchFile, parse_search
@@ -40,7 +43,7 @@ def pack_of(search: SearchFile, capacity: int) -> tuple[Pack, IncompleteDataset]
 def alone(search: SearchFile, dataset: IncompleteDataset, sample: dict[str, Any], epoch: int) -> dict[str, float]:
     population = Population([search.trial_config(sample)], dataset.train)
     population.train_until(epoch)
-    return evaluate(population, dataset.search_data)[0]
+    return evaluate(population, dataset.search_data)[0].scores
 
 
 def assert_same_scores(one: dict[str, float], other: dict[str, float]) -> None:
@@ -80,9 +83,9 @@ def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None
 
     files, epoch, scores = asyncio.run(run())
     assert epoch == 9
-    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {STATE_FILE, STATE_HASH, f"{MODEL}/manifest.json"} == set(
-        files
-    )
+    assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {
+        *(STATE_FILE, STATE_HASH, HELD_OUT_FILE, f"{MODEL}/manifest.json")
+    } == set(files)
     assert_same_scores(alone(search, dataset, SAMPLES[1], 27), scores)
     for name, content in files.items():
         path = tmp_path / name
@@ -165,3 +168,70 @@ def test_a_packed_search_finds_what_an_unpacked_one_finds(ray_here: None, tmp_pa
         assert trial.status == "FINISHED"
         assert_same_scores(by_params[repr(sorted(trial.params.items()))].metrics, trial.metrics)
         assert load_model(Path(trial.checkpoint) / MODEL).config.flat() is not None
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.parametrize("moment", ["advance", "checkpoint", "leave", "load"])
+def test_a_killed_pack_fails_no_trial(
+    moment: str, ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials go on from their last checkpoints in a new one, whatever they were asking of it."""
+
+    class Killed(placement._RemotePack):
+        """Waits until three trials have reported and go on, and dies at the next moment of a kind, once."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            (tmp_path / f"pack-{os.getpid()}").touch()
+
+        def _moment(self, name: str) -> None:
+            waiting = len(list(tmp_path.glob("goes-on-*"))) == 3
+            if name == moment and waiting and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        async def advance(
+            self, trial_id: str, sample: dict[str, Any], epoch: int, *, since: int = 0
+        ) -> dict[str, float]:
+            if since == 3 and not (tmp_path / "killed").exists():
+                (tmp_path / f"goes-on-{trial_id}").touch()
+                while len(list(tmp_path.glob("goes-on-*"))) < 3:
+                    await asyncio.sleep(0.02)
+            self._moment("advance")
+            return await super().advance(trial_id, sample, epoch, since=since)
+
+        async def checkpoint(self, trial_id: str) -> dict[str, bytes]:
+            self._moment("checkpoint")
+            return await super().checkpoint(trial_id)
+
+        async def leave(self, trial_id: str) -> None:
+            self._moment("leave")
+            await super().leave(trial_id)
+
+        async def load(self) -> int:
+            self._moment("load")
+            return await super().load()
+
+        async def restore(self, trial_id: str, content: bytes, sha256: str) -> int:
+            epoch = await super().restore(trial_id, content, sha256)
+            (tmp_path / f"restored-{trial_id}-{epoch}").touch()
+            return epoch
+
+    options = {"sampler": "random", "scheduler": "none", "report": 3, "cpus_per_trial": 1}
+    samples = 3 if moment in ("advance", "checkpoint") else 5
+    monkeypatch.setattr(placement, "_RemotePack", Killed)
+    found = Finished(tmp_path / "killed-search", tiny(**options, samples=samples, pack=3))
+    assert len(list(tmp_path.glob("pack-*"))) == 2
+    assert found.outcome.failures == {}
+    assert [trial.end for trial in found.trials] == ["completed"] * samples
+    restored = {path.name.split("-")[1] for path in tmp_path.glob("restored-*")}
+    assert len(restored) >= 2 if moment in ("leave", "load") else len(restored) == 3
+    dataset = load_dataset(found.file.data)
+    for trial in found.trials:
+        history = found.client.get_metric_history(trial.run_id, "val_missing_rmse")
+        assert [metric.step for metric in history] == list(range(3, 28, 3)), "each epoch once, in one run"
+        assert ("vadtune.retries" in found.client.get_run(trial.run_id).data.tags) == (trial.trial_id in restored)
+        alone = Population([load_model(Path(trial.checkpoint) / MODEL).config], dataset.train)
+        alone.train_until(27)
+        assert_same_scores(evaluate(alone, dataset.search_data)[0].scores, trial.metrics)

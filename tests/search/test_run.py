@@ -123,7 +123,7 @@ def test_a_checkpoint_is_the_model_that_was_scored_whatever_ran_in_its_process_b
         assert model.config.flat() == {key: value for key, value in model.config.flat().items() if key in trial.params}
         population = Population([model.config], dataset.train)
         population.train_until(trial.epoch)
-        (scores,) = evaluate(population, dataset.search_data)
+        ((scores, _),) = evaluate(population, dataset.search_data)
         assert scores["val_missing_rmse"] == pytest.approx(trial.metrics["val_missing_rmse"], rel=1e-6)
         assert scores["train_loss"] == pytest.approx(trial.metrics["train_loss"], rel=1e-6)
 
@@ -134,12 +134,12 @@ def test_results_export_and_retest_follow(
     monkeypatch.chdir(finished.folder)
     assert main(["results", "tiny", "--format", "csv"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 11
-    assert main(["export", "tiny", "--top", "2", "--out", "best"]) == 0
+    assert main(["export", "tiny", "--ensemble", "top:2", "--out", "best"]) == 0
     folders = sorted(path.name for path in (finished.folder / "best").iterdir())
-    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-"]
+    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-", "ensemble"]
     command = ["retest", "best", "--ratios", "0.3,0.6", "--seeds", "2", "--baselines", "mean"]
     assert main(command) == 0
-    assert "mean of 2 models" in capsys.readouterr().out
+    assert "ensemble of 2 models" in capsys.readouterr().out
     logged = {artifact.path for artifact in finished.client.list_artifacts(finished.search.run_id, "retest")}
     assert {"retest/retest.csv", "retest/retest.png"} <= logged
     config = next((finished.folder / "best").glob("1-*/config.yaml"))
@@ -200,7 +200,7 @@ def test_state_and_checkpoints_may_be_kept_behind_a_uri(
     assert sum(outcome.counts.values()) == 2
     assert list(tmp_path.glob("bucket/*/tune/*/checkpoint_*"))
     assert (tmp_path / "runs" / outcome.run / "search.yaml").exists()
-    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+    assert main(["export", "tiny", "--out", "best"]) == 0
 
 
 def test_a_vae_is_searched_the_same_way(ray_here: None, tmp_path: Path) -> None:

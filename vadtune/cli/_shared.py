@@ -37,6 +37,32 @@ def add_tracking_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else ./mlflow.db)")
 
 
+def add_ensemble_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds how models of a search are put together."""
+    parser.add_argument(
+        "--ensemble",
+        default="greedy",
+        metavar="HOW",
+        help="greedy: members and weights chosen on held-out cells (default); top:K: the best K alike; best: the best",
+    )
+
+
+def check_device(device: str) -> None:
+    """Makes sure that a device is there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    import torch
+
+    from vadtune.errors import ConfigError
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device: {device} is not to be had here ({str(error).splitlines()[0]})") from error
+
+
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     """Adds where downloaded data sets lie."""
     parser.add_argument(

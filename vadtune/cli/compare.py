@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vadtune.cli._shared import FORMATS, add_tracking_argument, emit
+from vadtune.cli._shared import FORMATS, add_ensemble_argument, add_tracking_argument, emit
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "compare",
         parents=parents,
         help="run several searches over several missing ratios and draw their errors",
-        description="Run a search for each file and each ratio, retest the mean of its best models at that ratio, and "
+        description="Run a search for each file and each ratio, retest its ensemble at that ratio, and "
         "draw error against missing ratio, a line for each file: solid where train rows miss as much as test rows, "
         "dotted where they are complete. Writes compare.csv and compare.png. The same command goes on after Ctrl-C or "
         "a crash: what is done is skipped, a search in the middle is resumed.",
@@ -33,12 +33,13 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--vary",
         action="append",
         default=[],
-        metavar="key.path=value,...",
-        help="take each file with each of these values, a line for each; may be repeated; null for the default",
+        metavar="key.path=value[+key.path=value],...",
+        help="take each file with each of these values, and what + adds to it, a line for each; may be repeated; null "
+        "for the default",
     )
     parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks for each ratio (default: 5)")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="best models that are averaged (default: 3)")
+    add_ensemble_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
     add_tracking_argument(parser)
@@ -52,23 +53,23 @@ def run(args: argparse.Namespace) -> int:
 
     if args.seeds < 1:
         raise ConfigError(f"--seeds: takes a number of masks above 0, got {args.seeds}")
-    if args.top < 1:
-        raise ConfigError(f"--top: takes a number of models above 0, got {args.top}")
     overrides = [text for text in args.files if "=" in text and not Path(text).exists()]
     files = [Path(text) for text in args.files if text not in overrides]
     if not files:
         raise ConfigError(f"FILE: needs a search file at least, got {', '.join(overrides)}; name one")
     check_writable(args.out)
     from vadtune.compare import plan, run_comparison
+    from vadtune.members import parse_ensemble
     from vadtune.plots import comparison_plot
     from vadtune.report import to_csv, to_text
     from vadtune.retest import parse_ratios
     from vadtune.tracking import tracking_uri
 
+    parse_ensemble(args.ensemble)
     ratios = parse_ratios(args.ratios)
     cells = plan(files, overrides, ratios, args.out, args.vary)
     uri = tracking_uri(args.tracking_uri)
-    done = run_comparison(cells, top=args.top, seeds=list(range(args.seeds)), uri=uri, progress=logger.info)
+    done = run_comparison(cells, ensemble=args.ensemble, seeds=list(range(args.seeds)), uri=uri, progress=logger.info)
     if done.interrupted:
         logger.info("%s was interrupted; the same command goes on from there", done.interrupted)
         return 130

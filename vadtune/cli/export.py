@@ -1,4 +1,4 @@
-"""``vadtune export EXPERIMENT``: write the best models of a search as folders."""
+"""``vadtune export EXPERIMENT``: write an ensemble of a search's models as one folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vadtune.cli._shared import add_search_arguments, console, find
+from vadtune.cli._shared import add_ensemble_argument, add_search_arguments, check_device, console, find
 
 logger = logging.getLogger(__name__)
 
@@ -17,14 +17,24 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "export",
         parents=parents,
-        help="write the best models of a search as folders",
-        description="Write the best models of a search as folders: configuration (a file `train` accepts), weights, "
-        "train latents, scaler, metrics, package versions, and a manifest with the hash of each.",
-        epilog="example: vadtune export digits --top 3 --out best/",
+        help="write an ensemble of a search's models as one folder",
+        description="Choose models of a search, and their weights, on held-out cells, train them anew on more rows, "
+        "and write them as one folder that retest, plot and impute take as one model: ensemble.json, and of each model "
+        "its configuration (a file `train` accepts), weights, latents, scaler, metrics, package versions, and a "
+        "manifest with the hash of each.",
+        epilog="example: vadtune export digits --out best/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_search_arguments(parser)
-    parser.add_argument("--top", type=int, default=3, help="number of models (default: 3)")
+    add_ensemble_argument(parser)
+    parser.add_argument(
+        "--refit",
+        default="train+validation",
+        metavar="ROWS",
+        help="train the members anew on: train, train+validation (default), or all-observed, which adds the observed "
+        "cells of the test rows, so that only the mask that hid the others can test it; none: keep them as they are",
+    )
+    parser.add_argument("--device", default="cpu", help="where to train anew: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("best"), help="new or empty folder (default: best)")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier export in --out, with its retest results"
@@ -34,22 +44,38 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports and prints what was exported."""
-    from vadtune.errors import ConfigError
-    from vadtune.export import check_out, export_best
+    from vadtune.export import check_out, check_refit, export_best
+    from vadtune.members import parse_ensemble
     from vadtune.report import to_text
     from vadtune.results import main_columns, trial_rows
 
-    if args.top < 1:
-        raise ConfigError(f"--top: takes a number of models above 0, got {args.top}")
-    check_out(args.out, overwrite=args.overwrite)  # before a store is asked
+    parse_ensemble(args.ensemble)  # before a store is asked
+    check_refit(args.refit)
+    check_device(args.device)
+    check_out(args.out, overwrite=args.overwrite)
     search, trials, metric = find(args)
-    exported = export_best(search, trials, metric=metric, top=args.top, out=args.out, overwrite=args.overwrite)
-    described = main_columns(trial_rows([model.trial for model in exported], metric), metric)
+    exported = export_best(
+        search,
+        trials,
+        metric=metric,
+        out=args.out,
+        ensemble=args.ensemble,
+        refit=args.refit,
+        device=args.device,
+        overwrite=args.overwrite,
+        progress=logger.info,
+    )
+    described = {row["trial"]: row for row in main_columns(trial_rows(exported.trials, metric), metric)}
     rows = [
-        {"folder": str(args.out / model.folder.name), **{name: row[name] for name in row if name != "rank"}}
-        for model, row in zip(exported, described, strict=True)
+        {
+            "folder": str(args.out / member.folder),
+            "weight": f"{member.weight:.3f}",
+            "held_out_rmse": member.rmse,
+            **{name: value for name, value in described[member.trial].items() if name not in ("rank", metric)},
+        }
+        for member in exported.ensemble.members
     ]
     print(to_text(rows, console()), end="")
-    logger.info("exported %d of %d trials of %s", len(exported), len(trials), search.name)
+    print(f"ensemble: {exported.ensemble.line()}")
     logger.info("next: vadtune retest %s", args.out)
     return 0

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vadtune.errors import DataError
     from vadtune.files import check_writable, write_atomically
-    from vadtune.table_files import check_columns, read_table
+    from vadtune.table_files import Cells, check_columns, open_table
 
     _check_out(args.table, args.out)
     check_writable(args.out.absolute().parent)
@@ -45,20 +45,21 @@ def run(args: argparse.Namespace) -> int:
 
     models = ModelAverage.load(args.folder)
     named = args.na_values.split(",") if args.na_values else ()
-    table = read_table(args.table, [*models.na_values, *named])
+    table = open_table(args.table)
     places = check_columns(args.table, table, models.feature_names)
     try:
-        filled = models.fill(table.x[:, places])
+        given = table.numbers(places, Cells([*models.na_values, *named]))
+        filled = models.fill(given)
     except DataError as error:
         raise DataError(f"{args.table}: {error}") from error
-    x = np.empty_like(table.x)
-    x[:, places] = filled.x
-    write_atomically(args.out, table.filled(x))
+    back = np.argsort(places)  # the table's own order
+    holes = np.isnan(given)[:, back]
+    write_atomically(args.out, table.filled(filled.x[:, back], holes))
     if filled.empty_rows:
         logger.warning("%d rows have no observed cell: filled from the prior mean alone", filled.empty_rows)
     count = len(models.models)
     by = "one model" if count == 1 else f"the mean of {count} models"
-    logger.info("filled %d of %d cells by %s: %s", table.holes.sum(), x.size, by, args.out)
+    logger.info("filled %d of %d cells by %s: %s", holes.sum(), holes.size, by, args.out)
     return 0
 
 

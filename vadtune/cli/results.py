@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints or writes the trials."""
     from vadtune.files import check_writable
     from vadtune.report import to_text
-    from vadtune.results import main_columns, trial_rows
+    from vadtune.results import ENSEMBLE_TAG, main_columns, trial_rows
 
     out: Path | None = args.out
     ending = out.suffix.removeprefix(".") if out else ""
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     rows = trial_rows(trials, metric)
     kind = args.format or (ending if ending in FORMATS else "table")
     emit(rows, kind, lambda console: to_text(main_columns(rows, metric), console), out)
+    if ENSEMBLE_TAG in search.tags:
+        logger.info("its ensemble, last exported: %s", search.tags[ENSEMBLE_TAG])
     if out is not None:
         logger.info("wrote %d trials of %s to %s", len(rows), search.name, out)
     return 0

@@ -72,7 +72,7 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
         return _failed(outcome)
     print_best(outcome.run, outcome.tracking_uri)
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
-    logger.info("next: vadtune export %s --top 3 --out best%s && vadtune retest best", outcome.experiment, store)
+    logger.info("next: vadtune export %s --out best%s && vadtune retest best", outcome.experiment, store)
     logger.info("browse: vadtune ui%s", store)
     return _failed(outcome)
 

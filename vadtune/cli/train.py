@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from vadtune.cli._shared import add_data_argument, add_overrides, with_data_dir
+from vadtune.cli._shared import add_data_argument, add_overrides, check_device, with_data_dir
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
-    import torch
-
     from vadtune.checkpoint import check_new_folder, save_model
     from vadtune.data import load_dataset
-    from vadtune.errors import ConfigError
     from vadtune.evaluation import evaluate
     from vadtune.search_file import load_trial
     from vadtune.training import Population
@@ -45,10 +42,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_trial(args.file, with_data_dir(args))
     if args.out is not None:
         check_new_folder(args.out)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device: {args.device} is not to be had here ({str(error).splitlines()[0]})") from error
+    check_device(args.device)
     dataset = load_dataset(config.data)
     population = Population([config], dataset.train, args.device)
     tenth = max(1, config.train.epochs // 10)
@@ -56,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         population.train_until(min(population.epoch + tenth, config.train.epochs))
         loss = population.members[0].metrics["train_loss"]
         logger.info("epoch %d of %d: train_loss %.4f", population.epoch, config.train.epochs, loss)
-    (scores,) = evaluate(population, dataset.search_data)
+    ((scores, _),) = evaluate(population, dataset.search_data)
     if args.out is not None:
         (model,) = population.models()
         save_model(args.out, model.described(dataset.scaler, dataset.feature_names), metrics=scores)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from vadtune.cli._shared import add_overrides
+
+if TYPE_CHECKING:
+    from vadtune.search_file import SearchFile
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -28,5 +34,21 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.search_file import load_search
 
     search = load_search(args.file, args.overrides)
+    if search.choices("model.head") != ["plain"]:
+        _check_columns(search)
     print(f"{args.file}: ok, {len(search.domains)} searched parameters")
     return 0
+
+
+def _check_columns(search: SearchFile) -> None:
+    """Checks what depends on the data, where the data is there: a file may be checked on another machine."""
+    from vadtune.data import load_dataset
+    from vadtune.errors import DataError
+    from vadtune.shapes import check_shapes
+
+    try:
+        dataset = load_dataset(search.data)
+    except DataError as error:
+        logger.warning("whether model.head fits the columns was not checked: %s", error)
+    else:
+        check_shapes(search, len(dataset.feature_names))

@@ -1,11 +1,10 @@
 """Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
 
-from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, load_dataset
+from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, hold_out, load_dataset
 from vadtune.data.missingness import MECHANISMS, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import Layout
 from vadtune.data.sources import SOURCES
-from vadtune.data.tables import Table, read_table
 
 __all__ = [
     "MECHANISMS",
@@ -16,8 +15,7 @@ __all__ = [
     "Part",
     "Scaler",
     "SearchData",
-    "Table",
+    "hold_out",
     "load_dataset",
     "mask_sha256",
-    "read_table",
 ]

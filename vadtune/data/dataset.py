@@ -51,17 +51,24 @@ class Part(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Validation rows with observed cells hidden, the hold-out repeats stacked along the rows.
+    """Validation rows with observed cells hidden, f folds stacked along the rows.
 
     Attributes:
-        given: Part of (r*n, d): what inference may see.
-        truth: float32 (r*n, d): values of observed validation cells, NaN elsewhere.
-        cells: bool (r*n, d): the held-out observed cells, to be scored.
+        given: Part of (f*n, d): what inference may see.
+        truth: float32 (f*n, d): values of observed validation cells, NaN elsewhere.
+        cells: bool (f*n, d): the held-out observed cells, to be scored. Every observed validation cell is held out in
+            exactly one fold.
     """
 
     given: Part
     truth: np.ndarray
     cells: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """The true values of the held-out cells, float32 (c,), in the order of ``np.nonzero(cells)``."""
+        values: np.ndarray = self.truth[self.cells]
+        return values
 
 
 class SearchData(NamedTuple):
@@ -104,6 +111,20 @@ class IncompleteDataset:
         """The SHA-256 of the masks that models are trained and selected on, to be recorded with what comes of them."""
         return {"train": mask_sha256(self.train.mask), "validation": mask_sha256(self.validation.mask)}
 
+    def own_test_mask(self) -> np.ndarray:
+        """Returns the mask of the test rows at the ratio, and of the mask seed, that ``config.missing`` names."""
+        seed = 0 if self.stored_test_mask is not None else self.config.missing.seed
+        return self.test_mask(self.config.missing.ratio, seed)
+
+    def rows_of_refit(self, refit: str) -> Part:
+        """Returns the rows that models are trained on by one of ``config.REFITS``; never a missing cell's value."""
+        parts = [self.train]
+        if refit in ("train+validation", "all-observed"):
+            parts.append(self.validation)
+        if refit == "all-observed":
+            parts.append(Part.hide(self.test_truth, self.own_test_mask()))
+        return Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
     def test_mask(self, missing_ratio: float, seed: int) -> np.ndarray:
         """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments.
 
@@ -127,20 +148,28 @@ class IncompleteDataset:
 
 
 def hold_out(part: Part, config: HoldoutConfig, *, seed: int) -> HeldOut:
-    """Hides a fraction of the observed cells, ``config.repeats`` times over, for scoring.
+    """Deals the observed cells into folds and hides each fold once, given the others.
+
+    Every row deals its cells out evenly, from a fold of its own on: a fold takes its share of each row, so that
+    inference is left with as much of a row as the folds promise, and folds are of about equal size. A row with a single
+    observed cell is predicted once from nothing.
 
     Args:
         part: Rows with holes (n, d).
-        config: Fraction of the observed cells to hide, and how many independent times.
+        config: The number of folds.
         seed: Same seed, same cells.
 
     Returns:
-        The repeats stacked along the rows, repeat after repeat.
+        The folds stacked along the rows, fold after fold.
     """
+    folds = config.folds
     rng = np.random.default_rng([seed, 1])
-    cells = np.concatenate([part.mask & (rng.random(part.mask.shape) < config.fraction) for _ in range(config.repeats)])
-    x = np.tile(part.x, (config.repeats, 1))
-    given = Part.hide(x, np.tile(part.mask, (config.repeats, 1)) & ~cells)
+    keys = np.where(part.mask, rng.random(part.mask.shape), np.inf)
+    rank = keys.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")  # of a cell among those of its row
+    fold = (rank + rng.integers(folds, size=(len(keys), 1))) % folds
+    cells = np.concatenate([part.mask & (fold == index) for index in range(folds)])
+    x = np.tile(part.x, (folds, 1))
+    given = Part.hide(x, np.tile(part.mask, (folds, 1)) & ~cells)
     return HeldOut(given, x, cells)
 
 
@@ -187,11 +216,11 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
         stored_test_mask=None if of_ratio is None else lambda ratio: of_ratio(ratio)[rows["test"]],
     )
     held_out = dataset.search_data.validation
-    if not (train_mask.any() and held_out.cells.any() and held_out.given.mask.any()):
+    if not (train_mask.any() and (held_out.cells.any(1) & held_out.given.mask.any(1)).any()):
         raise DataError(
-            f"data: needs observed cells to train on, to hold out and to infer from, but missing.ratio "
-            f"{config.missing.ratio} with holdout.fraction {config.holdout.fraction} leaves none in {config.source} "
-            f"({n} rows, {d} columns); lower the ratio, or take a fraction nearer to 0.25"
+            "data: needs observed cells to train on, and a validation row with one to hold out and one to infer from, "
+            f"but missing.ratio {config.missing.ratio} leaves none in {config.source} ({n} rows, {d} columns); lower "
+            "the ratio, or get more rows"
         )
     return dataset
 

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.config import ModelConfig
+from vadtune.config import ModelConfig, is_exact
 from vadtune.errors import ConfigError
 from vadtune.model.heads import HEADS
+from vadtune.model.linear import Linear
 from vadtune.model.networks import MLP, Layer
+from vadtune.model.noise import FeatureNoise, log_variance, parameters_of
 from vadtune.model.objective import Posterior
 
 Networks = dict[str, list[Layer]]
@@ -36,6 +38,8 @@ class Architecture(NamedTuple):
         posterior: learned, fixed or none.
         layer_norm: Whether hidden layers are normalised; False without hidden layers.
         head: What the decoder's last layer gives, a name of HEADS.
+        skip: Whether the decoder has a linear map beside its hidden layers; False without hidden layers.
+        noise: fixed (one variance of all features) or learned (one of each).
     """
 
     family: str
@@ -47,6 +51,8 @@ class Architecture(NamedTuple):
     posterior: str
     layer_norm: bool = False
     head: str = "plain"
+    skip: bool = False
+    noise: str = "fixed"
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
@@ -70,20 +76,27 @@ class Architecture(NamedTuple):
             config.posterior,
             config.layer_norm and config.layers > 0,
             config.head,
+            config.skip and config.layers > 0,
+            config.noise,
         )
 
     @property
-    def statistics(self) -> int:
-        """Number s of statistics of a row."""
-        return 2 * self.latent if self.posterior == "learned" else self.latent
+    def exact(self) -> bool:
+        """Whether the posteriors are those of linear.py, so that nothing is trained by gradients."""
+        return is_exact(self.family, self.layers, self.head, self.posterior)
 
-    def mlp(self, inputs: int, outputs: int) -> MLP:
+    @property
+    def statistics(self) -> int:
+        """Number s of statistics of a row; of an exact posterior the mean alone, the covariance follows from it."""
+        return 2 * self.latent if self.posterior == "learned" and not self.exact else self.latent
+
+    def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
-        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm)
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm, skip)
 
     def decoder(self) -> MLP:
         """Returns the perceptron from latents to reconstructions."""
-        return HEADS[self.head](self.mlp(self.latent, self.features))
+        return HEADS[self.head](self.mlp(self.latent, self.features, skip=self.skip))
 
 
 class Family(ABC):
@@ -91,7 +104,8 @@ class Family(ABC):
 
     Attributes:
         architecture: What fixes the shapes.
-        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them.
+        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them,
+            and "noise" where that is learned.
         row_parameters: Free parameters of each train row; 0 when the family has none.
         amortised: Whether the statistics of a row come from an encoder; if not they are the row's free parameters.
     """
@@ -102,6 +116,8 @@ class Family(ABC):
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.networks = {"decoder": architecture.decoder()}
+        if architecture.noise == "learned":
+            self.networks["noise"] = FeatureNoise.over(architecture.features)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
         """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
@@ -140,7 +156,7 @@ class Family(ABC):
 
     def initial_statistics(self, mean: Tensor) -> Tensor:
         """Returns statistics (..., s) of posteriors with these means (..., k) and the initial log variance."""
-        if self.architecture.posterior != "learned":
+        if self.architecture.statistics == self.architecture.latent:
             return mean
         return torch.cat([mean, torch.full_like(mean, _INITIAL_LOG_VAR)], dim=-1)
 
@@ -154,6 +170,8 @@ class Family(ABC):
 
     def posterior(self, statistics: Tensor, log_var: Tensor) -> Posterior:
         """Returns the posteriors that statistics (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
+        if self.architecture.exact:
+            return Posterior(statistics, None)
         match self.architecture.posterior:
             case "learned":
                 mean, learned = statistics.chunk(2, dim=-1)
@@ -162,6 +180,25 @@ class Family(ABC):
                 return Posterior(statistics, log_var)
             case _:
                 return Posterior(statistics, None)
+
+    def linear(self, networks: Networks, member: int) -> Linear:
+        """Returns the decoder of one member, in 64 bits. Of exact architectures only."""
+        ((weight, bias, *_),), noise = networks["decoder"], self.log_noise(networks)
+        return Linear(
+            weight[member].double(), bias[member, 0].double(), None if noise is None else noise[member, 0].double()
+        )
+
+    def set_linear(self, networks: Networks, member: int, decoder: Linear) -> None:
+        """Writes the decoder of one member. Of exact architectures only."""
+        (layer,) = networks["decoder"]
+        layer.weight[member].copy_(decoder.weight)
+        layer.bias[member, 0].copy_(decoder.bias)
+        if decoder.log_noise is not None:
+            networks["noise"][0].bias[member, 0].copy_(parameters_of(decoder.log_noise))
+
+    def log_noise(self, networks: Networks) -> Tensor | None:
+        """Returns the log variances (p, 1, d) of the features, relative to their geometric mean; None where equal."""
+        return log_variance(networks["noise"]) if "noise" in networks else None
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:
         """Returns the reconstructions (p, b, d) of latents (p, b, k)."""

@@ -4,7 +4,8 @@ Every parameter of a network lies in one flat tensor (P, M), of which the layers
 a handful of operations however many layers there are. The backward pass is written out: these networks are so small
 that automatic differentiation costs as much as the arithmetic.
 
-A hidden layer is: linear map, layer norm if asked for, activation, dropout in training if asked for.
+A hidden layer is: linear map, layer norm if asked for, activation, dropout in training if asked for. A skip is a linear
+map beside all of them, from the input to the output.
 
 Shape comments: p members, b rows, i inputs, o outputs, M parameters of one member.
 """
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vadtune.model.products import product
 
 _aten = torch.ops.aten
 _NORM_EPS = 1e-5  # added to the variance, as in PyTorch's own layer norm
@@ -55,12 +58,16 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Layer(NamedTuple):
-    """Views into a population's flat parameters (or their gradients); scale and shift are a layer norm's."""
+    """Views into a population's flat parameters (or their gradients).
+
+    ``scale`` and ``shift`` are a layer norm's; ``skip``, of the last layer, maps the network's input n.
+    """
 
     weight: Tensor  # (p, i, o)
     bias: Tensor  # (p, 1, o)
     scale: Tensor | None = None  # (p, 1, o)
     shift: Tensor | None = None  # (p, 1, o)
+    skip: Tensor | None = None  # (p, n, o)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the views there are by name, in the order they are stored."""
@@ -114,26 +121,32 @@ class MLP:
         activation: A name of ACTIVATIONS.
         layer_norm: Whether every activation is preceded by an affine layer norm (Ba, Kiros & Hinton 2016, arXiv
             1607.06450).
+        skip: Whether a linear map of the input, without a bias of its own, is added to the output: what is linear in
+            the data is then nothing the hidden layers have to imitate.
     """
 
     sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
+    skip: bool = False
 
     @property
     def n_parameters(self) -> int:
         """Number M of parameters of one member."""
         norms = 2 * sum(self.sizes[1:-1]) if self.layer_norm else 0
-        return sum((i + 1) * o for i, o in pairwise(self.sizes)) + norms
+        skip = self.sizes[0] * self.sizes[-1] if self.skip else 0
+        return sum((i + 1) * o for i, o in pairwise(self.sizes)) + norms + skip
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Returns parameters (M,) for one member: uniform in ±1/√inputs, as PyTorch's own linear layers start, and
-        layer norms that change nothing."""
+        layer norms and a skip that change nothing."""
         parts, last = [], len(self.sizes) - 2
         for index, (i, o) in enumerate(pairwise(self.sizes)):
             parts.append((torch.rand((i + 1) * o, generator=generator) * 2 - 1) / math.sqrt(i))
             if self.layer_norm and index < last:
                 parts += [torch.ones(o), torch.zeros(o)]
+        if self.skip:
+            parts.append(torch.zeros(self.sizes[0] * self.sizes[-1]))
         return torch.cat(parts)
 
     def layers(self, flat: Tensor) -> list[Layer]:
@@ -149,6 +162,8 @@ class MLP:
             weight, bias = view(i, o), view(1, o)
             norm = (view(1, o), view(1, o)) if self.layer_norm and index < last else ()
             layers.append(Layer(weight, bias, *norm))
+        if self.skip:
+            layers[-1] = layers[-1]._replace(skip=view(self.sizes[0], self.sizes[-1]))
         return layers
 
     def workspace(self, p: int, b: int, like: Tensor) -> Workspace:
@@ -172,13 +187,15 @@ class MLP:
             workspace: Where the linear maps are written; new memory without it.
             dropout: Factors on the output of every hidden layer, (p, b, o) each; none without it.
         """
-        tape, last = [], len(layers) - 1
+        tape, last, skip = [], len(layers) - 1, layers[-1].skip
         for index, layer in enumerate(layers):
             step = Step(x)
-            x = torch.baddbmm(layer.bias, x, layer.weight, out=workspace.outputs[index] if workspace else None)
+            x = product(x, layer.weight, layer.bias, out=workspace.outputs[index] if workspace else None)
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
+        if skip is not None:
+            x.baddbmm_(tape[0].x, skip)
         return x, tape
 
     def _activate(self, x: Tensor, step: Step, layer: Layer, dropout: Tensor | None) -> tuple[Tensor, Step]:
@@ -215,20 +232,25 @@ class MLP:
         Returns:
             The gradient with respect to the input (p, b, i), or, when not wanted, to the first layer's output.
         """
+        output, skip = grad, layers[-1].skip
+        if into is not None and into[-1].skip is not None:
+            torch.bmm(tape[0].x.mT, output, out=into[-1].skip)
         for index in reversed(range(len(layers))):
             if into is not None:
-                torch.bmm(tape[index].x.mT, grad, out=into[index].weight)
+                product(tape[index].x.mT, grad, out=into[index].weight)
                 torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
             if index > 0:
                 out = workspace.gradients[index] if workspace else None
-                grad = torch.bmm(grad, layers[index].weight.mT, out=out)
+                grad = product(grad, layers[index].weight.mT, out=out)
                 grad = self._activate_backward(
                     grad, tape[index - 1], layers[index - 1], into[index - 1] if into is not None else None
                 )
             elif isinstance(to_input, Tensor):
-                grad = torch.bmm(grad, layers[0].weight.mT, out=to_input)
+                grad = product(grad, layers[0].weight.mT, out=to_input)
             elif to_input:
-                grad = torch.bmm(grad, layers[0].weight.mT)
+                grad = product(grad, layers[0].weight.mT)
+        if skip is not None and to_input is not False:
+            grad.baddbmm_(output, skip.mT)
         return grad
 
     def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, into: Layer | None) -> Tensor:

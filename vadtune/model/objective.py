@@ -7,6 +7,12 @@ VAD: Zadeh et al. 2019, arXiv 1903.00840, section 3) up to constants and a facto
 divides by the batch's number of observed cells, so that the useful range of kl_weight does not move with the width of
 the data; the ``ratio_kl`` of the published VAD code is this kl_weight divided by the observed cells per row.
 
+With a noise variance σ² v_f for every feature f, of geometric mean σ² (see noise.py), it becomes
+
+    loss = (Σ_observed ((x − x̂)² / v_f + kl_weight / 2 · log v_f) + kl_weight · Σ_rows KL) / normaliser
+
+and is the one above where all v_f are 1.
+
 Shape comments: p members, b rows, d features, k latent dimensions.
 """
 
@@ -78,8 +84,9 @@ def reconstruction(
     workspace: Workspace | None = None,
     grad_z: Tensor | bool = True,
     dropout: Sequence[Tensor] | None = None,
+    log_noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decodes z and returns the gradients of squared error / normaliser with respect to its reconstruction and to z.
+    """Decodes z and carries the gradient of squared error / (noise · normaliser) back to it.
 
     Args:
         decoder: Shape of the decoder.
@@ -91,14 +98,38 @@ def reconstruction(
         workspace: Memory for the passes.
         grad_z: Where the gradient with respect to z is to be written; True for new memory.
         dropout: Factors on the output of every hidden layer, (p, b, o) each; only in training.
+        log_noise: log v_f, (p, 1, d); None where all are 0.
 
     Returns:
         weight · (x̂ − x), (p, b, d), which is the gradient of squared error / normaliser with respect to x̂, and the
-        gradient with respect to z (p, b, k).
+        gradient of squared error / (noise · normaliser) with respect to z (p, b, k).
     """
     x_hat, tape = decoder.forward(layers, z, workspace, dropout)
     residual = x_hat.sub_(x).mul_(weight)
-    return residual, decoder.backward(layers, tape, residual, into, workspace, to_input=grad_z)
+    grad = residual if log_noise is None else residual * torch.exp(-log_noise)
+    return residual, decoder.backward(layers, tape, grad, into, workspace, to_input=grad_z)
+
+
+def noise_gradient(
+    log_noise: Tensor, residual: Tensor, weight: Tensor, normaliser: Tensor, kl_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns the part of the loss that holds the noise, times normaliser (p,), and the gradient of the loss with
+    respect to log v (p, 1, d):
+
+        ∂loss / ∂log v_f = Σ_observed (kl_weight / 2 − (x − x̂)² / v_f) / normaliser
+
+    Args:
+        log_noise: log v_f, (p, 1, d).
+        residual: What ``reconstruction`` returned first.
+        weight: What it was given.
+        normaliser: Observed cells of the batch, ([p,]).
+        kl_weight: (p, 1, 1).
+    """
+    normaliser = normaliser.view(-1, 1, 1)
+    error = residual.square().sum(1, keepdim=True) * (normaliser / 4) * torch.exp(-log_noise)
+    spread = 0.5 * kl_weight * (0.5 * weight.sum(-2, keepdim=True))
+    loss = (error + spread * log_noise) * normaliser
+    return loss.sum((1, 2)), spread - error
 
 
 def posterior_gradients(

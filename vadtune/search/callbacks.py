@@ -7,68 +7,21 @@ import os
 import pickle
 import signal
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from vadtune.errors import TrialDiverged
-from vadtune.search.progress import Progress, ProgressDisplay
+from vadtune.errors import SearchError, TrialDiverged
+from vadtune.search.progress import Progress
 from vadtune.search.recovery import MAX_RETRIES, RECOVERY
 from vadtune.search.schedulers import EPOCH
-from vadtune.search_file import SearchFile
-from vadtune.tracking import Tracker
+from vadtune.search.session import SESSIONS, Session
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Session:
-    """A search in this process: what its callback works with, and what it found.
-
-    Attributes:
-        search: The search file.
-        tracker: Writes to MLflow.
-        display: Shows the progress.
-        total: Number of trials.
-        signals: The signals to stop that were received.
-        deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
-        failures: Trial name -> reason, without the diverged ones.
-        ended: Trial id -> why it ended.
-        ended_before: How many had ended before a resume.
-        started: Ids of the trials whose runs are open or were.
-        best: The best score so far and the name of its trial.
-        alive: Trial id -> when it last was heard of, by ``time.monotonic``.
-        hung: Trial id -> why it was given up.
-    """
-
-    search: SearchFile
-    tracker: Tracker
-    display: ProgressDisplay
-    total: int
-    signals: list[int]
-    deadline: float | None
-    failures: dict[str, str] = field(default_factory=dict)
-    ended: dict[str, str] = field(default_factory=dict)
-    ended_before: int = 0
-    started: set[str] = field(default_factory=set)
-    best: tuple[float, str] | None = None
-    alive: dict[str, float] = field(default_factory=dict)
-    hung: dict[str, str] = field(default_factory=dict)
-
-    def counts(self) -> Counter[str]:
-        """Returns how many trials ended how: completed, stopped, diverged or error."""
-        return Counter(end.partition(":")[0].partition(" ")[0] for end in self.ended.values())
-
-
-SESSIONS: dict[str, Session] = {}
-"""Run name -> the session in this process. Tune pickles its callbacks, and a restored search unpickles them, so a
-callback cannot hold a connection; it finds its session here."""
 
 
 def short_name(trial: Trial) -> str:
@@ -91,15 +44,24 @@ class SearchCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {"_run": self._run, "_reconciled": False}
 
+    def get_state(self) -> dict[str, Any] | None:
+        """Returns what a resumed search goes on with; Tune keeps it with its own state."""
+        return {"gpu_seconds": self._session.gpus.seconds}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes up what was kept."""
+        self._session.gpus.seconds += state["gpu_seconds"]
+
     @property
     def _session(self) -> Session:
         return SESSIONS[self._run]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Brings MLflow in line with what a restored search knows, once; gives up trials that hang."""
+        """Brings MLflow in line with what a restored search knows, once; counts GPUs; gives up trials that hang."""
         if self._session.signals:  # it came before Tune listened
             os.kill(os.getpid(), signal.SIGUSR1)
         self._reconcile(trials)
+        self._session.gpus.hold(self._gpus_held(trials))
         self._give_up_the_hung(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -146,6 +108,8 @@ class SearchCallback(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the runs of trials that did not come to an end of their own; a resume opens interrupted ones again."""
+        if not self._session.known <= {trial.trial_id for trial in trials}:
+            return
         self._reconcile(trials)  # a search that was complete when it was restored takes no step
         for trial in trials:
             if trial.trial_id in self._session.ended:
@@ -153,14 +117,21 @@ class SearchCallback(Callback):
             if self._session.signals:
                 self._finish(trial, "KILLED", f"interrupted at epoch {_epoch(trial)}")
             else:
-                self._record(trial, "KILLED", f"stopped by time budget at epoch {_epoch(trial)}")
+                budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
+                self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
         self._session.display.show(self._progress(trials))
 
     def _reconcile(self, trials: list[Trial]) -> None:
         if self._reconciled:
             return
         self._reconciled = True
-        self._session.tracker.forget_trials_except({trial.trial_id for trial in trials})
+        known = {trial.trial_id for trial in trials}
+        if not self._session.known <= known:  # Tune would begin anew without a word
+            raise SearchError(
+                f"{self._run}: Ray Tune must know the {len(self._session.known)} trials it had, and could not read "
+                "them; nothing was changed, resume it with the versions it was started with"
+            )
+        self._session.tracker.forget_trials_except(known)
         for trial in trials:
             if trial.status in (Trial.TERMINATED, Trial.ERROR):
                 self._start(trial)
@@ -196,6 +167,15 @@ class SearchCallback(Callback):
             self._record(trial, "FINISHED", "completed")
             return
         self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
+
+    def _gpus_held(self, trials: list[Trial]) -> float:
+        """Returns how many GPUs are set aside for this search: its packs', else those of the trials that run."""
+        each: float = self._session.search.search.gpus_per_trial
+        if not each or not trials:
+            return 0.0
+        if "GPU" not in trials[0].placement_group_factory.required_resources:
+            return float(self._session.pack_gpus)
+        return each * sum(1 for trial in trials if trial.status == Trial.RUNNING)
 
     def _give_up_the_hung(self, trials: list[Trial]) -> None:
         """Ends the workers of trials that were not heard of for too long; they are not tried again."""
@@ -240,6 +220,25 @@ class SearchCallback(Callback):
             best=self._session.best,
             budget_left=left,
         )
+
+
+class WhenSpent(Stopper):
+    """Ends a search whose GPU-hours are used up.
+
+    Args:
+        run: The unique name of the search.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Ends no trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials are to end."""
+        return SESSIONS[self._run].gpus.is_spent
 
 
 def _place(trial: Trial) -> str:

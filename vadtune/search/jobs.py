@@ -17,6 +17,7 @@ from vadtune.runs import SEARCH_FILE
 from vadtune.search_file import SearchFile
 
 _POLL_SECONDS = 2.0
+_STARTING_SECONDS = 60.0  # what a head may take, once it answers, until it takes jobs
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -90,17 +91,24 @@ class Jobs:
         return bool(self._ask(self._client.stop_job, job))
 
     def _ask(self, question: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return question(*args, **kwargs)
-        except Exception as error:  # of many kinds: no answer, no such job, another version, no token
-            text = " ".join(str(error).split())[:300]
-            lower = text.lower()
-            if "ray[default]" in lower or isinstance(error, ImportError):
-                help_ = "pip install 'ray[default]' here"
-            elif "token" in lower or "unauthorized" in lower:
-                help_ = "set RAY_AUTH_TOKEN to the token of the cluster"
-            elif "does not exist" in lower:
-                help_ = "`vadtune status` lists the jobs there are"
-            else:
-                help_ = "start the cluster with ray[default] on its head, or forward its port, and name it by --address"
-            raise SearchError(f"the job server {self._address} must do as asked, got: {text}; {help_}") from error
+        deadline = time.monotonic() + _STARTING_SECONDS
+        while True:
+            try:
+                return question(*args, **kwargs)
+            except Exception as error:  # of many kinds: no answer, no such job, another version, no token
+                text = " ".join(str(error).split())[:300]
+                if "No available agent" not in text or time.monotonic() > deadline:
+                    what = f"the job server {self._address} must do as asked, got: {text}"
+                    raise SearchError(f"{what}; {_what_to_do(text, error)}") from error
+            time.sleep(_POLL_SECONDS)
+
+
+def _what_to_do(text: str, error: Exception) -> str:
+    lower = text.lower()
+    if "ray[default]" in lower or isinstance(error, ImportError):
+        return "pip install 'ray[default]' here"
+    if "token" in lower or "unauthorized" in lower:
+        return "set RAY_AUTH_TOKEN to the token of the cluster"
+    if "does not exist" in lower:
+        return "`vadtune status` lists the jobs there are"
+    return "start the cluster with ray[default] on its head, or forward its port, and name it by --address"

@@ -14,6 +14,11 @@ from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
 
 
+def _patiently(method: Any, *arguments: Any) -> Any:
+    """Calls what may be said to a pack twice: one that dies meanwhile hears it again when it is back."""
+    return method.options(max_task_retries=-1).remote(*arguments)
+
+
 class PackedTrial(Recoverable):
     """Asks a pack to train one configuration from report to report."""
 
@@ -37,14 +42,14 @@ class PackedTrial(Recoverable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        loads = ray.get([pack.load.remote() for pack in self._packs])
+        loads = ray.get([_patiently(pack.load) for pack in self._packs])
         self._pack = self._packs[loads.index(min(loads))]
         self._config, self._epoch = config, 0
         self._due = report_epochs(self._search.search, self._search.epochs)
 
     def _leave(self) -> None:
         if self._joined:
-            ray.get(self._pack.leave.remote(self._joined))
+            ray.get(_patiently(self._pack.leave, self._joined))
             self._joined = ""
 
     def step(self) -> dict[str, Any]:
@@ -52,10 +57,11 @@ class PackedTrial(Recoverable):
 
         Raises:
             TrialDiverged: The loss or a score became NaN or infinite; Tune fails this trial alone.
+            CheckpointError: The pack died since the last step; Tune restores the trial into the new one.
         """
         self._joined = self.trial_id
         due = next((epoch for epoch in self._due if epoch > self._epoch), self._due[-1])
-        scores = ray.get(self._pack.advance.remote(self._joined, self._config, due))
+        scores = ray.get(self._pack.advance.remote(self._joined, self._config, due, since=self._epoch))
         self._epoch = due
         return {**scores, EPOCH: due, "done": due >= self._due[-1]}
 
@@ -72,7 +78,7 @@ class PackedTrial(Recoverable):
         folder = Path(checkpoint_dir)
         content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
         self._joined = self.trial_id
-        self._epoch = ray.get(self._pack.restore.remote(self._joined, content, sha256))
+        self._epoch = ray.get(_patiently(self._pack.restore, self._joined, content, sha256))
 
     def cleanup(self) -> None:
         """Leaves the pack."""

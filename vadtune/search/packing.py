@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vadtune.checkpoint import parse_state, save_model, save_state
+from vadtune.checkpoint import parse_state, save_held_out, save_model, save_state
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler, SearchData
-from vadtune.errors import TrialDiverged
-from vadtune.evaluation import evaluate
+from vadtune.errors import CheckpointError, TrialDiverged
+from vadtune.evaluation import Evaluation, evaluate
 from vadtune.inference import FittedModel
 from vadtune.search.draw import draw_configurations
 from vadtune.search.trainable import MODEL
@@ -54,7 +54,7 @@ class _Aside(NamedTuple):
 
     state: State
     model: FittedModel
-    scores: dict[str, float]
+    evaluation: Evaluation
 
 
 class Pack:
@@ -91,12 +91,16 @@ class Pack:
         """Returns how many trials are here, for those that choose where to go."""
         return len(self._jobs) + len(self._aside)
 
-    async def advance(self, trial_id: str, sample: dict[str, Any], epoch: int) -> dict[str, float]:
-        """Trains a trial up to an epoch and returns its scores; see evaluation.evaluate.
+    async def advance(self, trial_id: str, sample: dict[str, Any], epoch: int, *, since: int = 0) -> dict[str, float]:
+        """Trains a trial, which is at the epoch ``since``, up to an epoch and returns its scores; see
+        evaluation.evaluate.
 
         Raises:
             TrialDiverged: Its loss or a score became NaN or infinite.
+            CheckpointError: Its state is not here.
         """
+        if since and trial_id not in self._given:
+            self._held(trial_id)
         job = _Job(trial_id, self._search.trial_config(sample), epoch, asyncio.get_running_loop().create_future())
         self._jobs[trial_id] = job
         if self._loop is None or self._loop.done():
@@ -113,13 +117,24 @@ class Pack:
         return int(state["progress"][0])
 
     async def checkpoint(self, trial_id: str) -> dict[str, bytes]:
-        """Returns the files of a trial's checkpoint, as of its last report: relative path -> content."""
-        aside = self._aside[trial_id]
+        """Returns the files of a trial's checkpoint, as of its last report: relative path -> content.
+
+        Raises:
+            CheckpointError: Its state is not here.
+        """
+        aside = self._held(trial_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            save_model(folder / MODEL, aside.model.described(self._scaler, self._feature_names), metrics=aside.scores)
+            model, evaluation = aside.model.described(self._scaler, self._feature_names), aside.evaluation
+            save_model(folder / MODEL, model, metrics=evaluation.scores)
             save_state(folder, aside.state)
+            save_held_out(folder, evaluation.held_out, self._data.validation)
             return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def _held(self, trial_id: str) -> _Aside:
+        if trial_id not in self._aside:
+            raise CheckpointError("its pack died, and the new one knows nothing of it")
+        return self._aside[trial_id]
 
     async def leave(self, trial_id: str) -> None:
         """Forgets a trial that ended or was stopped."""
@@ -182,15 +197,15 @@ class Pack:
             try:
                 if reason is not None:
                     raise TrialDiverged(reason)
-                (scores,) = await asyncio.to_thread(evaluate, population, self._data, [member])
+                (evaluation,) = await asyncio.to_thread(evaluate, population, self._data, [member])
             except TrialDiverged as error:
                 if not job.done.done():
                     job.done.set_exception(error)
             else:
                 (model,) = population.models([member])
-                self._aside[job.trial_id] = _Aside(_copied(population, member), model, scores)
+                self._aside[job.trial_id] = _Aside(_copied(population, member), model, evaluation)
                 if not job.done.done():
-                    job.done.set_result(scores)
+                    job.done.set_result(evaluation.scores)
             self._jobs.pop(job.trial_id, None)
             self._remove(key, member)
 

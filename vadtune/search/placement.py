@@ -14,6 +14,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from vadtune.data import IncompleteDataset
+from vadtune.model.products import use_threads
 from vadtune.search.packed_trial import PackedTrial
 from vadtune.search.packing import Pack, calibrate
 from vadtune.search.process import resources_of
@@ -53,12 +54,15 @@ def _measured(search: SearchFile, dataset: IncompleteDataset, gpus: int) -> int:
         logger.info("search.pack %d: the GPUs are on other machines than this one", _DEFAULT_GPU_PACK)
         return _DEFAULT_GPU_PACK
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(search.search.cpus_per_trial)))
+    use_threads(max(1, int(search.search.cpus_per_trial)))
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
         return calibrate(search, dataset.train, "cuda" if gpus else "cpu", samples=sample_count(search), cores=cores)
+    except (RuntimeError, MemoryError) as error:  # too large for the memory, say: its trial will tell
+        logger.warning("search.pack 1: what was to be measured failed (%s)", " ".join(str(error).split())[:200])
+        return 1
     finally:
-        torch.set_num_threads(threads)
+        use_threads(threads)
 
 
 @contextlib.contextmanager
@@ -120,5 +124,5 @@ class _RemotePack(Pack):
     """A pack whose data comes from the object store, by a reference in a list, so that a new one can be started."""
 
     def __init__(self, search: SearchFile, data: list[Any], *args: Any, **options: Any) -> None:
-        torch.set_num_threads(1)
+        use_threads(1)
         super().__init__(search, ray.get(data[0]), *args, **options)

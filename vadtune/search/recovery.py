@@ -90,27 +90,32 @@ class Recoverable(tune.Trainable):
             ) from error
 
     def restore(self, checkpoint_path: _TrainingResult) -> None:
-        """Goes on from a checkpoint; if it is damaged or gone from an older one; if there is none from the start."""
+        """Goes on from a checkpoint; if it is damaged or gone from another one; if there is none from the start."""
         given = checkpoint_path.checkpoint
         problems = []
-        for candidate in (checkpoint_path, *_older(given.filesystem, given.path)):
+        for candidate in (checkpoint_path, *_others(given.filesystem, given.path)):
             try:
                 super().restore(candidate)
             except (OSError, ValueError, VadtuneError) as error:
                 problems.append(" ".join(str(error).split()))
                 continue
-            self._note = f"went on from an older checkpoint: {problems[0]}" if problems else ""
+            self._note = f"went on from another checkpoint: {problems[0]}" if problems else ""
             return
         self._iteration = 0
         self.reset_config(self.config)
         self._note = f"began again at epoch 0, no checkpoint could be used: {problems[0]}"
 
 
-def _older(filesystem: fs.FileSystem, path: str) -> Iterator[_TrainingResult]:
-    """Yields the checkpoints of a trial that were written before the one at ``path``, newest first."""
+def _others(filesystem: fs.FileSystem, path: str) -> Iterator[_TrainingResult]:
+    """Yields the other checkpoints of a trial: those written before the one at ``path``, newest first, then later ones.
+
+    Later ones are there after a driver was killed before it took note of them; by then earlier ones may be gone.
+    """
     given = PurePosixPath(path)
     selector = fs.FileSelector(str(given.parent), allow_not_found=True)
-    names = [Path(info.path).name for info in filesystem.get_file_info(selector)]
-    for name in sorted((name for name in names if name.startswith(_CHECKPOINT) and name < given.name), reverse=True):
+    names = sorted(Path(info.path).name for info in filesystem.get_file_info(selector))
+    names = [name for name in names if name.startswith(_CHECKPOINT)]
+    earlier, later = [name for name in names if name < given.name], [name for name in names if name > given.name]
+    for name in (*reversed(earlier), *later):
         checkpoint = tune.Checkpoint(path=str(given.parent / name), filesystem=filesystem)
         yield _TrainingResult(checkpoint=checkpoint, metrics={})

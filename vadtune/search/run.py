@@ -7,19 +7,20 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.errors import NothingToResume, TrackingError
+from vadtune.errors import TrackingError
 from vadtune.files import check_writable, write_atomically
 from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
-from vadtune.search.callbacks import SESSIONS, SearchCallback, Session
+from vadtune.search.budget import GpuMeter
+from vadtune.search.callbacks import SearchCallback, WhenSpent
 from vadtune.search.cluster import check_shared, joined, nodes
 from vadtune.search.placement import patient_reuse, placed
 from vadtune.search.process import check_resources, local_ray, stop_signals
@@ -27,7 +28,10 @@ from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
+from vadtune.search.session import SESSIONS, Session
+from vadtune.search.snapshot import put_back, whole_snapshots
 from vadtune.search_file import SearchFile, load_search
+from vadtune.shapes import check_shapes
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -89,7 +93,8 @@ def start_search(
         SearchError: There is no cluster at the address.
         TrackingError: The store does not answer; nothing was started.
         VadtuneError: The folder cannot be written, or is not shared; nothing was started.
-        ConfigError: A trial asks for more cores or GPUs than there are; nothing was started.
+        ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
+            was started.
     """
     with joined(address) if address else contextlib.nullcontext():
         return _start(search, str(storage), tracking_uri, address)
@@ -100,8 +105,9 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
     check_writable(local_folder(storage))
     if is_uri(storage) or (address and len(nodes()) > 1):
         check_shared(storage)
-    client = connect(tracking_uri)
     dataset = load_dataset(search.data)
+    check_shapes(search, len(dataset.feature_names))
+    client = connect(tracking_uri)  # after whatever may be wrong: a store that is a file is made by connecting
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
@@ -121,33 +127,8 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
     shown = without_secrets(tracking_uri)
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
-    def build(trainable: Any) -> tune.Tuner:
-        config = search.search
-        return tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=sample_count(search),
-                search_alg=Searcher(search),
-                scheduler=SCHEDULERS[config.scheduler](config, search.epochs),
-                metric=None if config.scheduler == "none" else config.metric,
-                mode=None if config.scheduler == "none" else "min",
-                time_budget_s=config.time_budget_s,
-                reuse_actors=True,
-                trial_name_creator=_trial_folder,
-                trial_dirname_creator=_trial_folder,
-            ),
-            run_config=tune.RunConfig(
-                name=_TUNE,
-                storage_path=kept,
-                callbacks=[SearchCallback(run)],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
-                failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
-                verbose=0,
-            ),
-        )
-
     with only_here(folder):
-        return _run(search, dataset, run, tracker, build)
+        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set())
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -175,15 +156,10 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         dataset = load_dataset(search.data)
-        if not tune.Tuner.can_restore(run.tune):
-            raise NothingToResume(f"{folder}: it ended before its first snapshot, nothing to resume; start it again")
+        known = put_back(folder, run.tune)
         tracker = Tracker(client, uri, search.name, run.run, folder)
         tracker.reopen(run.parent_run_id, run.experiment_id)
-
-        def build(trainable: Any) -> tune.Tuner:
-            return tune.Tuner.restore(run.tune, trainable=trainable, resume_unfinished=True)
-
-        return _run(search, dataset, run.run, tracker, build)
+        return _run(search, dataset, tracker, folder, run.tune, known)
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -205,18 +181,32 @@ def _client(uri: str, run: Run) -> Any:
 
 
 def _run(
-    search: SearchFile, dataset: IncompleteDataset, run: str, tracker: Tracker, build: Callable[[Any], tune.Tuner]
+    search: SearchFile, dataset: IncompleteDataset, tracker: Tracker, folder: Path, where: str, known: set[str]
 ) -> SearchOutcome:
+    """Runs a search, from the snapshot put back in ``where`` if that knows trials, and logs how it ended."""
+    run = tracker.search
     start = time.monotonic()
     budget = search.search.time_budget_s
     total = sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
-        session = Session(search, tracker, display, total, interrupted, None if budget is None else start + budget)
+        meter = GpuMeter(search.search.gpu_hours)
+        deadline = None if budget is None else start + budget
+        session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         SESSIONS[run] = session
         try:
-            with local_ray(), placed(search, dataset) as trainable, bounded_retries(), patient_reuse():
-                tuner = build(trainable)
+            with (
+                local_ray(),
+                placed(search, dataset) as trainable,
+                bounded_retries(),
+                patient_reuse(),
+                whole_snapshots(folder),
+            ):
+                session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed
+                if known:
+                    tuner = tune.Tuner.restore(where, trainable=trainable, resume_unfinished=True)
+                else:
+                    tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
                 if interrupted:  # before Tune listens; there is nothing to save yet
                     raise KeyboardInterrupt
                 tuner.fit()
@@ -228,13 +218,15 @@ def _run(
     seconds = time.monotonic() - start
     counts = dict(session.counts())
     stopped_early = bool(interrupted) and len(session.ended) < total
-    summary = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
+    summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
     if session.best:
         summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
+    if search.search.gpus_per_trial:
+        summary["gpu_hours"] = round(session.gpus.hours, 6)
     logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
         metrics={f"trials_{end}": count for end, count in counts.items()}
-        | ({f"best_{search.search.metric}": session.best[0]} if session.best else {}),
+        | {name: float(summary[name]) for name in (f"best_{search.search.metric}", "gpu_hours") if name in summary},
         tags={"vadtune.summary": json.dumps(summary)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
     )
@@ -247,6 +239,33 @@ def _run(
         )
     return SearchOutcome(
         run, search.name, tracker.uri, stopped_early, session.failures, counts, seconds, session.best, logged
+    )
+
+
+def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.Tuner:
+    config = search.search
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=sample_count(search),
+            search_alg=Searcher(search),
+            scheduler=SCHEDULERS[config.scheduler](config, search.epochs),
+            metric=None if config.scheduler == "none" else config.metric,
+            mode=None if config.scheduler == "none" else "min",
+            time_budget_s=config.time_budget_s,
+            reuse_actors=True,
+            trial_name_creator=_trial_folder,
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=storage,
+            callbacks=[SearchCallback(run)],
+            stop=WhenSpent(run),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            verbose=0,
+        ),
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from vadtune.checkpoint import load_state, save_model, save_state
+from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
 from vadtune.data import Scaler, SearchData
-from vadtune.evaluation import evaluate
+from vadtune.evaluation import Evaluation, evaluate
+from vadtune.model.products import use_threads
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
@@ -41,7 +42,7 @@ class TrainTrial(Recoverable):
             feature_names: Likewise.
         """
         self._search, self._data, self._scaler, self._feature_names = search, data, scaler, feature_names
-        torch.set_num_threads(max(1, int(search.search.cpus_per_trial)))
+        use_threads(max(1, int(search.search.cpus_per_trial)))
         self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -54,7 +55,7 @@ class TrainTrial(Recoverable):
         device = "cuda" if self._search.search.gpus_per_trial and torch.cuda.is_available() else "cpu"
         self._population = Population([trial_config], self._data.train, device)
         self._due = report_epochs(self._search.search, trial_config.train.epochs)
-        self._scores: dict[str, float] = {}
+        self._evaluation: Evaluation | None = None
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report and scores.
@@ -65,15 +66,18 @@ class TrainTrial(Recoverable):
         population = self._population
         # A worker may die between its last checkpoint and its end: then nothing is left to train, only to report.
         population.train_until(next((epoch for epoch in self._due if epoch > population.epoch), self._due[-1]))
-        (self._scores,) = evaluate(population, self._data)
-        return {**self._scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
+        (self._evaluation,) = evaluate(population, self._data)
+        return {**self._evaluation.scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the model folder and the training state."""
+        """Writes the model folder, the training state and the held-out predictions."""
         (model,) = self._population.models()
         folder = Path(checkpoint_dir)
-        save_model(folder / MODEL, model.described(self._scaler, self._feature_names), metrics=self._scores)
+        scores = self._evaluation.scores if self._evaluation else {}
+        save_model(folder / MODEL, model.described(self._scaler, self._feature_names), metrics=scores)
         save_state(folder, self._population.states()[0])
+        if self._evaluation:
+            save_held_out(folder, self._evaluation.held_out, self._data.validation)
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Goes on from a checkpoint."""

@@ -3,59 +3,84 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from array import array
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from vadtune.errors import DataError
-from vadtune.table_files.base import Holes, Table
+from vadtune.table_files.base import Cells, NotNumericError, TableFile
 
 _FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
 
 
-class CsvTable(Table):
+class CsvFile(TableFile):
     """Comma-separated text (UTF-8) with a header; blank lines are kept and mean nothing."""
 
     delimiter = ","
 
-    def __init__(self, content: bytes, na_values: Collection[str]) -> None:
+    def __init__(self, content: bytes) -> None:
         try:
-            text = content.decode()
+            self._text = content.decode()
         except UnicodeDecodeError as error:
             raise DataError(f"must be UTF-8 text, but byte {error.start} is not; convert the file") from error
-        self._start = "\ufeff" if text.startswith("\ufeff") else ""
-        fields = re.findall(_FIELD.format(self.delimiter), text.removeprefix("\ufeff"))
-        self._fields, self._ends = [field for field, _ in fields], [end for _, end in fields]
-        rows, first = [], 0
-        for index, end in enumerate(self._ends):
-            if end != self.delimiter:
-                if index > first or self._fields[first].strip():
-                    rows.append((first, index + 1))
-                first = index + 1
-        if not rows:
+        self._field = re.compile(_FIELD.format(self.delimiter))
+        header = next(self._rows(), None)
+        if header is None:
             raise DataError("needs a header line with the names of the columns, and is empty; add one")
-        self.names = [_unquoted(field) for field in self._fields[slice(*rows[0])]]
-        self._starts = [start for start, _ in rows[1:]]
-        holes, d = Holes(na_values), len(self.names)
-        self.x = np.empty((len(rows) - 1, d))
-        for i, (start, stop) in enumerate(rows[1:]):
-            if stop - start != d:
-                raise DataError(f"needs {d} cells in each row, as in its header, got {stop - start} in row {i + 1}")
-            for j, field in enumerate(self._fields[start:stop]):
+        self.names = [_unquoted(self._text[start:stop]) for start, stop in header]
+
+    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
+        """Returns float64 (n, d). See TableFile.
+
+        Raises:
+            DataError: A row is shorter or longer than the header.
+            NotNumericError: See TableFile.
+        """
+        numbers, others = array("d"), dict[str, tuple[str, int]]()
+        for i, row in enumerate(self._body()):
+            for place in places:
+                text = _unquoted(self._text[slice(*row[place])])
                 try:
-                    self.x[i, j] = holes.number(_unquoted(field).strip())
+                    numbers.append(cells.number(text.strip()))
                 except ValueError:
-                    raise DataError(_no_number(_unquoted(field), i, self.names[j])) from None
+                    others.setdefault(self.names[place], (text, i))
+        if others:
+            raise NotNumericError({name: others[name] for name in self.names if name in others})
+        return np.array(numbers).reshape(-1, len(places))
 
-    def filled(self, x: np.ndarray) -> bytes:
+    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
         """Returns the text with numbers of 7 digits, all a model has, in the holes."""
-        fields = list(self._fields)
-        for i, j in np.argwhere(self.holes):
-            fields[self._starts[i] + j] = f"{x[i, j]:.7g}"
-        return (self._start + "".join(map("".join, zip(fields, self._ends, strict=True)))).encode()
+        parts, end = [], 0
+        for i, row in enumerate(self._body()):
+            for j in np.flatnonzero(holes[i]):
+                start, stop = row[j]
+                parts += [self._text[end:start], f"{x[i, j]:.7g}"]
+                end = stop
+        return "".join([*parts, self._text[end:]]).encode()
+
+    def _body(self) -> Iterator[list[tuple[int, int]]]:
+        """Gives the rows below the header."""
+        d = len(self.names)
+        rows = self._rows()
+        next(rows)
+        for i, row in enumerate(rows, start=1):
+            if len(row) != d:
+                raise DataError(f"needs {d} cells in each row, as in its header, got {len(row)} in row {i}")
+            yield row
+
+    def _rows(self) -> Iterator[list[tuple[int, int]]]:
+        """Gives for each line that is not blank where in the text its fields are, start and end."""
+        row: list[tuple[int, int]] = []
+        for match in self._field.finditer(self._text, pos=int(self._text.startswith("\ufeff"))):
+            row.append(match.span(1))
+            if match[2] != self.delimiter:
+                if len(row) > 1 or match[1].strip():
+                    yield row
+                row = []
 
 
-class TsvTable(CsvTable):
+class TsvFile(CsvFile):
     """Tab-separated text."""
 
     delimiter = "\t"
@@ -66,10 +91,3 @@ def _unquoted(field: str) -> str:
     if len(stripped) > 1 and stripped[0] == stripped[-1] == '"':
         return stripped[1:-1].replace('""', '"')
     return field
-
-
-def _no_number(text: str, row: int, column: str) -> str:
-    return (
-        f"cells must be numbers or empty, got '{text}' in row {row + 1}, column '{column}'; "
-        f"if it means a hole, name it by --na-values"
-    )

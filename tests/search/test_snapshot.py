@@ -1,0 +1,118 @@
+"""What a resume starts from: whole, of one moment, and never silently left aside."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from ray.tune.execution.tune_controller import TuneController
+
+from vadtune.errors import VadtuneError
+from vadtune.runs import SNAPSHOT_FILE
+from vadtune.search.snapshot import put_back, whole_snapshots
+
+TRIALS = "experiment_state.json"
+
+
+class Controller:
+    """As much of Tune's controller as writes state: two files, the second one later than the first."""
+
+    def __init__(self, folder: Path, session: str) -> None:
+        self._session_str = session
+        self._storage = type("Storage", (), {"experiment_driver_staging_path": str(folder)})
+        self.trials, self.dies = ["a"], False
+
+
+def write_state(controller: Controller) -> None:
+    folder, session = Path(controller._storage.experiment_driver_staging_path), controller._session_str
+    trials = [[json.dumps({"trial_id": trial}), "{}"] for trial in controller.trials]
+    (folder / f"experiment_state-{session}.json").write_text(json.dumps({"trial_data": trials}))
+    if controller.dies:
+        raise KeyboardInterrupt
+    (folder / f"searcher-state-{session}.pkl").write_bytes(repr(controller.trials).encode())
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    monkeypatch.setattr(TuneController, "save_to_dir", write_state)
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "tune").mkdir()
+    return Controller(tmp_path / "staging", "2026-01-31_12-00-00")
+
+
+def put_back_files(folder: Path) -> dict[str, bytes]:
+    return {path.name.partition("-2")[0]: path.read_bytes() for path in sorted((folder / "tune").iterdir())}
+
+
+def test_a_snapshot_is_of_one_moment(controller: Controller, tmp_path: Path) -> None:
+    with whole_snapshots(tmp_path):
+        TuneController.save_to_dir(controller)
+        controller.trials, controller.dies = ["a", "b"], True
+        with pytest.raises(KeyboardInterrupt):
+            TuneController.save_to_dir(controller)
+    assert put_back(tmp_path, str(tmp_path / "tune")) == {"a"}
+    files = put_back_files(tmp_path)
+    assert set(files) == {"experiment_state", "searcher-state"}
+    assert files["searcher-state"] == b"['a']"
+    assert TuneController.save_to_dir is write_state
+
+
+def test_what_is_put_back_is_the_last_of_tunes_files(controller: Controller, tmp_path: Path) -> None:
+    with whole_snapshots(tmp_path):
+        TuneController.save_to_dir(controller)
+    (tmp_path / "tune" / "experiment_state-2026-01-31_12-00-05.json").write_text("")  # cut short by a kill
+    put_back(tmp_path, str(tmp_path / "tune"))
+    last = max((tmp_path / "tune").glob("experiment_state-*.json"))
+    assert len(json.loads(last.read_text())["trial_data"]) == 1
+
+
+def test_a_full_disk_ends_no_search(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise VadtuneError(f"{path}: cannot be written (No space left on device)")
+
+    with whole_snapshots(tmp_path):
+        TuneController.save_to_dir(controller)
+        controller.trials.append("b")
+        with monkeypatch.context() as patch:
+            patch.setattr("vadtune.search.snapshot.write_atomically", full)
+            TuneController.save_to_dir(controller)
+            TuneController.save_to_dir(controller)
+        assert put_back(tmp_path, str(tmp_path / "tune")) == {"a"}
+        TuneController.save_to_dir(controller)
+    assert caplog.text.count("make room") == 1
+    assert put_back(tmp_path, str(tmp_path / "tune")) == {"a", "b"}
+
+
+def test_without_a_snapshot_nothing_is_put_back(tmp_path: Path) -> None:
+    assert put_back(tmp_path, str(tmp_path / "tune")) == set()
+    assert not (tmp_path / "tune").exists()
+
+
+def archive(**files: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        archive(),
+        archive(**{"experiment_state.json": "[]"}),
+        archive(**{"experiment_state.json": "{"}),
+    ],
+    ids=["empty", "cut", "none", "other", "damaged"],
+)
+def test_a_damaged_snapshot_is_one_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / SNAPSHOT_FILE).write_bytes(content)
+    with pytest.raises(VadtuneError, match=r"snapshot\.zip: cannot be read \(.*\); start the search again"):
+        put_back(tmp_path, str(tmp_path / "tune"))

@@ -1,0 +1,186 @@
+"""Linear decoders that are solved: against dense formulas, scikit-learn, and their own objective."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import FactorAnalysis
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from tests.conftest import trial_config
+from vadtune.config import NOISES, TrialConfig
+from vadtune.data import IncompleteDataset, Part
+from vadtune.inference import reconstruct
+from vadtune.model import linear
+from vadtune.model.linear import Linear, iterate, posterior_means, regression
+from vadtune.training import Population
+
+N, D, K = 60, 6, 3
+KL_WEIGHT = 0.4
+SOLVED = [pytest.param({"layers": 0, "noise": noise}, id=noise) for noise in NOISES]
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def decoder(noise: str = "learned") -> Linear:
+    log_noise = randn(D, seed=3)
+    return Linear(randn(K, D, seed=1), randn(D, seed=2), log_noise - log_noise.mean() if noise == "learned" else None)
+
+
+def data(missing: float = 0.4) -> tuple[Tensor, Tensor]:
+    """Returns rows of three factors with holes (n, d), and their mask."""
+    mask = (torch.rand(N, D, generator=torch.Generator().manual_seed(7), dtype=torch.float64) > missing).double()
+    x = randn(N, K, seed=4) @ randn(K, D, seed=5) + 0.3 * randn(N, D, seed=6)
+    return x * mask, mask
+
+
+def log_likelihood(one: Linear, x: Tensor, mask: Tensor) -> float:
+    """Returns the marginal log likelihood of the observed cells, each row's by its dense covariance."""
+    total = 0.0
+    for row, seen in zip(x, mask > 0, strict=True):
+        w = one.weight[:, seen]
+        covariance = w.mT @ w + torch.diag(1 / one.precision(KL_WEIGHT)[seen])
+        if seen.any():
+            total += float(MultivariateNormal(one.bias[seen], covariance).log_prob(row[seen]))
+    return total
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("chunk", [50, 10**6])
+def test_posterior_means_are_those_of_the_joint_gaussian(
+    noise: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents and observed cells are jointly Gaussian: the mean of the one given the other, by their covariances."""
+    monkeypatch.setattr(linear, "_CHUNK_FLOATS", chunk)
+    one, (x, mask) = decoder(noise), data()
+    prior_mean, prior_precision = randn(K, seed=8), randn(K, seed=9).abs() + 0.5
+    means = posterior_means(one, x, mask, KL_WEIGHT, prior_mean=prior_mean, prior_precision=prior_precision)
+    prior = torch.diag(1 / prior_precision)
+    for row, seen, mean in zip(x, mask > 0, means, strict=True):
+        w = one.weight[:, seen]
+        covariance = w.mT @ prior @ w + torch.diag(1 / one.precision(KL_WEIGHT)[seen])
+        gap = row[seen] - one.bias[seen] - prior_mean @ w
+        torch.testing.assert_close(mean, prior_mean + prior @ w @ torch.linalg.solve(covariance, gap))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_loss_is_the_marginal_likelihood(noise: str) -> None:
+    """loss · cells = −kl_weight · log p(observed cells), up to the constants that objective.py leaves out."""
+    one, (x, mask) = decoder(noise), data()
+    done = iterate(one, x, mask, KL_WEIGHT, 0.0)
+    constant = 0.5 * KL_WEIGHT * math.log(math.pi * KL_WEIGHT) * float(mask.sum())
+    expected = -KL_WEIGHT * log_likelihood(one, x, mask) - constant
+    assert done.weighted + KL_WEIGHT * done.kl == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("ridge", [0.0, 5.0])
+def test_no_iteration_raises_what_is_minimised(noise: str, ridge: float) -> None:
+    """The loss with the penalties on weights and noise."""
+    x, mask = data()
+    one, losses = decoder(noise), []
+    for _ in range(40):
+        done = iterate(one, x, mask, KL_WEIGHT, ridge)
+        penalty = ridge * float(one.weight.square().sum())
+        if one.log_noise is not None:
+            penalty += ridge * 0.5 * KL_WEIGHT * float((torch.exp(-one.log_noise) + one.log_noise).sum())
+        losses.append(done.weighted + KL_WEIGHT * done.kl + penalty)
+        one = done.decoder
+    assert all(after <= before + 1e-6 for before, after in pairwise(losses))
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_complete_data_gives_what_scikit_learn_finds(noise: str) -> None:
+    """Factor analysis where the noise is learned, probabilistic PCA's closed form (Tipping & Bishop 1999, eq. 15) where
+    it is fixed: the same covariance of the data."""
+    n = 500
+    x = randn(n, K, seed=4) @ randn(K, D, seed=5) + randn(n, D, seed=6) * torch.linspace(0.3, 0.8, D)
+    if noise == "learned":
+        theirs = FactorAnalysis(K, tol=1e-8, max_iter=3000, svd_method="lapack").fit(x.numpy())
+        variance = float(np.exp(np.log(theirs.noise_variance_).mean()))  # the amount of noise is kl_weight's
+        covariance = torch.tensor(theirs.get_covariance())
+    else:
+        variance = 0.3
+        values, vectors = torch.linalg.eigh(torch.cov(x.mT, correction=0))
+        stretch = (values[-K:] - variance).clamp(min=0)
+        covariance = vectors[:, -K:] * stretch @ vectors[:, -K:].mT + variance * torch.eye(D)
+    one = decoder(noise)
+    for _ in range(400):
+        one = iterate(one, x, torch.ones_like(x), 2 * variance, 0.0).decoder
+    ours = one.weight.mT @ one.weight + torch.diag(1 / one.precision(2 * variance))
+    torch.testing.assert_close(ours, covariance.double(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.bias, x.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_holes_are_no_zeros() -> None:
+    """What lies under the mask changes nothing."""
+    x, mask = data()
+    dirty = iterate(decoder(), torch.where(mask > 0, x, torch.tensor(7.0)), mask, KL_WEIGHT, 1.0)
+    clean = iterate(decoder(), x, mask, KL_WEIGHT, 1.0)
+    torch.testing.assert_close(dirty.decoder.weight, clean.decoder.weight)
+    torch.testing.assert_close(dirty.means, clean.means)
+
+
+def test_a_regression_recovers_a_linear_map() -> None:
+    z, weight, bias = randn(500, K, seed=1), randn(K, D, seed=2), randn(D, seed=3)
+    mask = (randn(500, D, seed=4) > 0).double()
+    found_weight, found_bias = regression(z, (z @ weight + bias) * mask, mask)
+    torch.testing.assert_close(found_weight, weight, rtol=0, atol=0.05)
+    torch.testing.assert_close(found_bias, bias, rtol=0, atol=0.05)
+
+
+def solved(config: TrialConfig, train: Part) -> Population:
+    population = Population([config], train)
+    population.train_until(config.train.epochs)
+    return population
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("latent", [2, 9])
+@pytest.mark.parametrize("start", ["pca", "zeros"])
+@pytest.mark.parametrize("model", SOLVED)
+def test_a_solved_model_settles_and_then_costs_nothing(
+    model: dict[str, object], start: str, latent: int, kl_weight: float, iris: IncompleteDataset
+) -> None:
+    """More latents than columns, no noise, a start that says nothing: it settles all the same."""
+    train = {"epochs": 400, "kl_weight": kl_weight, "latent_init": start, "weight_decay": 1e-2}
+    population = solved(trial_config(model={**model, "latent": latent}, train=train), iris.train)
+    before = population.states()[0]["weights"].clone()
+    assert population.states()[0]["weight_moments"].abs().max() > 0
+    population.train_epoch()
+    torch.testing.assert_close(population.states()[0]["weights"], before, rtol=0, atol=0)
+    assert population.members[0].epoch == 401
+    assert all(math.isfinite(value) for value in population.members[0].metrics.values())
+
+
+@pytest.mark.parametrize("model", SOLVED)
+def test_neither_gradients_nor_batches_nor_steps_exist(model: dict[str, object], iris: IncompleteDataset) -> None:
+    part = iris.test_part(0.5, 1)
+    one = trial_config(model=model, train={"epochs": 8})
+    other = trial_config(
+        model=model,
+        train={"epochs": 8, "net_lr": 0.3, "latent_lr": 0.7, "batch_size": 9, "schedule": "plateau"},
+        infer={"steps": 3, "lr": 0.9, "start": "zeros"},
+    )
+    assert one.to_dict() == other.to_dict()
+    models = [solved(config, iris.train).models()[0] for config in (one, other)]
+    np.testing.assert_array_equal(models[0].reconstruct(part), models[1].reconstruct(part))
+    np.testing.assert_array_equal(*reconstruct([models[0], models[0]], part, effort=0.3))
+
+
+def test_a_solved_model_is_no_worse_than_one_of_gradients(iris: IncompleteDataset) -> None:
+    """A fixed posterior of the same linear decoder is trained step by step, to a loss that is no lower."""
+    train = {"epochs": 300, "kl_weight": 0.3, "net_lr": 1e-2, "weight_decay": 0.0}
+    free, fixed = (
+        solved(trial_config(model={"layers": 0, "posterior": kind, "log_var": -1.5}, train=train), iris.train)
+        for kind in ("learned", "fixed")
+    )
+    assert free.members[0].metrics["train_loss"] < fixed.members[0].metrics["train_loss"]

@@ -1,0 +1,208 @@
+"""Which trials of a search become the members of its ensemble, and with which weights.
+
+Decided on held-out cells alone: on those of the validation rows, which every trial predicted when it was scored, or,
+where rows are few, on those of all train and validation rows, predicted by models trained on the other rows. Test rows
+play no part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
+from vadtune.config import TrialConfig
+from vadtune.data import IncompleteDataset
+from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top
+from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
+from vadtune.files import fetch_folder
+from vadtune.impute import shared_dataset
+from vadtune.refit import Fit, cross_fit, same_steps
+from vadtune.results import ranked
+from vadtune.search_file import load_trial
+from vadtune.tracking import Trial
+
+logger = logging.getLogger(__name__)
+
+MOST_CANDIDATES = 32
+"""Of a search's trials, best first: poorer ones are hardly ever taken, and predictions need memory."""
+
+FEW_ROWS = 600
+"""With fewer train and validation rows weights are chosen on all of them: validation cells alone are too few."""
+
+_ROW_CANDIDATES = 8  # each is trained five times for that
+_ROW_EFFORT = 1 / 3  # of the steps: enough to tell how models complement each other
+
+
+class Candidate(NamedTuple):
+    """A trial whose model and held-out predictions are here.
+
+    Attributes:
+        trial: As the store holds it.
+        folder: Its model folder.
+        config: Its configuration.
+        held_out: What it predicts for the held-out validation cells, float32 (c,).
+    """
+
+    trial: Trial
+    folder: Path
+    config: TrialConfig
+    held_out: np.ndarray
+
+    def fit(self, dataset: IncompleteDataset, rows: int, *, effort: float = 1.0) -> Fit:
+        """Returns what trains its configuration on another number of rows for as many steps as it had."""
+        before = len(dataset.train.x)
+        return same_steps(self.config, self.trial.epoch, rows_before=before, rows=rows, effort=effort)
+
+
+class Chosen(NamedTuple):
+    """Members, best first, and how they were chosen.
+
+    Attributes:
+        members: The candidates that were taken.
+        weights: Of each, with sum 1.
+        errors: Of each alone, RMSE over the held-out cells.
+        selection: What the weighted mean is worth on them.
+        held_out: What these cells are, in words.
+        cells: Their number.
+        missing_ratio: Share of the validation rows' cells that are missing.
+    """
+
+    members: list[Candidate]
+    weights: list[float]
+    errors: list[float]
+    selection: Selection
+    held_out: str
+    cells: int
+    missing_ratio: float
+
+
+def parse_ensemble(text: str) -> int | None:
+    """Returns how many of the best models are averaged alike; None for greedy selection.
+
+    Raises:
+        ConfigError: It is not ``greedy``, ``best`` or ``top:K``.
+    """
+    if text in ("greedy", "best"):
+        return None if text == "greedy" else 1
+    kind, _, count = text.partition(":")
+    if kind != "top" or not (count.isascii() and count.isdigit()) or not 1 <= int(count) <= MOST_CANDIDATES:
+        raise ConfigError(f"--ensemble: takes greedy, best or top:K with K from 1 to {MOST_CANDIDATES}, got '{text}'")
+    return int(count)
+
+
+def find_candidates(
+    name: str, trials: Sequence[Trial], metric: str, most: int, fetched: Path
+) -> tuple[list[Candidate], IncompleteDataset]:
+    """Returns the best trials that can be members, best first, and the data they were trained on.
+
+    Args:
+        name: Of the search.
+        trials: Its trials.
+        metric: What ranks them; lower is better.
+        most: How many to return at most.
+        fetched: Where what is kept behind a URI is copied to.
+
+    Raises:
+        ModelFolderError: There is none, or one is damaged.
+        DataError: The data cannot be loaded here.
+    """
+    dataset: IncompleteDataset | None = None
+    found: list[Candidate] = []
+    for trial in ranked(trials, metric):
+        folder = _model_folder(trial, fetched)
+        if folder is None:
+            continue
+        read_manifest(folder)
+        if dataset is None:
+            dataset = shared_dataset([(trial.name, load_model(folder))])
+        try:
+            held_out = load_held_out(folder.parent, dataset.search_data.validation)
+        except ModelFolderError as error:
+            logger.warning("%s is passed over: %s", trial.name, str(error).partition(";")[0])
+            continue
+        found.append(Candidate(trial, folder, load_trial(folder / "config.yaml"), held_out))
+        if len(found) == most:
+            break
+    if dataset is None or not found:
+        raise ModelFolderError(
+            f"{name}: none of its {len(trials)} trials has both a score and a checkpoint that can be read here; "
+            "export where the search ran, or search again"
+        )
+    return found, dataset
+
+
+def choose_members(
+    candidates: Sequence[Candidate],
+    dataset: IncompleteDataset,
+    ensemble: str,
+    *,
+    refit: str,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda line: None,
+) -> Chosen:
+    """Chooses members and weights.
+
+    Args:
+        candidates: From ``find_candidates``.
+        dataset: Likewise.
+        ensemble: ``greedy``, ``top:K`` or ``best``.
+        refit: The rows the members are to be trained on anew: with ``none`` nothing is trained to choose them either.
+        device: Where models are trained.
+        progress: Is told what is being done.
+    """
+    count = parse_ensemble(ensemble)
+    validation, held_out = dataset.validation, dataset.search_data.validation
+    ratio = float(1 - validation.mask.mean())
+
+    def choose(products: np.ndarray) -> np.ndarray:
+        return greedy_by_ratio(products, ratio) if count is None else top(products, count)
+
+    def chosen(
+        among: Sequence[Candidate], predictions: Sequence[np.ndarray], truth: np.ndarray, rows: np.ndarray, over: str
+    ) -> Chosen:
+        products = residual_products(predictions, truth, rows)
+        selection, errors = select(products, choose), np.sqrt(np.diag(products.sum(0)))
+        taken = sorted(np.flatnonzero(selection.weights).tolist(), key=lambda i: (float(errors[i]), i))
+        members, weights = [among[i] for i in taken], [float(selection.weights[i]) for i in taken]
+        return Chosen(members, weights, [float(errors[i]) for i in taken], selection, over, len(truth), ratio)
+
+    rows = np.nonzero(held_out.cells)[0] % len(validation.x)
+    predictions = [candidate.held_out for candidate in candidates]
+    first = chosen(candidates, predictions, held_out.values, rows, "held-out cells of the validation rows")
+    known = dataset.rows_of_refit("train" if refit == "train" else "train+validation")
+    if count is not None or refit == "none" or len(known.x) >= FEW_ROWS or len(candidates) == 1:
+        return first
+    taken = {member.trial.run_id for member in first.members}
+    others = [candidate for candidate in candidates if candidate.trial.run_id not in taken]
+    few = [*first.members, *others][:_ROW_CANDIDATES]
+    progress(f"training {len(few)} models on four fifths of {len(known.x)} rows, five times, to choose weights")
+    fits = [candidate.fit(dataset, len(known.x) * 4 // 5, effort=_ROW_EFFORT) for candidate in few]
+    cross = cross_fit(fits, known, dataset.config.holdout, seed=dataset.config.missing.seed, device=device)
+    pairs = [(one, of_one) for one, of_one in zip(few, cross.predictions, strict=True) if of_one is not None]
+    if not pairs:
+        return first
+    among, predictions = map(list, zip(*pairs, strict=True))
+    return chosen(among, predictions, cross.truth, cross.rows, "held-out cells of the train and validation rows")
+
+
+def _model_folder(trial: Trial, fetched: Path) -> Path | None:
+    """Returns the model folder of a trial's last checkpoint, or None if there is none to be found here.
+
+    One that is kept behind a URI is copied to a folder below ``fetched``.
+    """
+    if not trial.checkpoint:
+        return None
+    try:
+        place = Path(trial.checkpoint)
+        if "://" in trial.checkpoint:
+            place = fetched / trial.trial_id
+            fetch_folder(trial.checkpoint, place)
+        return find_model_folders(place)[0]
+    except VadtuneError as error:
+        logger.warning("%s is passed over, its checkpoint is not here: %s", trial.name, str(error).partition(";")[0])
+        return None
