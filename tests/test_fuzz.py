@@ -23,7 +23,7 @@ ROWS, COLUMNS = 24, ["a", "b", "c"]
 # The same files each time: what one run of the tests refuses, the next one does as well.
 FUZZ = settings(
     max_examples=150,
-    deadline=5000,
+    deadline=None,  # a busy machine is no crash
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
