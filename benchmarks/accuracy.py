@@ -152,41 +152,39 @@ class Ours:
         self.folder = Path(args.out).absolute() / args.label
         self.uri = f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def search_of(self, key: Key) -> Any:
-        """Returns the search of a cell: a shipped file for this table if there is one, at this ratio and mask seed."""
+    def search_of(self, key: Key, cell: Path) -> Any:
+        """Returns the search of a cell: what ``vadtune init`` writes for any table, unless a file is named."""
         from vadtune.search_file import load_search
 
         data = data_section(key.table)
-        own = ROOT / "search_spaces" / f"{data['source']}.yaml"
-        file = self.args.search or (own if own.exists() else ROOT / "search_spaces" / "breast_cancer.yaml")
-        name = f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"
+        file = self.args.search
+        if file is None:
+            file = cell / "search.yaml"
+            name = data.get("path", data["source"])
+            _vadtune("init", name, f"data.missing.seed={key.seed}", "--ratio", f"{key.ratio!r}", "--out", str(file))
         overrides = [f"data.{option}={json.dumps(value)}" for option, value in data.items()]
-        overrides += [f"data.missing.ratio={key.ratio!r}", f"data.missing.seed={key.seed}", f"name={name}"]
+        overrides += [f"data.missing.ratio={key.ratio!r}", f"data.missing.seed={key.seed}", f"name={cell.name}"]
         if self.args.samples:
             overrides.append(f"search.samples={self.args.samples}")
         return load_search(file, [*overrides, *self.args.override])
 
     def run(self, key: Key) -> dict[str, Any]:
         """Returns the result of a cell."""
-        from vadtune import cli
         from vadtune.impute import ModelAverage
         from vadtune.search.run import start_search
 
-        task, search = make_task(key.table, key.ratio, key.seed), self.search_of(key)
-        check_same_task(search.data, task)
-        cell = self.folder / search.name
+        cell = self.folder / f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"
         shutil.rmtree(cell, ignore_errors=True)  # of a run that was interrupted
         cell.mkdir(parents=True)
+        task, search = make_task(key.table, key.ratio, key.seed), self.search_of(key, cell)
+        check_same_task(search.data, task)
         start = time.perf_counter()
         outcome = start_search(search, storage=cell / "runs", tracking_uri=self.uri)
         searched = time.perf_counter()
         if outcome.interrupted:
             raise KeyboardInterrupt
         options = shlex.split(self.args.export)
-        command = ["export", search.name, *options, "--tracking-uri", self.uri, "--out", str(cell / "best")]
-        with contextlib.redirect_stdout(sys.stderr):
-            if cli.main(command) != 0:
-                raise SystemExit(f"accuracy: vadtune {shlex.join(command)} failed")
+        _vadtune("export", search.name, *options, "--tracking-uri", self.uri, "--out", str(cell / "best"))
         exported = time.perf_counter()
         x = task.rows.test * task.scale + task.offset
         x_hat = (ModelAverage.load(cell / "best").fill(x).x - task.offset) / task.scale
@@ -197,6 +195,20 @@ class Ours:
         times = {"search": searched - start, "export": exported - searched, "impute": end - exported}
         result = _result(key, task, Tuned(x_hat, choice), end - start)
         return {**result, **{f"{name}_seconds": round(value, 2) for name, value in times.items()}}
+
+
+def _vadtune(*command: str) -> None:
+    """Runs a command of vadtune in this process.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    from vadtune import cli
+
+    with contextlib.redirect_stdout(sys.stderr):
+        code = cli.main(command)
+    if code != 0:
+        raise SystemExit(f"accuracy: vadtune {shlex.join(command)} ended with {code}")
 
 
 def check_same_task(config: DataConfig, task: Task) -> None:
@@ -238,8 +250,10 @@ class Results:
 
     def add(self, result: dict[str, Any]) -> None:
         """Appends one, in one write, as several processes may do so."""
+        before = self._file.read_bytes() if self._file.exists() else b""
+        end = "\n" if before and not before.endswith(b"\n") else ""  # of a line that was cut off
         with self._file.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+            file.write(end + json.dumps(result) + "\n")
 
 
 def key_of(result: dict[str, Any]) -> Key:
@@ -261,7 +275,7 @@ class Cell(NamedTuple):
         difference: Mean over the seeds of ours less the best peer's.
         difference_error: Standard error of the difference, paired by seed.
         outcome: ``won`` or ``lost`` where the difference is more than its standard error, else ``tied``; empty where
-            one lacks.
+            one lacks, and with a single seed.
     """
 
     table: str
@@ -295,7 +309,7 @@ def summarise(results: Sequence[dict[str, Any]], ours: str) -> list[Cell]:
         if best is not None and ours in mean:
             difference = scores[ours] - scores[best]
             middle, spread = float(difference.mean()), _standard_error(difference)
-            outcome = "won" if middle < -spread else "lost" if middle > spread else "tied"
+            outcome = "won" if middle < -spread else "lost" if middle > spread else "tied" if spread >= 0 else ""
             cell = cell._replace(
                 ratio_to_best=mean[ours] / mean[best], difference=middle, difference_error=spread, outcome=outcome
             )
@@ -318,10 +332,12 @@ def summary_line(cells: Sequence[Cell]) -> str:
     if not compared:
         return f"summary: {len(cells)} cells, none with both our side and a peer"
     counts = {outcome: sum(cell.outcome == outcome for cell in compared) for outcome in ("won", "tied", "lost")}
+    counts["of a single seed"] = sum(not cell.outcome for cell in compared)
     ratio = np.mean([cell.ratio_to_best for cell in compared])
     return (
         f"summary: mean ratio to the best peer {ratio:.3f}; of {len(compared)} cells {counts['won']} won, "
         f"{counts['tied']} tied within one standard error, {counts['lost']} lost"
+        + (f", {counts['of a single seed']} of a single seed" if counts["of a single seed"] else "")
     )
 
 
@@ -446,7 +462,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="peers at a time")
     parser.add_argument("--hyperimpute-python", type=Path, help="Python of an environment with hyperimpute")
     parser.add_argument("--plugin-limit", type=float, default=900, help="seconds a plugin of hyperimpute may take")
-    parser.add_argument("--search", type=Path, help="search file of our side (default: the one of the table)")
+    parser.add_argument("--search", type=Path, help="search file of our side (default: as vadtune init)")
     parser.add_argument("--samples", type=int, help="trials of a search (default: what its file says)")
     parser.add_argument("--override", action="append", default=[], metavar="key.path=value", help="of the search file")
     parser.add_argument("--export", default="--ensemble greedy --refit all-observed", help="options of vadtune export")

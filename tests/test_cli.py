@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.finished_search import FinishedSearch
 from vadtune.cli import COMMANDS, main
@@ -226,6 +227,18 @@ def test_a_mistake_is_told_on_one_line(
     assert message.format(**known) in captured.err
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["configs", DIGITS, "model.latent=3", "--out", str(tmp_path / "out"), "train.epochs=7", "--samples", "2"]
+    assert main([*command, "model.layers=0"]) == 0
+    written = [yaml.safe_load(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    assert [(tree["model"]["latent"], tree["model"]["layers"], tree["train"]["epochs"]) for tree in written] == [
+        (3, 0, 7)
+    ] * 2
+    with pytest.raises(SystemExit):
+        main([*command, "epochs"])
+    assert "unrecognized arguments: epochs; see vadtune --help" in capsys.readouterr().err
 
 
 def test_all_problems_of_a_file_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,10 @@ def test_values_that_vary_make_a_line_each(files: list[str], tmp_path: Path) -> 
         ("one-vae", "vae", False),
         ("one-vae-none", "vae", True),
     ]
-    for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae"):
+    both = plan([Path(files[0])], [], [0.3], tmp_path, ["model.family=vad,vae+infer.steps=0"])
+    assert [(cell.name, cell.family) for cell in both] == [("one-vad", "vad"), ("one-vae", "vae")]
+    assert [cell.search.trial_config({}).infer.steps for cell in both] == [10, 0]
+    for wrong in ("model.family", "model.family=", "=vad", "model.family=vad,,vae", "model.family=vad+0", "a=b+"):
         with pytest.raises(ConfigError, match="--vary: takes"):
             plan([Path(files[0])], [], [0.3], tmp_path, [wrong])
 

@@ -101,14 +101,15 @@ def plan(
         overrides: Of each file.
         ratios: Missing ratios.
         out: The folder of the comparison.
-        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values.
+        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values. What
+            belongs to one of them is added to it, as in ``model.family=vad,vae+infer.steps=0``.
 
     Raises:
         ConfigError: A file has problems, asks for more than the machine has, or two have the same name.
         SearchError: The folder holds a cell of this name that another file or other overrides made.
     """
     lines = [
-        (file, [*overrides, *(f"{key}={value}" for key, value in values)], [value for _, value in values])
+        (file, [*overrides, *itertools.chain(*(changes for _, changes in values))], [name for name, _ in values])
         for file in files
         for values in itertools.product(*map(_values, vary))
     ]
@@ -138,11 +139,13 @@ def plan(
     return cells
 
 
-def _values(vary: str) -> list[tuple[str, str]]:
+def _values(vary: str) -> list[tuple[str, list[str]]]:
+    """Returns the name of each value, and the overrides it stands for."""
     key, equals, values = vary.partition("=")
-    if not key or not equals or not all(values.split(",")):
-        raise ConfigError(f"--vary: takes key.path=value,value,..., got '{vary}'")
-    return [(key, value) for value in values.split(",")]
+    parts = [value.split("+") for value in values.split(",")]
+    if not key or not equals or not all(map(all, parts)) or not all("=" in more for _, *rest in parts for more in rest):
+        raise ConfigError(f"--vary: takes key.path=value,value+other.key=value,..., got '{vary}'; correct it")
+    return [(value, [f"{key}={value}", *rest]) for value, *rest in parts]
 
 
 def run_comparison(

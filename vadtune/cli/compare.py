@@ -33,8 +33,9 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--vary",
         action="append",
         default=[],
-        metavar="key.path=value,...",
-        help="take each file with each of these values, a line for each; may be repeated; null for the default",
+        metavar="key.path=value[+key.path=value],...",
+        help="take each file with each of these values, and what + adds to it, a line for each; may be repeated; null "
+        "for the default",
     )
     parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks for each ratio (default: 5)")
