@@ -13,6 +13,7 @@ _NOISE = (0.003, 1.5)  # variance of the noise, in units of that of the data
 _STEPS = 2_500
 _EPOCHS = (100, 800)
 _SMALL_TABLE = 400  # train rows
+_SMALL_BATCH = 64
 _LARGE_TABLE = 10_000
 _MOST_SOLVED = 10**10  # train rows · columns · latents², what an iteration of a solved decoder costs
 
@@ -24,6 +25,7 @@ COMMENTS = {
     "train.epochs": "so many that networks take enough steps; a solved decoder settles much sooner",
     "train.kl_weight": "twice the noise variance: .003 to 1.5 of the variance of the data",
     "train.net_lr": "a solved decoder has no learning rates",
+    "search.grace_epochs": "a solved decoder is at its end by its first report: networks get time to catch up",
     "search.initial": "some linear decoders, and a network with a skip, whatever the sampler would try first",
 }
 """Dotted key -> what a written file says beside it."""
@@ -45,6 +47,8 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
     - ``weight_decay`` is searched from next to none to strong, since either end wins on some table.
     - ``epochs`` gives networks some 2,500 steps, and the posteriors of rows, which move once an epoch, at least 100.
       Small tables have smaller batches, and learning rates up to twice as high.
+    - ``grace_epochs`` is a third of the epochs on small tables, where time is no matter: a solved decoder is at its end
+      by its first report, and networks would be stopped before they could show what they are worth.
     - ``hidden`` is wider where more cells were observed that could fill it.
     - ``search.initial`` makes sure of linear decoders with little and much noise before the sampler turns away from
       them, and of one network at the middle of the space.
@@ -61,8 +65,8 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
     solvable = rows * columns * top**2 <= _MOST_SOLVED
     observed = rows * columns * (1 - missing_ratio)
     small = rows < _SMALL_TABLE
-    batch = 64 if rows < 2 * _SMALL_TABLE else 128 if rows < _LARGE_TABLE else 512
-    epochs = math.ceil(_STEPS / math.ceil(rows / batch))
+    batch = _SMALL_BATCH if rows < 2 * _SMALL_TABLE else 128 if rows < _LARGE_TABLE else 512
+    epochs = min(max(math.ceil(_STEPS / math.ceil(rows / batch)), _EPOCHS[0]), _EPOCHS[1])
     hidden = [64, 128] if observed < 10_000 else [64, 128, 256]
     networks: dict[str, Any] = {"when": {"layers": ">0"}} if solvable else {}
     rates: dict[str, Any] = {"when": {"model.layers": ">0"}} if solvable else {}
@@ -78,7 +82,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
         "log_var": {"uniform": [-6, -0.6], "when": {"posterior": "fixed"}},
     }
     train: dict[str, Any] = {
-        "epochs": min(max(epochs, _EPOCHS[0]), _EPOCHS[1]),
+        "epochs": epochs,
         "batch_size": batch,
         "kl_weight": {"loguniform": [_kl_weight(ratio, variance) for ratio in _NOISE]},
         "net_lr": {"loguniform": [1e-3, 1e-2 if small else 5e-3], **rates},
@@ -93,6 +97,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
             "samples": 64,
             "sampler": "tpe",
             "scheduler": "asha",
+            **({"grace_epochs": epochs // 3} if batch == _SMALL_BATCH and solvable else {}),
             "metric": "val_missing_rmse",
             "seed": 0,
             "time_budget": "30m",
