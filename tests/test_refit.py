@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from tests.conftest import trial_config
 from tests.test_training import trained
 from vadtune.config import HoldoutConfig
 from vadtune.data import IncompleteDataset, Part
-from vadtune.refit import ROW_FOLDS, Fit, cross_fit, same_steps, train_fits
+from vadtune.inference import FittedModel
+from vadtune.refit import ROW_FOLDS, CrossFitted, Fit, Trainer, same_steps
 
 CONFIGS = [
     trial_config(),
@@ -16,6 +19,16 @@ CONFIGS = [
     trial_config(model={"latent": 3, "layers": 0}),
     trial_config(model={"family": "vae"}),
 ]
+
+
+def train_fits(fits: list[Fit], rows: Part) -> list[FittedModel | None]:
+    with Trainer(rows) as trainer:
+        return trainer.train(fits)
+
+
+def cross_fit(fits: list[Fit], rows: Part) -> CrossFitted:
+    with Trainer(rows) as trainer:
+        return trainer.cross_fit(fits, len(rows.x), HoldoutConfig(), seed=0)
 
 
 def test_the_same_rows_give_the_same_models(iris: IncompleteDataset) -> None:
@@ -31,11 +44,14 @@ def test_the_same_rows_give_the_same_models(iris: IncompleteDataset) -> None:
 def test_processes_give_what_one_process_gives(iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = [Fit(config, 4) for config in CONFIGS]
     here = train_fits(fits, iris.train)
-    crossed_here = cross_fit(fits, iris.train, HoldoutConfig(), seed=0)
+    crossed_here = cross_fit(fits, iris.train)
     monkeypatch.setattr("vadtune.refit._ALONE_STEPS", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    crossed_there = cross_fit(fits, iris.train, HoldoutConfig(), seed=0)
-    for one, other in zip(here, train_fits(fits, iris.train), strict=True):
+    with Trainer(iris.train) as trainer:  # one after the other in the same processes
+        crossed_there = trainer.cross_fit(fits, len(iris.train.x), HoldoutConfig(), seed=0)
+        there = trainer.train(fits)
+    assert not multiprocessing.active_children()
+    for one, other in zip(here, there, strict=True):
         assert one is not None
         assert other is not None
         assert torch.equal(one.weights, other.weights)
@@ -69,7 +85,7 @@ def test_less_effort_shortens_the_schedule() -> None:
 
 def test_every_observed_cell_is_predicted_without_itself_or_its_row(iris: IncompleteDataset) -> None:
     fits = [Fit(config, 4) for config in CONFIGS[:2]]
-    crossed = cross_fit(fits, iris.train, HoldoutConfig(), seed=0)
+    crossed = cross_fit(fits, iris.train)
     assert len(crossed.truth) == iris.train.mask.sum()
     cells = np.sort(np.bincount(crossed.rows, minlength=len(iris.train.x)))
     np.testing.assert_array_equal(cells, np.sort(iris.train.mask.sum(1)))
@@ -77,7 +93,7 @@ def test_every_observed_cell_is_predicted_without_itself_or_its_row(iris: Incomp
     row, column = np.argwhere(iris.train.mask)[7]
     x = iris.train.x.copy()
     x[row, column] += 3
-    other = cross_fit(fits, Part(x, iris.train.mask), HoldoutConfig(), seed=0)
+    other = cross_fit(fits, Part(x, iris.train.mask))
     (own,) = np.flatnonzero(other.truth != crossed.truth)
     for one, two in zip(crossed.predictions, other.predictions, strict=True):
         assert one is not None
@@ -91,6 +107,4 @@ def test_what_diverges_is_left_out_alone(iris: IncompleteDataset) -> None:
     fine, diverged = train_fits(fits, iris.train)
     assert fine is not None
     assert diverged is None
-    assert [
-        predictions is None for predictions in cross_fit(fits, iris.train, HoldoutConfig(), seed=0).predictions
-    ] == [*(False, True)]
+    assert [predictions is None for predictions in cross_fit(fits, iris.train).predictions] == [*(False, True)]

@@ -20,7 +20,7 @@ from vadtune.files import check_writable
 from vadtune.impute import REFIT, SEEN_TEST_MASK
 from vadtune.inference import FittedModel
 from vadtune.members import MOST_CANDIDATES, Candidate, Chosen, choose_members, find_candidates, parse_ensemble
-from vadtune.refit import train_fits
+from vadtune.refit import Trainer
 from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
 
@@ -95,13 +95,15 @@ def export_best(
         )
         if count is not None and len(candidates) < count:
             logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
-        chosen = choose_members(candidates, dataset, ensemble, refit=refit, device=device, progress=progress)
-        models: list[FittedModel | None] = [None] * len(chosen.members)
-        if refit != "none":
-            rows = dataset.rows_of_refit(refit)
-            progress(f"training {len(models)} models on {len(rows.x)} rows")
-            fits = [member.fit(dataset, len(rows.x)) for member in chosen.members]
-            chosen, models = _sound(chosen, train_fits(fits, rows, device=device))
+        rows = dataset.rows_of_refit(refit)
+        with Trainer(rows, device) as trainer:
+            chosen = choose_members(candidates, dataset, ensemble, trainer=trainer, refit=refit, progress=progress)
+            models: list[FittedModel | None] = [None] * len(chosen.members)
+            if refit != "none":
+                progress(f"training {len(models)} models on {len(rows.x)} rows")
+                chosen, models = _sound(
+                    chosen, trainer.train([member.fit(dataset, len(rows.x)) for member in chosen.members])
+                )
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:

@@ -95,93 +95,100 @@ def same_steps(config: TrialConfig, epochs: int, *, rows_before: int, rows: int,
     return Fit(config.model_copy(update={"train": train.model_copy(update={"epochs": total})}), stop)
 
 
-def train_fits(fits: Sequence[Fit], rows: Part, *, device: str = "cpu") -> list[FittedModel | None]:
-    """Trains configurations from scratch on the same rows.
+class Trainer:
+    """Trains configurations from scratch on rows, or on parts of them. Leave it, and its processes end.
 
     Args:
-        fits: What to train.
         rows: The rows (n, d).
-        device: Where to train; on a CPU in as many processes as there are cores.
-
-    Returns:
-        The models in the order of the fits, without scaler and names; None for one that diverged.
-
-    Raises:
-        VadtuneError: A process died.
+        device: Where to train; on a CPU in as many processes as there are cores, started when the work is worth it.
     """
-    everything = np.arange(len(rows.x))
-    tasks = [_Task(indices, [fits[i] for i in indices], everything, None) for indices in _packs(fits, rows)]
-    models: list[FittedModel | None] = [None] * len(fits)
-    for task, outcomes in zip(tasks, _run(tasks, rows, device), strict=True):
-        for index, arrays in zip(task.indices, outcomes, strict=True):
-            if arrays is not None:
-                weights, latents = (torch.from_numpy(array) for array in arrays)
-                models[index] = FittedModel(fits[index].config, weights, latents)
-    return models
 
+    def __init__(self, rows: Part, device: str = "cpu") -> None:
+        self._rows, self._device = rows, device
+        self._workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+        self._pool: ProcessPoolExecutor | None = None
 
-def cross_fit(
-    fits: Sequence[Fit], rows: Part, holdout: HoldoutConfig, *, seed: int, device: str = "cpu"
-) -> CrossFitted:
-    """Trains configurations on four fifths of the rows, five times, and has them predict cells of the other fifth.
+    def __enter__(self) -> Trainer:
+        """See the class."""
+        return self
 
-    Args:
-        fits: What to train.
-        rows: The rows (n, d); every observed cell is predicted once.
-        holdout: How the observed cells of a fifth are dealt out, to be hidden in turn.
-        seed: Same seed, same fifths and cells.
-        device: As for ``train_fits``.
+    def __exit__(self, *error: object) -> None:
+        """See the class."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-    Raises:
-        VadtuneError: A process died.
-    """
-    fold_of = np.random.default_rng([seed, 2]).permutation(len(rows.x)) % ROW_FOLDS
-    tasks: list[_Task] = []
-    truth, row_of = [], []
-    for fold in range(ROW_FOLDS):
-        inside = np.flatnonzero(fold_of == fold)
-        held_out = hold_out(Part(rows.x[inside], rows.mask[inside]), holdout, seed=seed)
-        truth.append(held_out.values)
-        row_of.append(inside[np.nonzero(held_out.cells)[0] % len(inside)])
-        outside = np.flatnonzero(fold_of != fold)
-        tasks += [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in _packs(fits, rows)]
-    predictions: list[list[np.ndarray]] = [[] for _ in fits]
-    for task, outcomes in zip(tasks, _run(tasks, rows, device), strict=True):
-        for index, arrays in zip(task.indices, outcomes, strict=True):
-            predictions[index] += arrays or ()
-    whole = [np.concatenate(parts) if len(parts) == ROW_FOLDS else None for parts in predictions]
-    return CrossFitted(whole, np.concatenate(truth), np.concatenate(row_of))
+    def train(self, fits: Sequence[Fit]) -> list[FittedModel | None]:
+        """Trains configurations on all rows.
 
+        Returns:
+            The models in the order of the fits, without scaler and names; None for one that diverged.
 
-def _packs(fits: Sequence[Fit], rows: Part) -> list[list[int]]:
-    """Returns the indices of the fits that train as one population: of one shape, and ending at one epoch."""
-    packs: dict[tuple[object, ...], list[int]] = {}
-    for index, fit in enumerate(fits):
-        packs.setdefault((*signature(fit.config, rows.x.shape[1]), fit.epochs), []).append(index)
-    return list(packs.values())
+        Raises:
+            VadtuneError: A process died.
+        """
+        everything = np.arange(len(self._rows.x))
+        tasks = [_Task(indices, [fits[i] for i in indices], everything, None) for indices in self._packs(fits)]
+        models: list[FittedModel | None] = [None] * len(fits)
+        for task, outcomes in zip(tasks, self._run(tasks), strict=True):
+            for index, arrays in zip(task.indices, outcomes, strict=True):
+                if arrays is not None:
+                    weights, latents = (torch.from_numpy(array) for array in arrays)
+                    models[index] = FittedModel(fits[index].config, weights, latents)
+        return models
 
+    def cross_fit(self, fits: Sequence[Fit], rows: int, holdout: HoldoutConfig, *, seed: int) -> CrossFitted:
+        """Trains configurations on four fifths of rows, five times, and has them predict cells of the other fifth.
 
-def _run(tasks: Sequence[_Task], rows: Part, device: str) -> list[list[_Arrays | None]]:
-    """Returns what comes of each task, of each of its fits: weights and latents, or predictions; None if diverged."""
-    workers = min(len(tasks), len(os.sched_getaffinity(0))) if device == "cpu" else 1
-    if workers == 1 or sum(task.steps for task in tasks) < _ALONE_STEPS:
-        with _one_thread():
-            return [_train(task, rows, device) for task in tasks]
-    longest_first = sorted(range(len(tasks)), key=lambda i: -tasks[i].steps)  # so that all cores end together
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of threads it does not have
-    try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (rows,)) as pool:
-            waiting = {i: pool.submit(_train_here, tasks[i]) for i in longest_first}
-            try:
-                return [waiting[i].result() for i in range(len(tasks))]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool as error:
-        raise VadtuneError(
-            f"training anew needs {workers} processes, and one of them died, for want of memory perhaps; make room, or "
-            "take --refit none"
-        ) from error
+        Args:
+            fits: What to train.
+            rows: How many rows play a part, the first of all; every observed cell of these is predicted once.
+            holdout: How the observed cells of a fifth are dealt out, to be hidden in turn.
+            seed: Same seed, same fifths and cells.
+
+        Raises:
+            VadtuneError: A process died.
+        """
+        fold_of = np.random.default_rng([seed, 2]).permutation(rows) % ROW_FOLDS
+        tasks: list[_Task] = []
+        truth, row_of = [], []
+        for fold in range(ROW_FOLDS):
+            inside, outside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+            held_out = hold_out(Part(self._rows.x[inside], self._rows.mask[inside]), holdout, seed=seed)
+            truth.append(held_out.values)
+            row_of.append(inside[np.nonzero(held_out.cells)[0] % len(inside)])
+            tasks += [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in self._packs(fits)]
+        predictions: list[list[np.ndarray]] = [[] for _ in fits]
+        for task, outcomes in zip(tasks, self._run(tasks), strict=True):
+            for index, arrays in zip(task.indices, outcomes, strict=True):
+                predictions[index] += arrays or ()
+        whole = [np.concatenate(parts) if len(parts) == ROW_FOLDS else None for parts in predictions]
+        return CrossFitted(whole, np.concatenate(truth), np.concatenate(row_of))
+
+    def _packs(self, fits: Sequence[Fit]) -> list[list[int]]:
+        """Returns the indices of the fits that train as one population: of one shape, and ending at one epoch."""
+        packs: dict[tuple[object, ...], list[int]] = {}
+        for index, fit in enumerate(fits):
+            packs.setdefault((*signature(fit.config, self._rows.x.shape[1]), fit.epochs), []).append(index)
+        return list(packs.values())
+
+    def _run(self, tasks: Sequence[_Task]) -> list[list[_Arrays | None]]:
+        """Returns what comes of each task, of each of its fits: weights and latents, or predictions."""
+        few = len(tasks) == 1 or sum(task.steps for task in tasks) < _ALONE_STEPS
+        if self._workers == 1 or (self._pool is None and few):
+            with _one_thread():
+                return [_train(task, self._rows, self._device) for task in tasks]
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
+            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._rows,))
+        longest_first = sorted(range(len(tasks)), key=lambda i: -tasks[i].steps)  # so that all cores end together
+        try:
+            waiting = {i: self._pool.submit(_train_here, tasks[i]) for i in longest_first}
+            return [waiting[i].result() for i in range(len(tasks))]
+        except BrokenProcessPool as error:
+            raise VadtuneError(
+                f"training anew needs {self._workers} processes, and one of them died, for want of memory perhaps; "
+                "make room, or take --refit none"
+            ) from error
 
 
 def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
