@@ -24,9 +24,10 @@ demo: install
 test: install lint
 	$(BIN)/python -m pytest -m 'not chaos'
 
-# Also what causes failures for real: nodes, servers and drivers that are killed.
-test-all: install lint
-	$(BIN)/python -m pytest
+# Also what causes failures for real: nodes, servers and drivers that are killed. These race with a busy machine, so what
+# fails is run once more, and must pass then.
+test-all: test
+	$(BIN)/python -m pytest -m chaos || $(BIN)/python -m pytest -m chaos --last-failed --last-failed-no-failures none
 
 lint: install
 	$(BIN)/ruff check .

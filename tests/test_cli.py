@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.finished_search import FinishedSearch
 from vadtune.cli import COMMANDS, main
@@ -43,6 +44,16 @@ MISTAKES = [
         'validate {digits} search.initial=[{{"train.net_lr":1}}]',
         "search.initial.0.train.net_lr: must lie in its domain",
     ),
+    ("init digit --out x.yaml", "SOURCE_OR_TABLE: unknown source 'digit': did you mean 'digits'?"),
+    ("init nowhere.csv --out x.yaml", "nowhere.csv: cannot be read (No such file or directory); name an"),
+    ("init digits", "the following arguments are required: --out"),
+    ("init digits --out {digits}", "--out: takes a new file, got {digits}, which exists; name another"),
+    ("init digits --out x.txt", "--out: takes a file that ends in .yaml, got x.txt; name it so"),
+    ("init digits --out {file}/x.yaml", "cannot be written"),
+    ("init digits --out x.yaml --ratio 1", "--ratio: takes a share of cells above 0 and below 1, got 1.0"),
+    ("init digits model.latent=3 --out x.yaml", "takes values of the data section, such as data.columns=[a, b], got"),
+    ("init digits data.columns=[a] --out x.yaml", "data.columns: is an option of file, not of source 'digits'"),
+    ("init mosi --out x.yaml", "data.path: is required by source 'mosi'; name its file, got None"),
     ("validate {dotted}", "model.latent: takes sections within sections, got a key with a dot"),
     ("train {config} data.missing.ratio=0.99", "leaves none in iris"),
     ("search {digits} search.cpus_per_trial=4096", "search.cpus_per_trial: must be at most the"),
@@ -216,6 +227,18 @@ def test_a_mistake_is_told_on_one_line(
     assert message.format(**known) in captured.err
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["configs", DIGITS, "model.latent=3", "--out", str(tmp_path / "out"), "train.epochs=7", "--samples", "2"]
+    assert main([*command, "model.layers=0"]) == 0
+    written = [yaml.safe_load(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    assert [(tree["model"]["latent"], tree["model"]["layers"], tree["train"]["epochs"]) for tree in written] == [
+        (3, 0, 7)
+    ] * 2
+    with pytest.raises(SystemExit):
+        main([*command, "epochs"])
+    assert "unrecognized arguments: epochs; see vadtune --help" in capsys.readouterr().err
 
 
 def test_all_problems_of_a_file_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,20 +1,42 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
-from tests.finished_search import FinishedSearch
-from vadtune.checkpoint import MANIFEST, MODEL_FILES, find_model_folders, load_model, read_manifest, read_metrics
+from tests.conftest import trial_config
+from tests.finished_search import TRIALS, FinishedSearch
+from vadtune.checkpoint import (
+    MANIFEST,
+    MODEL_FILES,
+    find_model_folders,
+    load_held_out,
+    load_model,
+    read_manifest,
+    read_metrics,
+)
 from vadtune.cli import main
+from vadtune.config import REFITS, SELECTABLE_METRICS
+from vadtune.data import SOURCES, IncompleteDataset, Part, load_dataset, mask_sha256
+from vadtune.ensemble_folder import read_ensemble
 from vadtune.errors import ModelFolderError
 from vadtune.export import export_best
+from vadtune.impute import ModelAverage
+from vadtune.metrics import score
+from vadtune.preview import make_preview
+from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked
+from vadtune.retest import run_retest
 from vadtune.search_file import load_trial
+from vadtune.training import Population
 
 
 def export(search: FinishedSearch, out: Path, *options: str) -> int:
@@ -151,3 +173,226 @@ def test_models_kept_behind_a_uri_are_fetched(search: FinishedSearch, tmp_path: 
     away = [replace(t, checkpoint="s3-of-nobody://bucket/x") for t in found.trials]
     with pytest.raises(ModelFolderError, match="none of its 4 trials has both a score and a checkpoint"):
         export_best(found.search, away, metric=found.metric, out=tmp_path / "other")
+
+
+def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
+    search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    out = tmp_path / "best"
+    assert export(search, out) == 0
+    ensemble = read_ensemble(out)
+    assert ensemble is not None
+    assert (ensemble.selection, ensemble.refit) == ("greedy", "train+validation")
+    assert [member.folder for member in ensemble.members] == [folder.name for folder in find_model_folders(out)]
+    assert [member.rmse for member in ensemble.members] == sorted(member.rmse for member in ensemble.members)
+    assert ensemble.rmse <= ensemble.best_rmse == pytest.approx(ensemble.members[0].rmse)
+    assert ensemble.held_out == "held-out cells of the train and validation rows", "iris has few rows"
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == f"ensemble: {ensemble.line()}"
+    run = MlflowClient(search.uri).get_run(search.run_id)
+    assert run.data.metrics["ensemble_held_out_rmse"] == pytest.approx(ensemble.unseen_rmse)
+    assert run.data.metrics["ensemble_best_single_held_out_rmse"] == pytest.approx(ensemble.best_unseen_rmse)
+    weights = json.loads(run.data.tags["vadtune.ensemble.weights"])
+    assert weights == {member.trial: member.weight for member in ensemble.members}
+    assert MlflowClient(search.uri).list_artifacts(search.run_id, "best")[0].path == "best/ensemble.json"
+    caplog.clear()
+    assert main(["results", "tiny", "--tracking-uri", search.uri]) == 0
+    assert f"its ensemble, last exported: {ensemble.line()}" in caplog.text
+
+
+def test_many_rows_need_no_training_to_choose_weights(
+    search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vadtune.members.FEW_ROWS", 100)
+    assert export(search, tmp_path / "best", "--refit", "none") == 0
+    ensemble = read_ensemble(tmp_path / "best")
+    assert ensemble is not None
+    held_out = iris.search_data.validation
+    predictions = [
+        load_held_out(search.checkpoints / member.trial / "checkpoint_000000", held_out) for member in ensemble.members
+    ]
+    mean = sum(m.weight * p.astype(np.float64) for m, p in zip(ensemble.members, predictions, strict=True))
+    assert ensemble.rmse == pytest.approx(np.sqrt(np.mean((mean - held_out.values) ** 2)), rel=1e-6)
+    assert ensemble.cells == iris.validation.mask.sum()
+    assert ensemble.members[0].rmse == pytest.approx(min(search.scores[name] for name in list(search.scores)[:3]))
+
+
+@pytest.mark.parametrize("refit", ["train", "train+validation", "all-observed"])
+def test_members_are_trained_anew_on_the_rows_that_were_named(
+    refit: str, search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset
+) -> None:
+    assert export(search, tmp_path / "best", "--ensemble", "top:3", "--refit", refit) == 0
+    parts = [iris.train, iris.validation, iris.test_part(0.3, 0)][: REFITS.index(refit)]
+    rows = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    for folder in find_model_folders(tmp_path / "best"):
+        model = load_model(folder)
+        trial = read_manifest(folder)["provenance"]["trial"]
+        epochs, before = TRIALS[trial][1], load_model(search.checkpoints / trial / "checkpoint_000000/model").config
+        assert model.config.model == before.model
+        fit = same_steps(before, epochs, rows_before=len(iris.train.x), rows=len(rows.x))
+        assert model.config == fit.config
+        population = Population([fit.config], rows)
+        population.train_until(fit.epochs)
+        (expected,) = population.models()
+        assert torch.equal(model.weights, expected.weights)
+        assert model.latents.shape[0] == len(rows.x)
+        assert f"search_{SELECTABLE_METRICS[0]}" in read_metrics(folder), "no score of another model under its name"
+
+
+def test_hidden_cells_of_test_rows_change_nothing(
+    search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members, weights and refitted parameters are bit for bit the same when hidden test cells change places."""
+    found = find_results("tiny", search.uri)
+    dataset = load_dataset(trial_config().data)
+    source = SOURCES["iris"](dataset.config)
+    test_rows = np.random.RandomState(0).permutation(len(source.x))[-len(dataset.test_truth) :]
+    hidden = np.zeros(source.x.shape, dtype=bool)
+    hidden[test_rows] = ~dataset.test_mask(0.3, 0)
+    x = source.x.copy()
+    x[hidden] = np.random.default_rng(0).permutation(x[hidden]) + 50.0
+
+    def exported(out: Path) -> dict[str, bytes]:
+        export_best(found.search, found.trials, metric=found.metric, refit="all-observed", out=out)
+        return contents(out)
+
+    before = exported(tmp_path / "before")
+    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    assert not np.array_equal(load_dataset(dataset.config).test_truth, dataset.test_truth)
+    assert exported(tmp_path / "after") == before
+
+
+def test_validation_cells_that_nobody_observed_change_nothing(
+    search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_results("tiny", search.uri)
+    dataset = load_dataset(trial_config().data)
+    source = SOURCES["iris"](dataset.config)
+    order = np.random.RandomState(0).permutation(len(source.x))
+    hidden = np.zeros(source.x.shape, dtype=bool)
+    n = len(dataset.train.x)
+    hidden[order[:n]] = ~dataset.train.mask
+    hidden[order[n : n + len(dataset.validation.x)]] = ~dataset.validation.mask
+    x = np.where(hidden, 1000.0, source.x)
+    export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "before")
+    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "after")
+    assert contents(tmp_path / "after") == contents(tmp_path / "before")
+
+
+def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
+    search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], iris: IncompleteDataset
+) -> None:
+    best = tmp_path / "best"
+    assert export(search, best, "--refit", "all-observed") == 0
+    seen = read_manifest(find_model_folders(best)[0])["provenance"]["seen_test_mask_sha256"]
+    assert seen == mask_sha256(iris.test_mask(0.3, 0))
+    own = ["--ratios", "0.3", "--seeds", "1", "--no-log"]
+    assert main(["retest", str(best), *own]) == 0
+    assert main(["plot", str(best), "--ratio", "0.3", "--out", str(tmp_path / "own.png")]) == 0
+    before = sorted(path.name for path in best.iterdir())
+    capsys.readouterr()
+    member = str(find_model_folders(best)[-1])
+    for command in (
+        ["retest", str(best), "--ratios", "0.3", "--seeds", "2", "--no-log"],
+        ["retest", str(best), "--ratios", "0.5", "--seeds", "1", "--no-log"],
+        ["retest", member, "--ratios", "0.5", "--seeds", "1", "--no-log"],
+        ["retest", str(best), "--clean", "--no-log"],
+        ["plot", str(best), "--ratio", "0.3", "--seed", "1", "--out", str(tmp_path / "other.png")],
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "models refitted on all-observed have seen the observed cells of the test rows under their own" in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in best.iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "own.png"]
+
+
+def test_baselines_learn_from_the_rows_the_members_learned_from(
+    search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset
+) -> None:
+    assert export(search, tmp_path / "best") == 0
+    retest = run_retest(tmp_path / "best", [0.3], [0], store_masks=False, baselines=["mean"])
+    rows = np.concatenate([iris.train.x, iris.validation.x])
+    part = iris.test_part(0.3, 0)
+    expected = score(np.where(part.mask, part.x, np.nanmean(rows, axis=0)), iris.test_truth, ~part.mask).rmse
+    assert retest.methods[-1].scores["missing_rmse"][0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_exported_folder_is_one_model(
+    search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vadtune.members.FEW_ROWS", 0)
+    best = tmp_path / "best"
+    assert export(search, best) == 0
+    ensemble, folders = read_ensemble(best), find_model_folders(best)
+    assert ensemble is not None
+    assert len(folders) > 1
+    assert len({member.weight for member in ensemble.members}) > 1
+    part = iris.test_part(0.5, 1)
+    x_hats = [load_model(folder).reconstruct(part) for folder in folders]
+    mean = sum(m.weight * x_hat.astype(np.float64) for m, x_hat in zip(ensemble.members, x_hats, strict=True))
+    average = ModelAverage.load(best)
+    assert average.name == f"ensemble of {len(folders)} models"
+    np.testing.assert_allclose(average.reconstruct(part), mean, rtol=1e-6)
+    filled = average.fill(iris.scaler.inverse(part.x))
+    imputed = iris.scaler.inverse(np.where(part.mask, part.x, mean))
+    np.testing.assert_allclose(filled.x, imputed, rtol=1e-4)
+    retest = run_retest(best, [0.5], [1], store_masks=False, baselines=[])
+    assert [method.name for method in retest.methods] == [folders[0].name, average.name]
+    errors = [score(x_hat, iris.test_truth, ~part.mask).rmse for x_hat in (x_hats[0], mean)]
+    for method, error in zip(retest.methods, errors, strict=True):
+        assert method.scores["missing_rmse"][0, 0] == pytest.approx(error, rel=1e-5)
+    preview = make_preview(best, ratio=0.5, seed=1)
+    np.testing.assert_allclose(preview.x_imputed, imputed[preview.rows], rtol=1e-5)
+    # Without ensemble.json they are models that somebody put side by side.
+    (best / "ensemble.json").unlink()
+    alike = ModelAverage.load(best)
+    assert alike.name == f"mean of {len(folders)} models"
+    np.testing.assert_allclose(alike.reconstruct(part), np.mean(x_hats, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("harm", ["weight", "sum", "traversal", "gone", "added", "manifest", "version", "text", "deep"])
+def test_an_altered_ensemble_is_refused(
+    harm: str, search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "best"
+    assert export(search, best, "--ensemble", "top:2", "--refit", "none") == 0
+    path = best / "ensemble.json"
+    content = json.loads(path.read_text())
+    first, second = content["members"]
+
+    def rewritten(**changed: object) -> str:
+        """What somebody writes who makes the hash fit."""
+        new = {key: value for key, value in {**content, **changed}.items() if key != "sha256"}
+        sha256 = hashlib.sha256(json.dumps(new, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**new, "sha256": sha256})
+
+    match harm:
+        case "weight":
+            path.write_text(path.read_text().replace('"weight": 0.5', '"weight": 0.75'))
+        case "sum":
+            path.write_text(rewritten(members=[{**first, "weight": 0.9}, second]))
+        case "traversal":
+            path.write_text(rewritten(members=[{**first, "folder": f"../best/{first['folder']}"}, second]))
+        case "gone":
+            shutil.rmtree(best / second["folder"])
+        case "added":
+            shutil.copytree(best / first["folder"], best / "3-more")
+        case "manifest":
+            manifest = best / second["folder"] / MANIFEST
+            manifest.write_text(manifest.read_text().replace('"refit": "none"', '"refit": "nine"'))
+        case "version":
+            path.write_text(rewritten(format_version=2))
+        case "text":
+            path.write_text(rewritten(rmse="low"))
+        case "deep":
+            path.write_text("[" * 100_000)
+    capsys.readouterr()
+    for command in (["retest", str(best), "--no-log"], ["plot", str(best), "--out", str(tmp_path / "x.png")]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "export the models again" in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()

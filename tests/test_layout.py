@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"domains", "files", "table_files"},
+    {"files"},
+    {"domains", "table_files"},
     {"runs"},
     {"config"},
-    {"search_file", "randomness", "optimiser"},
+    {"search_file", "randomness", "optimiser", "default_space"},
     {"data"},
     {"model", "import_config"},
     {"metrics", "shapes"},
-    {"inference", "batches"},
+    {"inference", "batches", "compiled"},
     {"training"},
     {"evaluation"},
     {"checkpoint", "ensemble", "refit"},

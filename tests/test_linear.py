@@ -101,19 +101,19 @@ def test_no_iteration_raises_what_is_minimised(noise: str, ridge: float) -> None
 def test_complete_data_gives_what_scikit_learn_finds(noise: str) -> None:
     """Factor analysis where the noise is learned, probabilistic PCA's closed form (Tipping & Bishop 1999, eq. 15) where
     it is fixed: the same covariance of the data."""
-    n = 500
-    x = randn(n, K, seed=4) @ randn(K, D, seed=5) + randn(n, D, seed=6) * torch.linspace(0.3, 0.8, D)
+    n, k = 500, 2  # of two factors, six columns leave one answer
+    x = randn(n, k, seed=4) @ randn(k, D, seed=5) + randn(n, D, seed=6) * torch.linspace(0.3, 0.8, D)
     if noise == "learned":
-        theirs = FactorAnalysis(K, tol=1e-8, max_iter=3000, svd_method="lapack").fit(x.numpy())
+        theirs = FactorAnalysis(k, tol=1e-8, max_iter=3000, svd_method="lapack").fit(x.numpy())
         variance = float(np.exp(np.log(theirs.noise_variance_).mean()))  # the amount of noise is kl_weight's
         covariance = torch.tensor(theirs.get_covariance())
     else:
         variance = 0.3
         values, vectors = torch.linalg.eigh(torch.cov(x.mT, correction=0))
-        stretch = (values[-K:] - variance).clamp(min=0)
-        covariance = vectors[:, -K:] * stretch @ vectors[:, -K:].mT + variance * torch.eye(D)
-    one = decoder(noise)
-    for _ in range(400):
+        stretch = (values[-k:] - variance).clamp(min=0)
+        covariance = vectors[:, -k:] * stretch @ vectors[:, -k:].mT + variance * torch.eye(D)
+    one = decoder(noise)._replace(weight=randn(k, D, seed=1))
+    for _ in range(150):
         one = iterate(one, x, torch.ones_like(x), 2 * variance, 0.0).decoder
     ours = one.weight.mT @ one.weight + torch.diag(1 / one.precision(2 * variance))
     torch.testing.assert_close(ours, covariance.double(), rtol=1e-3, atol=1e-3)

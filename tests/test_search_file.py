@@ -44,8 +44,8 @@ def problems_of(*overrides: str, tree: dict[str, Any] | None = None, tmp_path: P
 def test_every_shipped_search_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
     search = load_search(path)
     assert search.name == path.stem
-    text = path.read_text()
-    assert any(f"vadtune {command} search_spaces/{path.name}" in text for command in ("search", "compare"))
+    commands = [line for line in path.read_text().splitlines() if line.startswith("#     vadtune ")]
+    assert any(f"search_spaces/{path.name}" in command for command in commands)
     assert search.search.samples is not None or search.search.sampler == "grid"
 
 

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import trial_config
 from vadtune.batches import Epoch
+from vadtune.compiled import _by_compiler
 from vadtune.config import REPORTED_METRICS, TrialConfig
 from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.metrics import score
-from vadtune.model import MODELS
+from vadtune.model import MODELS, products
+from vadtune.model.objective import reconstruction
 from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
 from vadtune.training import Member, Population
 
@@ -113,6 +115,83 @@ def test_packed_equals_alone(model: dict[str, Any], iris: IncompleteDataset) -> 
             torch.testing.assert_close(packed.states()[i][name], alone.states()[0][name], rtol=1e-5, atol=1e-6)
         own = evaluate(alone, iris.search_data)[0].scores
         assert scores[i].scores["val_missing_rmse"] == pytest.approx(own["val_missing_rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("openblas", [False, True])
+@pytest.mark.parametrize("model", KINDS[:3])
+def test_packed_equals_alone_bit_for_bit_on_a_cpu(
+    model: dict[str, Any], openblas: bool, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever library multiplies."""
+    monkeypatch.setattr(products, "by_openblas", lambda: openblas)
+    configs = [trial_config(model={**model, "log_var": -3.0 + i}, train={"kl_weight": 0.05 * i}) for i in range(5)]
+    packed = trained_together(configs, iris.train)
+    for config, state in zip(configs, packed.states(), strict=True):
+        alone = trained(config, iris.train).states()[0]
+        for name in set(alone) - {"progress"}:
+            assert torch.equal(state[name], alone[name]), name
+
+
+def test_bf16_trains_as_well_and_packs_as_float32_does(iris: IncompleteDataset) -> None:
+    ends = {}
+    for precision in ("float32", "bf16"):
+        configs = [
+            trial_config(
+                model={"layers": 2, "hidden": 32}, train={"epochs": 60, "precision": precision, "kl_weight": weight}
+            )
+            for weight in (0.05, 0.1, 0.2)
+        ]
+        packed = trained_together(configs, iris.train, epochs=60)
+        scores = [evaluation.scores for evaluation in evaluate(packed, iris.search_data)]
+        alone = trained(configs[1], iris.train, epochs=60)
+        assert packed.states()[1]["weights"].dtype == torch.float32
+        assert evaluate(alone, iris.search_data)[0].scores["val_missing_rmse"] == pytest.approx(
+            scores[1]["val_missing_rmse"], rel=1e-3
+        )
+        ends[precision] = scores
+    for exact, rounded in zip(ends["float32"], ends["bf16"], strict=True):
+        assert rounded["train_loss"] != exact["train_loss"]
+        assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
+        assert rounded["val_missing_rmse"] == pytest.approx(exact["val_missing_rmse"], rel=0.05)
+
+
+@pytest.mark.parametrize("section", [{"precision": "bf16"}, {"compile": "on"}])
+def test_what_is_computed_in_other_ways_cannot_share_a_population(
+    section: dict[str, str], iris: IncompleteDataset
+) -> None:
+    with pytest.raises(ConfigError, match="equal architecture"):
+        Population([trial_config(), trial_config(train=section)], iris.train)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own parts
+@pytest.mark.parametrize("family", MODELS)
+def test_compiled_agrees_with_as_it_is(family: str, iris: IncompleteDataset, caplog: pytest.LogCaptureFixture) -> None:
+    model = {"family": family, "layers": 2}
+    train = {"batch_size": len(iris.train.x), "epochs": 4}  # one shape of batch is one compilation
+    compiled = trained(trial_config(model=model, train={**train, "compile": "on"}), iris.train)
+    assert compiled._passes
+    assert all(passes.func is not reconstruction for passes in compiled._passes.values())
+    plain = trained(trial_config(model=model, train={**train, "compile": "off"}), iris.train)
+    for name in ("weights", "rows", "train_loss"):
+        torch.testing.assert_close(compiled.states()[0][name], plain.states()[0][name], rtol=1e-4, atol=1e-5)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+def test_without_a_compiler_training_goes_on_and_says_why(
+    iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr("vadtune.compiled._by_compiler", _by_compiler.__wrapped__)
+    without = trained(trial_config(train={"compile": "on"}), iris.train)
+    assert "train.compile: on needs a C++ compiler and finds none" in caplog.text
+    assert_same_state(without, trained(trial_config(train={"compile": "off"}), iris.train))
+
+
+def test_on_a_cpu_auto_compiles_nothing(iris: IncompleteDataset) -> None:
+    population = trained(trial_config(train={"epochs": 10_000}), iris.train, epochs=1)
+    assert population._passes
+    assert all(passes.func is reconstruction for passes in population._passes.values())
 
 
 def apart(index: int, model: dict[str, Any]) -> TrialConfig:
@@ -396,3 +475,22 @@ def test_a_gpu_trains_the_same_model(model: dict[str, str], iris: IncompleteData
     (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m.config == config)
     for name in ("weights", "rows"):
         torch.testing.assert_close(state[name].cpu(), alone[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", KINDS)
+def test_captured_passes_agree_with_launched_ones(model: dict[str, Any], iris: IncompleteDataset) -> None:
+    ends = {}
+    for how in ("on", "off"):
+        configs = [trial_config(model=model, train={"compile": how, "kl_weight": weight}) for weight in (0.1, 0.3)]
+        population = Population(configs, iris.train, "cuda")
+        population.train_until(2)
+        population.join(trial_config(model=model, train={"compile": how, "kl_weight": 0.2}))
+        population.train_until(4)
+        assert population._passes
+        assert all(hasattr(p, "_graph") == (how == "on") for p in population._passes.values())
+        ends[how] = {member.config.train.kl_weight: population.state(member) for member in population.members}
+    for weight, state in ends["off"].items():
+        for name in ("weights", "rows"):
+            torch.testing.assert_close(ends["on"][weight][name], state[name], rtol=1e-3, atol=1e-4)

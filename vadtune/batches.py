@@ -21,13 +21,15 @@ from torch.nn.functional import pad
 from vadtune.config import TrialConfig
 from vadtune.randomness import Purpose, derived_generator, standard_normal
 
+_TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
+
 
 class Batch(NamedTuple):
-    """Rows from ``start`` to ``end`` of the shuffled order.
+    """Some rows of the shuffled order.
 
     Attributes:
-        start: First position.
-        end: Position after the last.
+        number: Which batch of the epoch, from 0.
+        rows: Their positions in the shuffled order.
         x: ([p,] b, d), with 0 in place of missing cells.
         mask: ([p,] b, d) float, 1 = observed.
         weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
@@ -37,8 +39,8 @@ class Batch(NamedTuple):
         dropout: Factors on the output of every hidden layer of the decoder (p, b, hidden); None without dropout.
     """
 
-    start: int
-    end: int
+    number: int
+    rows: slice
     x: Tensor
     mask: Tensor
     weight: Tensor
@@ -46,16 +48,6 @@ class Batch(NamedTuple):
     taken: list[int]
     lr: list[float]
     dropout: list[Tensor] | None
-
-    @property
-    def rows(self) -> slice:
-        """The positions."""
-        return slice(self.start, self.end)
-
-    def squared_error(self, residual: Tensor) -> Tensor:
-        """Returns the sum of squared errors (p,) behind a residual weighted by ``weight`` (p, b, d)."""
-        norm: Tensor = torch.linalg.vector_norm(residual, dim=(1, 2))
-        return (norm * (0.5 * self.normaliser)).square_()
 
 
 class Epoch:
@@ -111,6 +103,11 @@ class Epoch:
         self.inverse_normaliser = inverse.unsqueeze(-1)
 
     @property
+    def steps_left(self) -> int:
+        """How many batches the member that is least far has yet to see."""
+        return (self._total - min(self.epochs)) * self._steps
+
+    @property
     def latent_lr(self) -> list[float]:
         """The learning rate of each member's row posteriors, which move once an epoch."""
         return [
@@ -119,18 +116,39 @@ class Epoch:
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
-        dropout = self._dropout()
-        for index in range(self._steps):
-            start = index * self._size
-            rows = slice(start, min(start + self._size, len(self._x)))
-            taken = [epoch * self._steps + index for epoch in self.epochs]
-            factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
-            lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
-            chosen = self._order[..., rows]
+        dropout, n = self._dropout(), len(self._x)
+        together = max(1, _TOGETHER // (self._x.shape[1] * self._size * len(self._order.view(-1, n)))) * self._size
+        for first in range(0, n, together):  # rows are put in order for many batches at a time
+            chosen = self._order[..., first : first + together]
             x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
-            normaliser = self._normaliser[..., index]
-            weight = mask * (2.0 / normaliser[..., None, None])
-            yield Batch(rows.start, rows.stop, x, mask, weight, normaliser, taken, lr, next(dropout))
+            weight = mask * (2.0 * self.inverse_normaliser[..., first : first + together, :])
+            for start in range(0, chosen.shape[-1], self._size):
+                index = (first + start) // self._size
+                rows = slice(first + start, min(first + start + self._size, n))
+                own = (..., slice(start, start + self._size), slice(None))
+                taken = [epoch * self._steps + index for epoch in self.epochs]
+                factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
+                lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
+                normaliser = self._normaliser[..., index]
+                yield Batch(index, rows, x[own], mask[own], weight[own], normaliser, taken, lr, next(dropout))
+
+    @cached_property
+    def residual_norms(self) -> Tensor:
+        """Memory for the norm of every batch's residual weighted by ``weight``, (p, steps)."""
+        return self._x.new_empty(len(self._configs), self._steps)
+
+    @cached_property
+    def noisy_errors(self) -> Tensor:
+        """Memory for the part of every batch's loss that holds the features' noise, (p, steps)."""
+        return self._x.new_empty(len(self._configs), self._steps)
+
+    def squared_error(self) -> Tensor:
+        """Returns the sum of squared errors (p,) behind the residuals."""
+        return (self.residual_norms * (0.5 * self._normaliser)).square_().sum(-1)
+
+    def weighted_error(self) -> Tensor:
+        """Returns the sum of squared errors in units of the features' noise, and what its log variances cost (p,)."""
+        return self.noisy_errors.sum(-1) if "noisy_errors" in self.__dict__ else self.squared_error()
 
     def _dropout(self) -> Iterator[list[Tensor] | None]:
         """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.

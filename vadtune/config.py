@@ -58,6 +58,8 @@ POSTERIORS = ("learned", "fixed", "none")
 LATENT_INITS = ("pca", "pca_iterated", "normal", "zeros")
 OPTIMISERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
+PRECISIONS = ("float32", "bf16")
+COMPILE = ("auto", "on", "off")
 STARTS = ("nearest", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
@@ -296,6 +298,8 @@ class TrainConfig(Section):
     latent_init: Annotated[str, _one_of("latent_init", LATENT_INITS)] = "pca"
     optimiser: Annotated[str, _one_of("optimiser", OPTIMISERS)] = "adamw"
     schedule: Annotated[str, _one_of("schedule", SCHEDULES)] = "cosine"
+    precision: Annotated[str, _one_of("precision", PRECISIONS)] = "float32"  # of matrix products; state stays float32
+    compile: Annotated[str, _one_of("compile", COMPILE)] = "auto"
     seed: Seed = 0
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 
 from vadtune.errors import VadtuneError
+
+NOT_ARRAYS = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, OverflowError, MemoryError),
+    *(RuntimeError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What numpy raises, by experience, where an npy or npz file is damaged: its headers are Python literals, in zips."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

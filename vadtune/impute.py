@@ -96,7 +96,7 @@ class ModelAverage:
         """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share."""
         total = np.zeros(part.x.shape)
         for model, weight in zip(self.models, self.weights, strict=True):
-            total += weight * model.reconstruct(part)
+            total += np.multiply(model.reconstruct(part), weight, dtype=np.float64)
         return total
 
     def dataset(self) -> IncompleteDataset:

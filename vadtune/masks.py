@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +12,9 @@ import numpy as np
 
 from vadtune.data import IncompleteDataset, mask_sha256
 from vadtune.errors import ConfigError, ModelFolderError
-from vadtune.files import write_atomically
+from vadtune.files import NOT_ARRAYS, write_atomically
 
 FORMAT_VERSION = 1
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, RecursionError, MemoryError),
-    zipfile.BadZipFile,
-)
 
 
 class MaskKey(NamedTuple):
@@ -92,7 +87,7 @@ def _read(path: Path, dataset: IncompleteDataset) -> Masks:
                 raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {header}; {again}")
             masks = np.unpackbits(file["bits"], axis=1, count=dataset.test_truth.size).astype(bool)
             masks = masks.reshape(len(entries), *shape)
-    except _UNREADABLE as error:
+    except NOT_ARRAYS as error:
         raise ModelFolderError(f"{path}: stored masks cannot be read ({error}); {again}") from error
     for (key, expected), mask in zip(entries, masks, strict=True):
         if mask_sha256(mask) != expected:

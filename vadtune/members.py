@@ -34,7 +34,7 @@ MOST_CANDIDATES = 32
 FEW_ROWS = 600
 """With fewer train and validation rows weights are chosen on all of them: validation cells alone are too few."""
 
-_ROW_CANDIDATES = 8  # each is trained five times for that
+_ROW_CANDIDATES = 6  # each is trained five times for that
 _ROW_EFFORT = 1 / 3  # of the steps: enough to tell how models complement each other
 
 

@@ -248,7 +248,7 @@ def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: Par
     told = sum(kind == "model" for _, kind in named_models(average))
     for index, (model, weight) in enumerate(zip(average.models, average.weights, strict=True)):
         x_hat = model.reconstruct(part)
-        total += weight * x_hat
+        total += np.multiply(x_hat, weight, dtype=np.float64)
         if index < told:
             yield x_hat
     if len(average.models) > 1:

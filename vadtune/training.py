@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vadtune.batches import Batch, Epoch
+from vadtune.compiled import Passes, decoder_passes
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
@@ -27,7 +28,7 @@ from vadtune.model import Architecture, Networks, build_family
 from vadtune.model.linear import iterate, regression
 from vadtune.model.networks import Workspace
 from vadtune.model.noise import log_variance_backward
-from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients, reconstruction
+from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -77,9 +78,10 @@ class Member:
 
 
 def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, inference."""
+    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, precision,
+    inference."""
     train = config.train
-    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed
+    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
     how = config.infer.steps, config.infer.start, config.infer.prior
     return (*Architecture.of(config.model, features), *shared, *how)
 
@@ -107,6 +109,9 @@ class Population:
         self._seed = first.train.seed
         self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
         self.family = build_family(Architecture.of(first.model, self._features))
+        self.family.networks = {
+            name: replace(mlp, bf16=first.train.precision == "bf16") for name, mlp in self.family.networks.items()
+        }
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
         self._mixed = self.device.type != "cpu"
@@ -140,10 +145,11 @@ class Population:
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Takes these members and no others."""
         for member, _ in parts:
-            if signature(member.config, self._features) != self._signature:
+            own = signature(member.config, self._features)
+            if own != self._signature:
                 raise ConfigError(
-                    "a population needs equal architecture, batches, optimiser, schedule, seed, kind of inference, got "
-                    f"{signature(member.config, self._features)} beside {self._signature}; train them apart"
+                    "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
+                    f"inference, got {own} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
         self.members = [member for member, _ in parts]
@@ -165,6 +171,7 @@ class Population:
         self._optimiser = OPTIMISERS[self._optimiser_name](self._flat, self._grad, self._flat_moments, decay)
         self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](self._rows, self._row_grad, self._row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
+        self._passes: dict[tuple[int, int, int], Passes] = {}
 
     @property
     def epoch(self) -> int:
@@ -272,11 +279,8 @@ class Population:
         z = epoch.shuffled(z)
         grad_z = torch.empty_like(z)
         networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        squared_error, weighted = z.new_zeros(len(z)), z.new_zeros(len(z))
         for batch in epoch.batches():
-            error, noisy, _ = self._decode(members, networks, into, batch, z[:, batch.rows], grad_z[:, batch.rows])
-            squared_error += error
-            weighted += noisy
+            self._decode(members, networks, into, epoch, batch, z[:, batch.rows], grad_z[:, batch.rows])
             self._optimiser.step_(members, batch.taken, batch.lr)
         weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
         learned = self.family.architecture.posterior == "learned"
@@ -285,67 +289,70 @@ class Population:
         )
         kl = kl_divergence(posterior).sum(1)
         self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
-        return _Sums(squared_error, weighted, kl)
+        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
 
     def _train_amortised(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains encoders and decoders."""
         networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         noise = epoch.shuffled(epoch.noise)
         learned = self.family.architecture.posterior == "learned"
-        squared_error, weighted, kl = torch.zeros(3, len(self._flat[members]), device=self.device)
+        kl = torch.zeros(len(self._flat[members]), device=self.device)
         for batch in epoch.batches():
             statistics, tape = self.family.encode(networks, batch.x, batch.mask)
             posterior = self.family.posterior(statistics, self._log_var[members])
             z, deviation = draw(posterior, noise[..., batch.rows, :])
-            error, noisy, grad_z = self._decode(members, networks, into, batch, z)
-            squared_error += error
-            weighted += noisy
+            grad_z = self._decode(members, networks, into, epoch, batch, z)
             kl += kl_divergence(posterior).sum(1)
             weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
             grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
             self.family.encode_backward(networks, tape, grad, into)
             self._optimiser.step_(members, batch.taken, batch.lr)
-        return _Sums(squared_error, weighted, kl)
+        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
 
     def _decode(
         self,
         members: slice,
         networks: Networks,
         into: Networks,
+        epoch: Epoch,
         batch: Batch,
         z: Tensor,
         grad_z: Tensor | bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decodes a batch and writes the gradients of decoder and noise.
+    ) -> Tensor:
+        """Decodes a batch, writes the gradients of decoder and noise, and lets the epoch know the errors.
 
         Returns:
-            The sums of squared error, and of that part of the loss that holds the noise (p,) each; the gradient with
-            respect to z (p, b, k).
+            The gradient with respect to z (p, b, k).
         """
         log_noise = self.family.log_noise(networks)
-        residual, carried = reconstruction(
-            self.family.networks["decoder"],
-            networks["decoder"],
-            z,
-            batch.x,
-            batch.weight,
-            into=into["decoder"],
-            workspace=self._workspace(len(z), batch.end - batch.start),
-            grad_z=grad_z,
-            dropout=batch.dropout,
-            log_noise=log_noise,
-        )
-        squared_error = batch.squared_error(residual)
-        if log_noise is None:
-            return squared_error, squared_error, carried
-        weighted, grad = noise_gradient(log_noise, residual, batch.weight, batch.normaliser, self._kl_weight[members])
-        log_variance_backward(networks["noise"], grad, into["noise"])
-        return squared_error, weighted, carried
+        passes = self._passes_of(members, batch.x.shape[-2], epoch)
+        residual, carried = passes(z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, log_noise=log_noise)
+        torch.linalg.vector_norm(residual, dim=(1, 2), out=epoch.residual_norms[:, batch.number])
+        if log_noise is not None:
+            weighted, grad = noise_gradient(
+                log_noise, residual, batch.weight, batch.normaliser, self._kl_weight[members]
+            )
+            epoch.noisy_errors[:, batch.number] = weighted
+            log_variance_backward(networks["noise"], grad, into["noise"])
+        return carried
 
-    def _workspace(self, p: int, b: int) -> Workspace:
-        if (p, b) not in self._workspaces:
-            self._workspaces[p, b] = self.family.networks["decoder"].workspace(p, b, self._flat)
-        return self._workspaces[p, b]
+    def _passes_of(self, members: slice, b: int, epoch: Epoch) -> Passes:
+        """Returns the decoder's passes over some members and batches of b rows."""
+        p = members.stop - members.start
+        if (members.start, p, b) not in self._passes:
+            decoder = self.family.networks["decoder"]
+            if (p, b) not in self._workspaces:
+                self._workspaces[p, b] = decoder.workspace(p, b, self._flat)
+            layers, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+            self._passes[members.start, p, b] = decoder_passes(
+                decoder,
+                layers["decoder"],
+                into["decoder"],
+                self._workspaces[p, b],
+                how=self.members[0].config.train.compile,
+                steps=epoch.steps_left,
+            )
+        return self._passes[members.start, p, b]
 
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:

@@ -109,7 +109,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 user=self._user,
-                group=self._user,
+                group=self._user and pwd.getpwnam(self._user).pw_gid,
                 env={"LC_ALL": "C"},
             )
 

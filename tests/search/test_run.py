@@ -218,8 +218,10 @@ def test_a_grid_is_searched_whole(ray_here: None, tmp_path: Path) -> None:
     assert len({tuple(sorted(trial.params.items())) for trial in found.trials}) == len(found.trials) == 3 * 2 * (1 + 2)
 
 
-def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
-    tree = tiny(samples=500, time_budget="6s", scheduler="none", report=500)
+def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tiny(samples=500, time_budget="12s", scheduler="none", report=500)
     tree["train"]["epochs"] = 1_000_000  # so that the budget ends in the middle of a trial
     found = Finished(tmp_path, tree)
     assert 0 < len(found.trials) < 500
@@ -229,6 +231,11 @@ def test_a_time_budget_ends_a_search(ray_here: None, tmp_path: Path) -> None:
     reasons = {trial.end.partition(" at epoch")[0] for trial in found.trials}
     assert reasons <= {"completed", "stopped by asha", "stopped by time budget"}
     assert "stopped by time budget" in reasons
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+    assert found.outcome.best is not None
+    (exported,) = tmp_path.glob("best/1-*")
+    assert load_model(exported).feature_names
 
 
 def test_a_search_whose_results_the_store_refused_is_logged_by_sync(

@@ -18,6 +18,7 @@ from vadtune import __version__
 from vadtune.errors import ConfigError, VadtuneError
 
 COMMANDS = (
+    "init",
     "validate",
     "doctor",
     "search",
@@ -60,12 +61,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments; overrides may stand anywhere, where argparse takes those before the options alone."""
+    parser = build_parser()
+    args, left = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):
+        args.overrides = [*args.overrides, *(word for word in left if _is_override(word))]
+        left = [word for word in left if not _is_override(word)]
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     # Nothing about a user's work leaves the machine unless the user turns it on.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    args = build_parser().parse_args(argv)
+    args = _parsed(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = int(args.run(args))

@@ -28,6 +28,7 @@ from vadtune.data.source import TABLE, Layout, PartName, Source, pixel_names, sp
 from vadtune.data.tables import as_mask
 from vadtune.errors import DataError
 
+_MOST_UNPACKED = 1100  # times the size of a file; deflate, which packs best, does not reach that
 _IMAGES = ("mnist", "fashion_mnist")
 _PREFIXES: dict[PartName, str] = {"train": "train", "validation": "valid", "test": "test"}
 
@@ -193,8 +194,11 @@ def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
             if lacking and needed:
                 there = ", ".join(sorted(file)) or "nothing"
                 raise DataError(f"{path}: needs the datasets {', '.join(lacking)} as well, got {there}")
-            arrays = {name: file[name][()] for name in names if name not in lacking}
-    except (OSError, KeyError, RuntimeError) as error:
+            found = [name for name in names if name not in lacking]
+            if sum(file[name].nbytes for name in found) > _MOST_UNPACKED * path.stat().st_size:
+                raise OSError("it says it holds more than its bytes can")
+            arrays = {name: file[name][()] for name in found}
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(
             f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); download it again"
         ) from error

@@ -104,14 +104,15 @@ def posterior_means(
     """
     k = len(decoder.weight)
     mean, diagonal = (torch.as_tensor(v).to(decoder.weight).expand(k) for v in (prior_mean, prior_precision))
-    parts = [solved for _, _, solved, _ in _posteriors(decoder, x, mask, kl_weight, mean, diagonal)]
-    return torch.cat(parts)
+    parts = _posteriors(decoder, x, mask, kl_weight, mean, diagonal)
+    return torch.cat([torch.cholesky_solve(right, factor)[..., 0] for _, _, right, factor in parts])
 
 
 def _posteriors(
     decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float, prior_mean: Tensor, prior_precision: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields values and masks (c, d), posterior means (c, k) and Cholesky factors of A (c, k, k), chunk after chunk."""
+    """Yields values and masks (c, d), A times the posterior means (c, k, 1) and Cholesky factors of A (c, k, k), chunk
+    after chunk."""
     weight, bias, _ = decoder
     k, d = weight.shape
     scaled = weight * decoder.precision(kl_weight)  # (k, d)
@@ -123,7 +124,7 @@ def _posteriors(
         a.diagonal(dim1=1, dim2=2).add_(prior_precision)
         factor = torch.linalg.cholesky(a)
         right = ((x_c - bias) * mask_c) @ scaled.mT + prior_precision * prior_mean
-        yield x_c, mask_c, torch.cholesky_solve(right[..., None], factor)[..., 0], factor
+        yield x_c, mask_c, right[..., None], factor
 
 
 def iterate(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float, ridge: float) -> Iteration:
@@ -156,10 +157,12 @@ def _expectation(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float) -> 
     second, cross = like.new_zeros(d, (k + 1) ** 2), like.new_zeros(d, k + 1)
     squares, spread, log_det = like.new_zeros(d), like.new_zeros((k + 1) ** 2), like.new_zeros(())
     means = []
-    for x_c, mask_c, mean, factor in _posteriors(decoder, x, mask, kl_weight, like.new_zeros(k), like.new_ones(k)):
+    for x_c, mask_c, right, factor in _posteriors(decoder, x, mask, kl_weight, like.new_zeros(k), like.new_ones(k)):
+        covariance = torch.cholesky_inverse(factor)
+        mean = (covariance @ right)[..., 0]
         extended = torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1)  # (c, k + 1)
         moment = extended[:, :, None] * extended[:, None, :]
-        moment[:, :k, :k] += torch.cholesky_inverse(factor)
+        moment[:, :k, :k] += covariance
         moment = moment.view(len(mean), -1)
         second += mask_c.mT @ moment
         spread += moment.sum(0)

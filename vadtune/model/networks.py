@@ -123,12 +123,14 @@ class MLP:
             1607.06450).
         skip: Whether a linear map of the input, without a bias of its own, is added to the output: what is linear in
             the data is then nothing the hidden layers have to imitate.
+        bf16: Whether matrix products take their factors as bfloat16; everything else is as the weights are.
     """
 
     sizes: tuple[int, ...]
     activation: str
     layer_norm: bool = False
     skip: bool = False
+    bf16: bool = False
 
     @property
     def n_parameters(self) -> int:
@@ -190,12 +192,13 @@ class MLP:
         tape, last, skip = [], len(layers) - 1, layers[-1].skip
         for index, layer in enumerate(layers):
             step = Step(x)
-            x = product(x, layer.weight, layer.bias, out=workspace.outputs[index] if workspace else None)
+            out = workspace.outputs[index] if workspace else None
+            x = product(x, layer.weight, layer.bias, out, bf16=self.bf16)
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
         if skip is not None:
-            x.baddbmm_(tape[0].x, skip)
+            x.add_(product(tape[0].x, skip, bf16=self.bf16))
         return x, tape
 
     def _activate(self, x: Tensor, step: Step, layer: Layer, dropout: Tensor | None) -> tuple[Tensor, Step]:
@@ -234,23 +237,23 @@ class MLP:
         """
         output, skip = grad, layers[-1].skip
         if into is not None and into[-1].skip is not None:
-            torch.bmm(tape[0].x.mT, output, out=into[-1].skip)
+            product(tape[0].x.mT, output, out=into[-1].skip, bf16=self.bf16)
         for index in reversed(range(len(layers))):
             if into is not None:
-                product(tape[index].x.mT, grad, out=into[index].weight)
+                product(tape[index].x.mT, grad, out=into[index].weight, bf16=self.bf16)
                 torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
             if index > 0:
                 out = workspace.gradients[index] if workspace else None
-                grad = product(grad, layers[index].weight.mT, out=out)
+                grad = product(grad, layers[index].weight.mT, out=out, bf16=self.bf16)
                 grad = self._activate_backward(
                     grad, tape[index - 1], layers[index - 1], into[index - 1] if into is not None else None
                 )
             elif isinstance(to_input, Tensor):
-                grad = product(grad, layers[0].weight.mT, out=to_input)
+                grad = product(grad, layers[0].weight.mT, out=to_input, bf16=self.bf16)
             elif to_input:
-                grad = product(grad, layers[0].weight.mT)
+                grad = product(grad, layers[0].weight.mT, bf16=self.bf16)
         if skip is not None and to_input is not False:
-            grad.baddbmm_(output, skip.mT)
+            grad.add_(product(output, skip.mT, bf16=self.bf16))
         return grad
 
     def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, into: Layer | None) -> Tensor:

@@ -1,8 +1,7 @@
 """Products of stacked matrices, by the faster of the two libraries at hand.
 
 PyTorch multiplies on a CPU by Intel's MKL, which leaves half of the vector width (AVX-512) of an AMD processor unused.
-numpy's OpenBLAS uses all of it, and multiplies float32 matrices of the sizes here up to twice as fast; but not where
-the second factor is transposed.
+numpy's OpenBLAS uses all of it, and multiplies float32 matrices of the sizes here up to twice as fast.
 
 Shape comments: p members, b rows, i inputs, o outputs.
 """
@@ -18,13 +17,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
 _WIDE = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # OpenBLAS's names of its kernels for AVX-512
+_SMALL = 64  # rows of a product that OpenBLAS computes in another way
 _PROCESSOR = Path("/proc/cpuinfo")
 
 
 @cache
 def by_openblas() -> bool:
     """Whether products of float32 matrices on the CPU are left to OpenBLAS."""
-    if not torch.backends.mkl.is_available() or not _PROCESSOR.is_file():  # type: ignore[no-untyped-call]
+    if not torch._C.has_mkl or not _PROCESSOR.is_file():
         return False
     kernels = {library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"}
     with _PROCESSOR.open() as file:
@@ -37,7 +37,9 @@ def use_threads(count: int) -> None:
     threadpool_limits(count, "blas")
 
 
-def product(one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def product(
+    one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor | None = None, *, bf16: bool = False
+) -> Tensor:
     """Returns one @ other + bias, (p, b, o).
 
     Args:
@@ -45,10 +47,21 @@ def product(one: Tensor, other: Tensor, bias: Tensor | None = None, out: Tensor 
         other: (p, i, o).
         bias: (p, 1, o); none without it.
         out: Where the result is written; new memory without it.
+        bf16: Whether the product alone is computed from, and rounded to, bfloat16.
     """
-    if one.is_cpu and by_openblas() and other.stride(-1) == 1:
-        if out is None:
-            out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
-        np.matmul(one.numpy(), other.numpy(), out=out.numpy())
+    if bf16:
+        rounded = torch.bmm(one.bfloat16(), other.bfloat16())
+        out = rounded.to(one.dtype) if out is None else out.copy_(rounded)
         return out if bias is None else out.add_(bias)
-    return torch.bmm(one, other, out=out) if bias is None else torch.baddbmm(bias, one, other, out=out)
+    if torch.compiler.is_compiling() or not (one.is_cpu and by_openblas()):
+        return torch.bmm(one, other, out=out) if bias is None else torch.baddbmm(bias, one, other, out=out)
+    if out is None:
+        out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
+    if other.stride(-1) == 1 or one.shape[1] > _SMALL:
+        with np.errstate(all="ignore"):
+            np.matmul(one.numpy(), other.numpy(), out=out.numpy())
+    else:  # its kernel for a small product with a transposed second factor is slow: (A Wᵀ)ᵀ = W Aᵀ
+        with np.errstate(all="ignore"):
+            turned = np.matmul(other.mT.numpy(), one.mT.contiguous().numpy())
+        out.copy_(torch.from_numpy(turned).mT)
+    return out if bias is None else out.add_(bias)

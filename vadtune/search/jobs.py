@@ -60,11 +60,12 @@ class Jobs:
             shutil.rmtree(folder, ignore_errors=True)
 
     def status(self, job: str | None = None) -> list[dict[str, object]]:
-        """Returns a row for each job, or for the one named, newest first."""
+        """Returns a row for each job that was submitted, or for the one named, newest first."""
         found = [self._ask(self._client.get_job_info, job)] if job else self._ask(self._client.list_jobs)
+        found = [info for info in found if info.submission_id]  # Ray counts every driver, such as the doctor
         rows = [
             {
-                "job": info.submission_id or info.job_id,
+                "job": info.submission_id,
                 "search": (info.metadata or {}).get("search"),
                 "state": str(getattr(info.status, "value", info.status)).lower(),
                 "started": time.strftime("%Y-%m-%d %H:%M", time.localtime((info.start_time or 0) / 1000)),

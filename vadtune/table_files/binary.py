@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vadtune.errors import DataError
+from vadtune.files import NOT_ARRAYS
 from vadtune.table_files.base import Cells, NotNumericError, TableFile, as_type
 
 
@@ -136,7 +136,7 @@ def _load(content: bytes) -> Any:
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except (ValueError, EOFError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except NOT_ARRAYS as error:
         reason = " ".join(str(error).split())
         if "pickle" in reason:
             reason = "it holds pickled objects, which could execute code"
