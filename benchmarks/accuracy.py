@@ -304,7 +304,7 @@ def summarise(results: Sequence[dict[str, Any]], ours: str) -> list[Cell]:
         scores = {method: np.array([of_seed[seed] for seed in seeds]) for method, of_seed in rmse.items()}
         mean = {method: float(values.mean()) for method, values in scores.items()}
         error = {method: _standard_error(values) for method, values in scores.items()}
-        best = min((method for method in mean if method != ours), key=mean.__getitem__, default=None)
+        best = min((method for method in mean if method in (*PEERS, *PLUGINS)), key=mean.__getitem__, default=None)
         cell = Cell(table, ratio, seeds, mean, error, best)
         if best is not None and ours in mean:
             difference = scores[ours] - scores[best]
@@ -380,14 +380,18 @@ def plot(cells: Sequence[Cell], methods: Sequence[str], ours: str, path: Path) -
         worst_sensible = max((cell.mean["mean"] for cell in own if "mean" in cell.mean), default=None)
         for number, method in enumerate(methods):
             there = [cell for cell in own if method in cell.mean]
-            style: dict[str, Any] = {"color": "black" if method == ours else colours(number % 10), "label": method}
-            style |= {"linewidth": 2.6 if method == ours else 1.2, "marker": "o", "markersize": 4, "capsize": 2}
+            style: dict[str, Any] = {"color": "black" if method == ours else colours(number % 10)}
+            style |= {
+                "label": method,
+                "linewidth": 2.6 if method == ours else 1.2,
+                "marker": "o",
+                "markersize": 4,
+                "capsize": 2,
+            }
             x, y = [cell.ratio for cell in there], [cell.mean[method] for cell in there]
             above.errorbar(x, y, [cell.error[method] for cell in there], **style)
-            best = [min(value for name, value in cell.mean.items() if name != ours) for cell in there]
-            below.errorbar(
-                x, np.divide(y, best), [cell.error[method] / b for cell, b in zip(there, best, strict=True)], **style
-            )
+            compared = [(cell.ratio, cell.mean[method] / cell.mean[cell.best_peer]) for cell in there if cell.best_peer]
+            below.plot(*zip(*compared, strict=True), **{key: style[key] for key in style if key != "capsize"})
         if worst_sensible is not None:
             above.set_ylim(0, 1.15 * worst_sensible)  # what diverges is off the plot
         below.set_ylim(0.8, 1.6)
