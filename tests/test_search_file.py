@@ -56,6 +56,14 @@ def test_a_search_file_survives_its_own_yaml_and_pickle(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(search)) == search
 
 
+def test_an_override_has_the_last_word_on_what_is_tried_first(tmp_path: Path) -> None:
+    points = [{"model.layers": 0, "train.kl_weight": 0.1}, {"model.layers": 1}]
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(TREE | {"search": {"samples": 4, "initial": points}}))
+    search = load_search(tmp_path / "search.yaml", ["model.layers=2"])
+    assert search.search.initial == [{"train.kl_weight": 0.1}, {}]
+    assert load_search(tmp_path / "search.yaml", ["train.epochs=18"]).search.initial == points
+
+
 def test_conditions_look_back_only() -> None:
     search = parse_search(copy.deepcopy(TREE))
     keys = list(search.domains)

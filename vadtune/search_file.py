@@ -230,7 +230,19 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 node[parent] = {}
             node = node[parent]
         node[last] = value
+        _forget(tree, path)
     return tree
+
+
+def _forget(tree: dict[str, Any], path: str) -> None:
+    """Drops a parameter from the configurations to try first: an override has the last word on it."""
+    search = tree.get("search")
+    initial = search.get("initial") if isinstance(search, dict) else None
+    if isinstance(initial, list):
+        search["initial"] = [  # type: ignore[index]  # a mapping, or it had no list in it
+            {key: value for key, value in point.items() if key != path} if isinstance(point, dict) else point
+            for point in initial
+        ]
 
 
 def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
