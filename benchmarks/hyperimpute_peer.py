@@ -3,9 +3,9 @@
     python benchmarks/hyperimpute_peer.py PLUGIN GIVEN.npy IMPUTED.npy SEED
 
 hyperimpute 0.1.17 needs pandas 2 and scikit-learn 1.5: with pandas 3 it silently returns about the column means. Its
-HyperImpute chooses a model for each column by itself. Its MIWAE has one latent dimension and one hidden unit by default
-and returns a draw, so it gets the sizes of its paper (Mattei & Frellsen 2019) and the mean of several draws; its GAIN
-gets more epochs than the default.
+HyperImpute chooses a model for each column by itself, its GAIN has the package's defaults. Its MIWAE has one latent
+dimension and one hidden unit by default and returns a draw, so it gets the sizes of its paper (Mattei & Frellsen 2019)
+and the mean of several draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hyperimpute.plugins.imputers import Imputers
 SETTINGS: dict[str, dict[str, Any]] = {
     "hyperimpute": {},
     "miwae": {"latent_size": 10, "n_hidden": 128, "n_epochs": 500},
-    "gain": {"n_epochs": 1000},
+    "gain": {},
 }
 _DRAWS = {"miwae": 20}
 
