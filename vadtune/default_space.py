@@ -67,7 +67,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
     small = rows < _SMALL_TABLE
     batch = _SMALL_BATCH if rows < 2 * _SMALL_TABLE else 128 if rows < _LARGE_TABLE else 512
     epochs = min(max(math.ceil(_STEPS / math.ceil(rows / batch)), _EPOCHS[0]), _EPOCHS[1])
-    hidden = [64, 128] if observed < 10_000 else [64, 128, 256]
+    hidden = [64, 128] if observed < 10_000 else [128, 256]
     networks: dict[str, Any] = {"when": {"layers": ">0"}} if solvable else {}
     rates: dict[str, Any] = {"when": {"model.layers": ">0"}} if solvable else {}
     model: dict[str, Any] = {
@@ -101,7 +101,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
             "metric": "val_missing_rmse",
             "seed": 0,
             "time_budget": "30m",
-            "initial": _initial(top, variance, hidden[1], solvable),
+            "initial": _initial(top, variance, solvable),
         },
     }
 
@@ -111,7 +111,7 @@ def _kl_weight(ratio: float, variance: float) -> float:
     return float(f"{2 * ratio * variance:.3g}")
 
 
-def _initial(top: int, variance: float, hidden: int, solvable: bool) -> list[dict[str, Any]]:
+def _initial(top: int, variance: float, solvable: bool) -> list[dict[str, Any]]:
     linear = [(0.6, 0.015, "learned"), (0.5, 0.06, "fixed"), (0.35, 0.08, "learned"), (0.15, 0.4, "fixed")]
     points: list[dict[str, Any]] = [
         {
@@ -127,7 +127,7 @@ def _initial(top: int, variance: float, hidden: int, solvable: bool) -> list[dic
     network = {
         **_latent(0.5, top),
         "model.layers": 1,
-        "model.hidden": hidden,
+        "model.hidden": 128,  # in both choices
         "model.activation": "relu",
         "model.skip": True,
         "model.noise": "fixed",
