@@ -25,8 +25,7 @@ COMMENTS = {
     "train.epochs": "so many that networks take enough steps; a solved decoder settles much sooner",
     "train.kl_weight": "twice the noise variance: .003 to 1.5 of the variance of the data",
     "train.net_lr": "a solved decoder has no learning rates",
-    "search.grace_epochs": "a solved decoder is at its end by its first report: networks get time to catch up",
-    "search.initial": "some linear decoders, and a network with a skip, whatever the sampler would try first",
+    "search.initial": "some linear decoders and two networks, whatever the sampler would try first",
 }
 """Dotted key -> what a written file says beside it."""
 
@@ -47,11 +46,9 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
     - ``weight_decay`` is searched from next to none to strong, since either end wins on some table.
     - ``epochs`` gives networks some 2,500 steps, and the posteriors of rows, which move once an epoch, at least 100.
       Small tables have smaller batches, and learning rates up to twice as high.
-    - ``grace_epochs`` is a third of the epochs on small tables, where time is no matter: a solved decoder is at its end
-      by its first report, and networks would be stopped before they could show what they are worth.
     - ``hidden`` is wider where more cells were observed that could fill it.
     - ``search.initial`` makes sure of linear decoders with little and much noise before the sampler turns away from
-      them, and of one network at the middle of the space.
+      them, and of a smaller and a larger network.
 
     Args:
         rows: Train rows.
@@ -97,11 +94,10 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
             "samples": 64,
             "sampler": "tpe",
             "scheduler": "asha",
-            **({"grace_epochs": epochs // 3} if batch == _SMALL_BATCH and solvable else {}),
             "metric": "val_missing_rmse",
             "seed": 0,
             "time_budget": "30m",
-            "initial": _initial(top, variance, solvable),
+            "initial": _initial(top, variance, hidden, solvable),
         },
     }
 
@@ -111,7 +107,7 @@ def _kl_weight(ratio: float, variance: float) -> float:
     return float(f"{2 * ratio * variance:.3g}")
 
 
-def _initial(top: int, variance: float, solvable: bool) -> list[dict[str, Any]]:
+def _initial(top: int, variance: float, hidden: list[int], solvable: bool) -> list[dict[str, Any]]:
     linear = [(0.6, 0.015, "learned"), (0.5, 0.06, "fixed"), (0.35, 0.08, "learned"), (0.15, 0.4, "fixed")]
     points: list[dict[str, Any]] = [
         {
@@ -124,21 +120,24 @@ def _initial(top: int, variance: float, solvable: bool) -> list[dict[str, Any]]:
         for share, ratio, noise in linear
         if solvable
     ]
-    network = {
-        **_latent(0.5, top),
-        "model.layers": 1,
-        "model.hidden": 128,  # in both choices
-        "model.activation": "relu",
-        "model.skip": True,
-        "model.noise": "fixed",
-        "model.posterior": "learned",
-        "train.kl_weight": _kl_weight(0.1, variance),
-        "train.net_lr": 3e-3,
-        "train.latent_lr": 0.1,
-        "train.weight_decay": 0.03,
-        "infer.lr": 0.15,
-    }
-    return [*points, network]
+    networks = [
+        {
+            **_latent(share, top),
+            "model.layers": layers,
+            "model.hidden": width,
+            "model.activation": "relu",
+            "model.skip": layers == 1,
+            "model.noise": "fixed",
+            "model.posterior": "learned",
+            "train.kl_weight": _kl_weight(0.1, variance),
+            "train.net_lr": 3e-3,
+            "train.latent_lr": 0.1,
+            "train.weight_decay": 0.03,
+            "infer.lr": 0.15,
+        }
+        for share, layers, width in [(0.5, 1, hidden[0]), (0.75, 2, hidden[1])]
+    ]
+    return [*points, *networks]
 
 
 def _latent(share: float, top: int) -> dict[str, Any]:

@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from vadtune import config as config_module
 from vadtune.config import SearchConfig
-from vadtune.search.schedulers import SCHEDULERS, report_epochs
+from vadtune.search.schedulers import EPOCH, SCHEDULERS, RaceOfNetworks, report_epochs
+from vadtune.search_file import SearchFile, parse_search
+
+
+def search_file(epochs: int, **search: Any) -> SearchFile:
+    return parse_search(
+        {
+            "name": "tiny",
+            "data": {"source": "iris"},
+            "model": {"layers": {"int": [0, 2]}},
+            "train": {"epochs": epochs},
+            "search": {"samples": 4, **search},
+        }
+    )
 
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
@@ -15,9 +31,8 @@ def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("epochs", [1, 2, 5, 9, 10, 81, 250, 1000])
 def test_every_scheduler_builds_and_reports_end_with_the_last_epoch(scheduler: str, epochs: int) -> None:
-    search = SearchConfig(scheduler=scheduler)
-    assert isinstance(SCHEDULERS[scheduler](search, epochs), TrialScheduler)
-    due = report_epochs(search, epochs)
+    assert isinstance(SCHEDULERS[scheduler](search_file(epochs, scheduler=scheduler)), TrialScheduler)
+    due = report_epochs(SearchConfig(scheduler=scheduler), epochs)
     assert due == sorted(set(due))
     assert due[0] >= 1
     assert due[-1] == epochs
@@ -32,11 +47,25 @@ def test_asha_trials_report_at_the_rungs() -> None:
 
 
 def test_the_rungs_are_those_asha_decides_at() -> None:
-    search = SearchConfig()
-    scheduler = SCHEDULERS["asha"](search, 250)
-    (bracket,) = scheduler._brackets
+    (bracket,) = SCHEDULERS["asha"](search_file(250))._brackets  # type: ignore[attr-defined]
     rungs = sorted(milestone for milestone, _ in bracket._rungs)
-    assert [rung for rung in rungs if rung < 250] == report_epochs(search, 250)[:-1]
+    assert [rung for rung in rungs if rung < 250] == report_epochs(SearchConfig(), 250)[:-1]
+
+
+def test_solved_decoders_neither_race_nor_stop_networks() -> None:
+    scheduler = RaceOfNetworks(search_file(90))
+    scheduler.set_search_properties("score", "min")
+    actions = {}
+    for index, (layers, score) in enumerate([(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.8), (1, 0.7), (1, 0.9), (0, 0.9)]):
+        trial = SimpleNamespace(trial_id=str(index), config={"model.layers": layers})
+        scheduler.on_trial_add(None, trial)
+        actions[layers, score] = scheduler.on_trial_result(None, trial, {EPOCH: 10, "score": score})
+        if layers == 0:
+            scheduler.on_trial_complete(None, trial, {EPOCH: 90, "score": score})
+    stopped = [key for key, action in actions.items() if action == TrialScheduler.STOP]
+    assert stopped == [(1, 0.9)]  # the worst of the networks; the solved ones were better than all, or as bad
+    (bracket,) = scheduler._brackets
+    assert sorted(len(recorded) for _, recorded in bracket._rungs) == [0, 0, 3]
 
 
 def test_a_denser_curve_is_an_option() -> None:

@@ -249,7 +249,7 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
         tune_config=tune.TuneConfig(
             num_samples=sample_count(search),
             search_alg=Searcher(search),
-            scheduler=SCHEDULERS[config.scheduler](config, search.epochs),
+            scheduler=SCHEDULERS[config.scheduler](search),
             metric=None if config.scheduler == "none" else config.metric,
             mode=None if config.scheduler == "none" else "min",
             time_budget_s=config.time_budget_s,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -16,7 +18,8 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from vadtune.config import SearchConfig
+from vadtune.config import SearchConfig, is_exact
+from vadtune.search_file import SearchFile
 
 EPOCH = "epoch"
 """The result key that counts a trial's budget."""
@@ -27,29 +30,55 @@ def _grace(search: SearchConfig, epochs: int) -> int:
     return search.grace_epochs or math.ceil(epochs / 9)
 
 
-def _asha(search: SearchConfig, epochs: int) -> TrialScheduler:
-    # Beyond the last epoch, so that a finished trial ends as finished and not as stopped.
-    return ASHAScheduler(
-        time_attr=EPOCH,
-        max_t=epochs + 1,
-        grace_period=_grace(search, epochs),
-        reduction_factor=search.reduction_factor,
-    )
+class RaceOfNetworks(ASHAScheduler):
+    """ASHA among the trials that take their time.
+
+    A linear decoder that is solved is at its end before the first decision. It costs next to nothing, and beside it
+    networks would be stopped that end better: it is not stopped, and does not count.
+    """
+
+    def __init__(self, file: SearchFile) -> None:
+        super().__init__(
+            time_attr=EPOCH,
+            # Beyond the last epoch, so that a finished trial ends as finished and not as stopped.
+            max_t=file.epochs + 1,
+            grace_period=_grace(file.search, file.epochs),
+            reduction_factor=file.search.reduction_factor,
+        )
+        self._file = file
+
+    def _races(self, trial: Trial) -> bool:
+        model = self._file.trial_config(trial.config).model
+        return not is_exact(model.family, model.layers, model.head, model.posterior)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Decides about a trial that reports. See TrialScheduler."""
+        if not self._races(trial):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Takes note of a trial that ended. See TrialScheduler."""
+        if self._races(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+        else:
+            self.on_trial_remove(tune_controller, trial)
 
 
-def _hyperband(search: SearchConfig, epochs: int) -> TrialScheduler:
-    return HyperBandScheduler(time_attr=EPOCH, max_t=epochs + 1, reduction_factor=search.reduction_factor)
+def _hyperband(file: SearchFile) -> TrialScheduler:
+    return HyperBandScheduler(time_attr=EPOCH, max_t=file.epochs + 1, reduction_factor=file.search.reduction_factor)
 
 
-def _median(search: SearchConfig, epochs: int) -> TrialScheduler:
-    return MedianStoppingRule(time_attr=EPOCH, grace_period=_grace(search, epochs), min_samples_required=3)
+def _median(file: SearchFile) -> TrialScheduler:
+    grace = _grace(file.search, file.epochs)
+    return MedianStoppingRule(time_attr=EPOCH, grace_period=grace, min_samples_required=3)
 
 
-SCHEDULERS: dict[str, Callable[[SearchConfig, int], TrialScheduler]] = {
-    "asha": _asha,
+SCHEDULERS: dict[str, Callable[[SearchFile], TrialScheduler]] = {
+    "asha": RaceOfNetworks,
     "hyperband": _hyperband,
     "median": _median,
-    "none": lambda search, epochs: FIFOScheduler(),
+    "none": lambda file: FIFOScheduler(),
 }
 
 
