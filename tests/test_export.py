@@ -30,6 +30,7 @@ from vadtune.ensemble_folder import read_ensemble
 from vadtune.errors import ModelFolderError
 from vadtune.export import export_best
 from vadtune.impute import ModelAverage
+from vadtune.members import MOST_FITS
 from vadtune.metrics import score
 from vadtune.preview import make_preview
 from vadtune.refit import same_steps
@@ -194,11 +195,37 @@ def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
     assert run.data.metrics["ensemble_held_out_rmse"] == pytest.approx(ensemble.unseen_rmse)
     assert run.data.metrics["ensemble_best_single_held_out_rmse"] == pytest.approx(ensemble.best_unseen_rmse)
     weights = json.loads(run.data.tags["vadtune.ensemble.weights"])
-    assert weights == {member.trial: member.weight for member in ensemble.members}
+    by_trial = {
+        name: sum(member.weight for member in ensemble.members if member.trial == name)
+        for name in {member.trial for member in ensemble.members}
+    }
+    assert weights == pytest.approx(by_trial)
     assert MlflowClient(search.uri).list_artifacts(search.run_id, "best")[0].path == "best/ensemble.json"
     caplog.clear()
     assert main(["results", "tiny", "--tracking-uri", search.uri]) == 0
     assert f"its ensemble, last exported: {ensemble.line()}" in caplog.text
+
+
+def test_heavy_networks_are_trained_from_several_seeds_that_share_their_weight(
+    search: FinishedSearch, tmp_path: Path
+) -> None:
+    assert export(search, tmp_path / "alone", "--ensemble", "best") == 0
+    assert export(search, tmp_path / "best") == 0
+    (alone,), folders = find_model_folders(tmp_path / "alone"), find_model_folders(tmp_path / "best")
+    ensemble, first = read_ensemble(tmp_path / "best"), load_model(alone)
+    assert ensemble is not None
+    trials: dict[str, list[tuple[float, int]]] = {}
+    for member, folder in zip(ensemble.members, folders, strict=True):
+        model = load_model(folder)
+        trials.setdefault(member.trial, []).append((member.weight, model.config.train.seed))
+        if member.trial == ensemble.members[0].trial and model.config.train.seed == first.config.train.seed:
+            assert torch.equal(model.weights, first.weights), "the first seed is that of the search"
+    assert sum(weight for copies in trials.values() for weight, _ in copies) == pytest.approx(1.0)
+    assert max(map(len, trials.values())) > 1
+    assert len(folders) <= MOST_FITS
+    for copies in trials.values():
+        assert len({weight for weight, _ in copies}) == 1
+        assert [seed for _, seed in copies] == list(range(len(copies)))
 
 
 def test_many_rows_need_no_training_to_choose_weights(

@@ -19,7 +19,15 @@ from vadtune.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.files import check_writable
 from vadtune.impute import REFIT, SEEN_TEST_MASK
 from vadtune.inference import FittedModel
-from vadtune.members import MOST_CANDIDATES, Candidate, Chosen, choose_members, find_candidates, parse_ensemble
+from vadtune.members import (
+    MOST_CANDIDATES,
+    Candidate,
+    Chosen,
+    choose_members,
+    find_candidates,
+    parse_ensemble,
+    with_seeds,
+)
 from vadtune.refit import Trainer
 from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
@@ -98,6 +106,8 @@ def export_best(
         rows = dataset.rows_of_refit(refit)
         with Trainer(rows, device) as trainer:
             chosen = choose_members(candidates, dataset, ensemble, trainer=trainer, refit=refit, progress=progress)
+            if ensemble == "greedy" and refit != "none":
+                chosen = with_seeds(chosen)
             models: list[FittedModel | None] = [None] * len(chosen.members)
             if refit != "none":
                 progress(f"training {len(models)} models on {len(rows.x)} rows")
@@ -239,7 +249,9 @@ def _log(search: SearchRun, out: Path, ensemble: Ensemble) -> None:
         "ensemble_best_single_held_out_rmse": ensemble.best_unseen_rmse,
         "ensemble_members": float(len(ensemble.members)),
     }
-    weights = {member.trial: member.weight for member in ensemble.members}
+    weights: dict[str, float] = {}
+    for member in ensemble.members:  # of one trial may be several, of several seeds
+        weights[member.trial] = weights.get(member.trial, 0.0) + member.weight
     tags = {ENSEMBLE_TAG: ensemble.line(), f"{ENSEMBLE_TAG}.weights": json.dumps(weights)}
     try:
         client = connect_existing(search.tracking_uri)

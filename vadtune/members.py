@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
-from vadtune.config import TrialConfig
+from vadtune.config import TrialConfig, is_exact
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top
 from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
@@ -41,6 +41,10 @@ _ROW_CANDIDATES = 6  # each is trained five times for that; eight gave the same
 _ROW_EFFORT = 1 / 3
 
 
+MOST_FITS = 12
+"""Trainings of a refit: what the members leave of them goes to further seeds of the heaviest."""
+
+
 class Candidate(NamedTuple):
     """A trial whose model and held-out predictions are here.
 
@@ -60,6 +64,12 @@ class Candidate(NamedTuple):
         """Returns what trains its configuration on another number of rows for as many steps as it had."""
         before = len(dataset.train.x)
         return same_steps(self.config, self.trial.epoch, rows_before=before, rows=rows, effort=effort)
+
+    def with_seed(self, further: int) -> Candidate:
+        """Returns the candidate with another seed; itself for 0."""
+        train = self.config.train
+        seeded = train.model_copy(update={"seed": (train.seed + further) % 2**32})
+        return self._replace(config=self.config.model_copy(update={"train": seeded}))
 
 
 class Chosen(NamedTuple):
@@ -191,6 +201,29 @@ def choose_members(
         return first
     among, predictions = map(list, zip(*pairs, strict=True))
     return chosen(among, predictions, cross.truth, cross.rows, "held-out cells of the train and validation rows")
+
+
+def with_seeds(chosen: Chosen) -> Chosen:
+    """Lets the heaviest members be trained from several seeds, which share the weight.
+
+    The mean over initial weights and batches of one configuration is better than any of them: on random digits at a
+    missing ratio of .1 three seeds of the best have a held-out RMSE of .1213, one has .1265. Solved decoders, which do
+    not depend on a seed, stay alone.
+    """
+    models = [member.config.model for member in chosen.members]
+    seeded = [not is_exact(model.family, model.layers, model.head, model.posterior) for model in models]
+    counts = np.ones(len(models), dtype=int)
+    while counts.sum() < MOST_FITS:
+        shares = np.where(seeded, chosen.weights, 0.0) / counts
+        if shares.max() * MOST_FITS < 1:  # too light to matter
+            break
+        counts[shares.argmax()] += 1
+    copies = [(i, further) for i, count in enumerate(counts.tolist()) for further in range(count)]
+    return chosen._replace(
+        members=[chosen.members[i].with_seed(further) for i, further in copies],
+        weights=[chosen.weights[i] / int(counts[i]) for i, _ in copies],
+        errors=[chosen.errors[i] for i, _ in copies],
+    )
 
 
 def _model_folder(trial: Trial, fetched: Path) -> Path | None:
