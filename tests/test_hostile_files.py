@@ -81,7 +81,7 @@ def test_a_hostile_search_file_is_one_error(text: str, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ConfigError) as raised:
         load_search(path)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30, "bounded, on a busy machine too"
     assert all(len(problem) < 3000 and "\n" not in problem for problem in raised.value.problems)
     assert not harm.exists()
 
@@ -183,7 +183,7 @@ def test_hostile_masks_are_one_error(tmp_path: Path, iris: IncompleteDataset) ->
         start = time.monotonic()
         with pytest.raises(ModelFolderError, match=r"masks\.npz: (stored masks cannot be read|masks of)"):
             stored_masks(path, iris, [MaskKey(0.5, 0)])
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30, "bounded, on a busy machine too"
     assert not harm.exists()
 
 
