@@ -184,3 +184,22 @@ def test_a_solved_model_is_no_worse_than_one_of_gradients(iris: IncompleteDatase
         for kind in ("learned", "fixed")
     )
     assert free.members[0].metrics["train_loss"] < fixed.members[0].metrics["train_loss"]
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3])
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_column_that_no_row_observes_is_its_mean_and_harms_no_other(noise: str, ridge: float) -> None:
+    x, mask = data()
+    model = {"layers": 0, "latent": 2, "noise": noise}
+    train = {"kl_weight": KL_WEIGHT, "weight_decay": ridge, "epochs": 12}
+    found = []
+    for seen in (mask[:, :-1], torch.cat([mask[:, :-1], torch.zeros(N, 1)], dim=1)):
+        part = Part.hide(x[:, : seen.shape[1]].numpy(), seen.numpy() > 0)
+        population = Population([trial_config(model=model, train=train)], part)
+        population.train_until(12)
+        found.append(reconstruct(population.models(), part)[0])
+    without, beside = found
+    np.testing.assert_array_equal(beside[:, -1], 0)
+    if noise == "fixed" and not ridge:
+        np.testing.assert_allclose(beside[:, :-1], without, atol=0.02)
+    assert np.isfinite(beside).all()

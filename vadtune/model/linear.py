@@ -200,14 +200,17 @@ def _maximisation(decoder: Linear, moments: _Moments, n: int, kl_weight: float, 
     values, vectors = torch.linalg.eigh(variance)
     root = vectors * values.sqrt() @ vectors.mT  # the symmetric one, which is I where Σ is: nothing turns for ever
     noise = torch.ones_like(counts) if decoder.log_noise is None else decoder.log_noise.exp()
+    unknown = (counts == 0).to(counts)  # what no row observes: its weights and bias are 0, its noise the common one
     system = moments.second.clone()
-    penalty = ridge * noise + _LEAST_RIDGE * counts
+    penalty = ridge * noise + _LEAST_RIDGE * (counts + unknown)
     system[:, :k, :k] += penalty[:, None, None] * variance
+    system[:, k, k] += unknown
     solved = torch.cholesky_solve(moments.cross[..., None], torch.linalg.cholesky(system))[..., 0].mT  # (k + 1, d)
     weight, bias = solved[:k], solved[k]
     log_noise = decoder.log_noise
     if log_noise is not None:
-        log_noise = _log_noise(moments.error(weight, bias), counts, kl_weight, ridge)
+        error = moments.error(weight, bias) + unknown * 0.5 * kl_weight
+        log_noise = _log_noise(error, counts + unknown, kl_weight, ridge)
     return Linear(root @ weight, bias + mean @ weight, log_noise)
 
 
