@@ -154,7 +154,9 @@ def test_held_out_predictions_survive_and_are_of_their_cells_alone(tmp_path: Pat
         load_held_out(tmp_path, other)
 
 
-@pytest.mark.parametrize("harm", ["gone", "truncated", "altered", "short", "double", "infinite", "pickled", "bomb"])
+@pytest.mark.parametrize(
+    "harm", ["gone", "truncated", "altered", "encrypted", "short", "double", "infinite", "pickled", "bomb"]
+)
 def test_damaged_held_out_predictions_are_one_error(harm: str, tmp_path: Path, iris: IncompleteDataset) -> None:
     held_out = iris.search_data.validation
     predictions = np.random.default_rng(0).normal(size=len(held_out.values)).astype(np.float32)
@@ -168,6 +170,13 @@ def test_damaged_held_out_predictions_are_one_error(harm: str, tmp_path: Path, i
         case "truncated":
             path.write_bytes(path.read_bytes()[:100])
         case "altered":
+            path.write_bytes(content)
+        case "encrypted":
+            content = bytearray(path.read_bytes())
+            start = content.find(b"PK\x01\x02")
+            while start >= 0:
+                content[start + 8] |= 1  # a flag of the directory's entry
+                start = content.find(b"PK\x01\x02", start + 1)
             path.write_bytes(content)
         case "short":
             np.savez(path, predictions=predictions[:-1], cells=cells)

@@ -21,7 +21,6 @@ import platform
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -37,6 +36,7 @@ from safetensors.torch import save as save_tensors
 from vadtune import __version__
 from vadtune.data import HeldOut, Scaler, mask_sha256
 from vadtune.errors import ModelFolderError
+from vadtune.files import NOT_ARRAYS
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Family, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
@@ -252,7 +252,7 @@ def load_held_out(folder: Path, held_out: HeldOut) -> np.ndarray:
             raise ValueError(f"it holds {predictions.dtype} of shape {predictions.shape}")
         if not np.isfinite(predictions).all():
             raise ValueError("it holds values that are not finite")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except NOT_ARRAYS as error:
         raise ModelFolderError(f"{path}: cannot be used ({' '.join(str(error).split())}); search again") from error
     return predictions
 
