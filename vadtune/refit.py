@@ -24,6 +24,7 @@ from vadtune.config import HoldoutConfig, TrialConfig
 from vadtune.data import HeldOut, Part, hold_out
 from vadtune.errors import VadtuneError
 from vadtune.inference import FittedModel, reconstruct
+from vadtune.model.products import use_threads
 from vadtune.training import Population, signature
 
 logger = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def _start_worker(rows: Part) -> None:
     """Gets a process ready: one thread, the rows, and an end with its parent, however that comes."""
     global _rows_here
     _rows_here = rows
-    torch.set_num_threads(1)
+    use_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the parent alone
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -234,8 +235,8 @@ def _train_here(task: _Task) -> list[_Arrays | None]:
 def _one_thread() -> Iterator[None]:
     """As in the processes, so that a result does not depend on where it was computed."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    use_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        use_threads(before)
