@@ -62,6 +62,10 @@ def test_an_override_has_the_last_word_on_what_is_tried_first(tmp_path: Path) ->
     search = load_search(tmp_path / "search.yaml", ["model.layers=2"])
     assert search.search.initial == [{"train.kl_weight": 0.1}, {}]
     assert load_search(tmp_path / "search.yaml", ["train.epochs=18"]).search.initial == points
+    part = load_search(tmp_path / "search.yaml", ["train.kl_weight.loguniform=[0.2, 0.3]"])
+    assert part.search.initial == [{"model.layers": 0}, {"model.layers": 1}]
+    section = load_search(tmp_path / "search.yaml", ["model={latent: 2, layers: 1}"])
+    assert section.search.initial == [{"train.kl_weight": 0.1}, {}]
 
 
 def test_conditions_look_back_only() -> None:

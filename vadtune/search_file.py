@@ -235,12 +235,19 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _forget(tree: dict[str, Any], path: str) -> None:
-    """Drops a parameter from the configurations to try first: an override has the last word on it."""
+    """Drops what an override is about from the configurations to try first: it has the last word on it.
+
+    Its path may be a parameter's, a section's, or a part of a domain's.
+    """
+
+    def told(key: object) -> bool:
+        return f"{path}.".startswith(f"{key}.") or f"{key}.".startswith(f"{path}.")
+
     search = tree.get("search")
     initial = search.get("initial") if isinstance(search, dict) else None
     if isinstance(initial, list):
         search["initial"] = [  # type: ignore[index]  # a mapping, or it had no list in it
-            {key: value for key, value in point.items() if key != path} if isinstance(point, dict) else point
+            {key: value for key, value in point.items() if not told(key)} if isinstance(point, dict) else point
             for point in initial
         ]
 
