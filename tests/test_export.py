@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
+from vadtune import masks
 from vadtune.checkpoint import (
     MANIFEST,
     MODEL_FILES,
@@ -30,12 +31,13 @@ from vadtune.ensemble_folder import read_ensemble
 from vadtune.errors import ModelFolderError
 from vadtune.export import export_best
 from vadtune.impute import ModelAverage
+from vadtune.masks import MaskKey
 from vadtune.members import MOST_FITS
 from vadtune.metrics import score
 from vadtune.preview import make_preview
 from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked
-from vadtune.retest import run_retest
+from vadtune.retest import MASKS_FILE, run_retest
 from vadtune.search_file import load_trial
 from vadtune.training import Population
 
@@ -334,6 +336,9 @@ def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
         assert error.count("\n") == 1
     assert sorted(path.name for path in best.iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "own.png"]
+    (best / MASKS_FILE).write_bytes(masks._packed({MaskKey(0.3, 0): iris.test_mask(0.3, 1)}, iris))
+    assert main(["retest", str(best), *own]) == 2  # another mask under its own's name
+    assert "models refitted on all-observed have seen" in capsys.readouterr().err
 
 
 def test_baselines_learn_from_the_rows_the_members_learned_from(

@@ -195,8 +195,11 @@ def run_retest(
     average = ModelAverage.load(path)
     dataset = average.dataset()
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
-    average.check_unseen(draw_masks(dataset, keys))
-    masks = stored_masks(path / MASKS_FILE, dataset, keys) if store_masks else draw_masks(dataset, keys)
+    masks = draw_masks(dataset, keys)
+    average.check_unseen(masks)  # before a file is written
+    if store_masks:
+        masks = stored_masks(path / MASKS_FILE, dataset, keys)
+        average.check_unseen(masks)  # those of a file may be others
 
     if predictions is not None:
         predictions.begin(dataset, masks)
