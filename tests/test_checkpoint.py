@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import trial_config
 from tests.test_training import KINDS, assert_same_state, trained
@@ -22,6 +23,7 @@ from vadtune.checkpoint import (
     save_held_out,
     save_model,
     save_state,
+    write_manifest,
 )
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
 from vadtune.errors import ModelFolderError
@@ -82,7 +84,9 @@ def test_an_altered_file_is_named(folder: Path, name: str) -> None:
         load_model(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 99, "sha256": {}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format_version": 1, "sha256": {}}', '{"format_version": 99, "sha256": {}}', "\x00"]
+)
 def test_a_broken_manifest_is_a_clear_error(folder: Path, content: str) -> None:
     (folder / MANIFEST).write_text(content)
     with pytest.raises(ModelFolderError, match=r"manifest\.json: cannot be read|format version 1 expected, got 99"):
@@ -99,6 +103,21 @@ def test_files_that_do_not_fit_together_are_refused(folder: Path) -> None:
     manifest["sha256"]["config.yaml"] = hashlib.sha256(config.encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ModelFolderError, match="do not fit together"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("harm", ["narrow", "empty", "flat", "double", "scaler"])
+def test_arrays_of_other_shapes_are_refused(harm: str, folder: Path) -> None:
+    """Even where somebody made the hashes fit."""
+    latents = load_model(folder).latents
+    wrong = {"narrow": latents[:, 1:], "empty": latents[:0], "flat": latents.flatten(), "double": latents.double()}
+    if harm == "scaler":
+        scaler = json.loads((folder / "scaler.json").read_text())
+        (folder / "scaler.json").write_text(json.dumps(scaler | {"offset": scaler["offset"][1:]}))
+    else:
+        save_file({"train_statistics": wrong[harm].contiguous()}, folder / "latents.safetensors")
+    write_manifest(folder, {})
+    with pytest.raises(ModelFolderError, match=r"do not fit together \(.* expected, got"):
         load_model(folder)
 
 

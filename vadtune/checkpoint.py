@@ -130,8 +130,16 @@ def load_model(folder: Path) -> FittedModel:
         )
         if weights.numel() != family.n_parameters:
             raise ValueError(f"{family.n_parameters} weights expected, got {weights.numel()}")
-        return FittedModel(config, weights, latents, Scaler.from_dict(description), tuple(names))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        width = family.architecture.statistics
+        if latents.dim() != 2 or len(latents) == 0 or latents.shape[1] != width:
+            raise ValueError(f"latents of {width} numbers a row expected, got shape {tuple(latents.shape)}")
+        if {weights.dtype, latents.dtype} != {torch.float32}:
+            raise ValueError(f"weights and latents of 32 bits expected, got {weights.dtype} and {latents.dtype}")
+        scaler = Scaler.from_dict(description)
+        if not scaler.offset.shape == scaler.scale.shape == (len(names),):
+            raise ValueError(f"a scaler of {len(names)} columns expected, got shape {scaler.offset.shape}")
+        return FittedModel(config, weights, latents, scaler, tuple(names))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelFolderError(f"{folder}: its files do not fit together ({error}); export the model again") from error
 
 
@@ -146,6 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         format_version, hashes = manifest["format_version"], dict(manifest["sha256"])
+        manifest["provenance"] = dict(manifest["provenance"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / MANIFEST}: cannot be read ({error}); export the model again") from error
     if format_version != FORMAT_VERSION:
