@@ -111,3 +111,19 @@ def test_a_table_with_holes_of_its_own_has_nothing_more_hidden_unless_asked(
     assert search.data.path == str(tmp_path / "my table.csv")
     assert search.data.columns == ["age", "height"]
     assert search.data.missing.ratio == ratio
+
+
+def test_a_column_of_which_nothing_is_left_to_train_on_says_nothing_of_the_variance(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((80, 3))
+    known = np.random.RandomState(0).permutation(80)[0]  # the one train row that has a value of it
+    lines = [f"{a},{b},{c if i == known else ''}" for i, (a, b, c) in enumerate(x)]
+    (tmp_path / "table.csv").write_text("a,b,rare\n" + "\n".join(lines) + "\n")
+    hidden = []
+    for seed in range(4):
+        out = tmp_path / f"{seed}.yaml"
+        options = ["--ratio", "0.5", "--out", str(out)]
+        assert main(["init", str(tmp_path / "table.csv"), f"data.missing.seed={seed}", *options]) == 0
+        search = load_search(out)
+        hidden.append(not load_dataset(search.data).train.mask[:, 2].any())
+        assert search.domains["train.kl_weight"].contains(0.1)
+    assert any(hidden)

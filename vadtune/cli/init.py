@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     train = load_dataset(config.data).train
     rows, columns = train.x.shape
     missing = 1 - float(train.mask.mean())
-    space = default_space(rows, columns, float(np.nanvar(train.x, axis=0).mean()), missing)
+    observed = train.x[:, train.mask.any(axis=0)]
+    space = default_space(rows, columns, float(np.nanvar(observed, axis=0).mean()), missing)
     section = config.data.model_dump(exclude_unset=True)
     if config.data.missing.ratio == 0:
         section["missing"] = "none"
