@@ -165,6 +165,16 @@ def test_a_parquet_file_keeps_values_types_and_metadata(impute: Callable[..., by
             assert one is None or one != one or one == other
 
 
+@pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.date32(), pa.list_(pa.int8())], ids=str)
+def test_a_parquet_column_without_a_value_may_have_any_type(kind: pa.DataType, impute: Callable[..., bytes]) -> None:
+    columns = [pa.array([5.1, 4.9]), pa.array([3.5, 2.5]), pa.nulls(2, kind), pa.array([0.2, 0.3])]
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns, names=NAMES), sink)
+    filled = parquet.read_table(io.BytesIO(impute("t.parquet", sink.getvalue())))
+    assert filled.column(2).type == pa.float64()
+    assert filled.column(2).null_count == 0
+
+
 def test_a_frame_of_pandas_comes_back(impute: Callable[..., bytes], tmp_path: Path) -> None:
     frame = pd.DataFrame({name: [1.0 + i, np.nan, 2.0] for i, name in enumerate(NAMES)}, index=[3, 1, 2])
     frame.to_parquet(tmp_path / "frame.parquet", index=True)

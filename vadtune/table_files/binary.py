@@ -53,12 +53,12 @@ class ParquetFile(TableFile):
         table = self._table
         for j, field in enumerate(table.schema):
             if holes[:, j].any():
+                given = table.column(j)
                 if field.type not in _arrow_types("fiu"):  # a column without a value, which may have any type
                     field = field.with_type(pa.float64())
+                    given = pa.nulls(len(given), field.type)
                 values = as_type(np.where(holes[:, j], x[:, j], 0.0), np.dtype(field.type.to_pandas_dtype()))
-                merged = pc.if_else(
-                    pa.array(holes[:, j]), pa.array(values, field.type), table.column(j).cast(field.type)
-                )
+                merged = pc.if_else(pa.array(holes[:, j]), pa.array(values, field.type), given)
                 table = table.set_column(j, field, merged)
         sink = io.BytesIO()
         parquet.write_table(table, sink)
