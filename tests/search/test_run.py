@@ -232,7 +232,7 @@ def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
     assert reasons <= {"completed", "stopped by asha", "stopped by time budget"}
     assert "stopped by time budget" in reasons
     monkeypatch.chdir(tmp_path)
-    assert main(["export", "tiny", "--top", "1", "--out", "best"]) == 0
+    assert main(["export", "tiny", "--ensemble", "best", "--out", "best"]) == 0
     assert found.outcome.best is not None
     (exported,) = tmp_path.glob("best/1-*")
     assert load_model(exported).feature_names

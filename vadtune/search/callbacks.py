@@ -151,13 +151,12 @@ class SearchCallback(Callback):
         self._session.tracker.log_metrics(
             trial.trial_id, {name: result[name] for name in names}, epoch=int(result[EPOCH])
         )
-        score = float(result[self._session.search.search.metric])
-        if self._session.best is None or score < self._session.best[0]:
-            self._session.best = score, short_name(trial)
+        self._session.scores[short_name(trial)] = float(result[self._session.search.search.metric])
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:
             reason = self._reason(trial)
+            self._session.scores.pop(short_name(trial), None)
             if not reason.startswith("diverged"):
                 self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)

@@ -29,7 +29,7 @@ class Session:
         ended: Trial id -> why it ended.
         ended_before: How many had ended before a resume.
         started: Ids of the trials whose runs are open or were.
-        best: The best score so far and the name of its trial.
+        scores: Trial name -> its latest score; without trials that failed.
         alive: Trial id -> when it last was heard of, by ``time.monotonic``.
         hung: Trial id -> why it was given up.
     """
@@ -47,9 +47,14 @@ class Session:
     ended: dict[str, str] = field(default_factory=dict)
     ended_before: int = 0
     started: set[str] = field(default_factory=set)
-    best: tuple[float, str] | None = None
+    scores: dict[str, float] = field(default_factory=dict)
     alive: dict[str, float] = field(default_factory=dict)
     hung: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> tuple[float, str] | None:
+        """The best of the latest scores and the name of its trial; None without one."""
+        return min(((score, name) for name, score in self.scores.items()), default=None)
 
     def counts(self) -> Counter[str]:
         """Returns how many trials ended how: completed, stopped, diverged or error."""
