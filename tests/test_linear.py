@@ -203,3 +203,14 @@ def test_a_column_that_no_row_observes_is_its_mean_and_harms_no_other(noise: str
     if noise == "fixed" and not ridge:
         np.testing.assert_allclose(beside[:, :-1], without, atol=0.02)
     assert np.isfinite(beside).all()
+
+
+def test_what_cannot_be_solved_diverges_alone() -> None:
+    z = np.random.default_rng(0).normal(size=(40, 1))
+    part = Part.hide(np.repeat(1e12 * z, 6, axis=1), np.random.default_rng(1).random((40, 6)) < 0.7)
+    weights = 0.0, 1e26
+    configs = [trial_config(model={"layers": 0, "latent": 4}, train={"kl_weight": weight}) for weight in weights]
+    population = Population(configs, part)
+    population.train_epoch()
+    assert [member.divergence() is None for member in population.members] == [False, True]
+    assert [np.isfinite(x_hat).all() for x_hat in reconstruct(population.models(), part)] == [False, True]

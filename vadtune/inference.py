@@ -21,7 +21,7 @@ from torch import Tensor
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler
 from vadtune.model import Architecture, Family, Networks, build_family
-from vadtune.model.linear import posterior_means
+from vadtune.model.linear import NotSolved, posterior_means
 from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
 from vadtune.optimiser import SCHEDULES, AdamW
 from vadtune.randomness import Purpose, derived_generator, standard_normal
@@ -131,17 +131,16 @@ class _Inference:
             )
             for value in self.prior
         )
-        means = [
-            posterior_means(
-                self.family.linear(self.networks, i),
-                x,
-                mask,
-                float(self.kl_weight[i]),
-                prior_mean=mean[i, 0],
-                prior_precision=precision[i, 0],
-            )
-            for i in range(len(self.latents))
-        ]
+        means = []
+        for i in range(len(self.latents)):
+            decoder, kl_weight = self.family.linear(self.networks, i), float(self.kl_weight[i])
+            try:
+                found = posterior_means(
+                    decoder, x, mask, kl_weight, prior_mean=mean[i, 0], prior_precision=precision[i, 0]
+                )
+            except NotSolved:  # of a model that diverged, which must not harm the others
+                found = x.new_full((len(x), len(decoder.weight)), torch.nan, dtype=torch.float64)
+            means.append(found)
         return torch.stack(means).float()
 
     def _fit(self, x: Tensor, mask: Tensor) -> Tensor:

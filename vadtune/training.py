@@ -25,7 +25,7 @@ from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Networks, build_family
-from vadtune.model.linear import iterate, regression
+from vadtune.model.linear import NotSolved, iterate, regression
 from vadtune.model.networks import Workspace
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
@@ -261,7 +261,11 @@ class Population:
             return None
         networks, train = self.family.layers(self._flat), member.config.train
         ridge = train.weight_decay * self._cells / self._features
-        done = iterate(self.family.linear(networks, index), self._x, self._mask, train.kl_weight, ridge)
+        try:
+            done = iterate(self.family.linear(networks, index), self._x, self._mask, train.kl_weight, ridge)
+        except NotSolved:
+            flat.fill_(torch.nan)
+            return [torch.nan] * 3
         change.copy_(flat)
         self.family.set_linear(networks, index, done.decoder)
         torch.sub(flat, change, out=change)

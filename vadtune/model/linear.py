@@ -29,6 +29,9 @@ _LEAST_KL_WEIGHT = 1e-5  # stands for 0: without noise the posterior is a point 
 _LEAST_RIDGE = 1e-9  # in units of the observed cells of a column
 _BISECTIONS = 80
 
+NotSolved: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What ``iterate`` and ``posterior_means`` raise beyond 64 bits: values far from 1 and next to no noise, or NaN."""
+
 
 class Linear(NamedTuple):
     """A linear decoder.
