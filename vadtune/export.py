@@ -138,7 +138,8 @@ def export_best(
                 try:
                     new.rename(out)
                 except OSError:
-                    old.rename(out)
+                    if old.exists():
+                        old.rename(out)
                     raise
         except OSError as error:
             raise ModelFolderError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
