@@ -57,7 +57,7 @@ def test_the_best_models_are_written_as_folders_that_stand_alone(
     assert export(search, out, "--ensemble", "top:2", "--refit", "none") == 0
     best = sorted(("trial-0001", "trial-0002", "trial-0003"), key=search.scores.__getitem__)[:2]
     folders = find_model_folders(out)
-    assert [folder.name for folder in folders] == [f"1-{best[0]}", f"2-{best[1]}"]
+    assert [folder.name for folder in folders] == [f"01-{best[0]}", f"02-{best[1]}"]
     assert [path.name for path in out.parent.iterdir()] == ["best"], "no temporary folder may stay behind"
     for folder, name in zip(folders, best, strict=True):
         assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, MANIFEST}
@@ -105,7 +105,7 @@ def test_an_earlier_export_is_replaced_only_when_told_to(
     assert "holds an earlier export; replace it with --overwrite" in capsys.readouterr().err
     assert contents(out) == before
     assert export(search, out, "--ensemble", "best", "--overwrite") == 0
-    assert sorted(path.name[:2] for path in out.iterdir()) == ["1-", "en"]
+    assert sorted(path.name[:2] for path in out.iterdir()) == ["01", "en"]
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
@@ -122,7 +122,7 @@ def test_what_export_did_not_write_is_never_replaced(
     assert contents(out) == before
 
     (out / "notes.txt").unlink()
-    config = next(out.glob("1-*")) / "config.yaml"
+    config = next(out.glob("01-*")) / "config.yaml"
     assert main(["train", str(config), "train.epochs=1", "--out", str(out / "longer")]) == 0
     before = contents(out)
     assert export(search, out, *overwrite) == 2

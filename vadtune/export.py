@@ -74,7 +74,7 @@ def export_best(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Writes an ensemble of trials to ``out``: ``1-<trial>``, ``2-<trial>``, … and ensemble.json; whole or not at all.
+    """Writes an ensemble of trials to ``out``: ``01-<trial>``, ``02-<trial>``, … and ensemble.json; all or nothing.
 
     Args:
         search: The search the trials belong to; its run is told of the ensemble.
@@ -178,9 +178,8 @@ def _write_members(
 ) -> list[EnsembleMember]:
     """Writes the model folders; a member without a model of its own is copied as it was searched."""
     written = []
-    digits = len(str(len(models)))  # so that names sort by rank
     for rank, (member, model) in enumerate(zip(chosen.members, models, strict=True), start=1):
-        folder = new / f"{rank:0{digits}}-{member.trial.name}"
+        folder = new / f"{rank:02}-{member.trial.name}"  # so that names sort by rank
         provenance = _provenance(search, member.trial) | {REFIT: refit}
         if refit == "all-observed":
             provenance[SEEN_TEST_MASK] = mask_sha256(dataset.own_test_mask())

@@ -88,7 +88,7 @@ def test_a_search_ends_with_its_gpu_hours_those_before_a_resume_included(tmp_pat
         check=False,
     )
     assert exported.returncode == 0, exported.stderr
-    assert len(list(tmp_path.glob("best/1-*/weights.safetensors"))) == 1
+    assert len(list(tmp_path.glob("best/01-*/weights.safetensors"))) == 1
 
 
 def gpu_hours(folder: Path) -> float:

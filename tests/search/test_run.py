@@ -136,13 +136,13 @@ def test_results_export_and_retest_follow(
     assert len(capsys.readouterr().out.splitlines()) == 11
     assert main(["export", "tiny", "--ensemble", "top:2", "--out", "best"]) == 0
     folders = sorted(path.name for path in (finished.folder / "best").iterdir())
-    assert [name[:8] for name in folders] == ["1-trial-", "2-trial-", "ensemble"]
+    assert [name[:8] for name in folders] == ["01-trial", "02-trial", "ensemble"]
     command = ["retest", "best", "--ratios", "0.3,0.6", "--seeds", "2", "--baselines", "mean"]
     assert main(command) == 0
     assert "ensemble of 2 models" in capsys.readouterr().out
     logged = {artifact.path for artifact in finished.client.list_artifacts(finished.search.run_id, "retest")}
     assert {"retest/retest.csv", "retest/retest.png"} <= logged
-    config = next((finished.folder / "best").glob("1-*/config.yaml"))
+    config = next((finished.folder / "best").glob("01-*/config.yaml"))
     assert main(["train", str(config), "train.epochs=2"]) == 0
     assert "val_missing_rmse" in json.loads(capsys.readouterr().out)
 
@@ -234,7 +234,7 @@ def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
     monkeypatch.chdir(tmp_path)
     assert main(["export", "tiny", "--ensemble", "best", "--out", "best"]) == 0
     assert found.outcome.best is not None
-    (exported,) = tmp_path.glob("best/1-*")
+    (exported,) = tmp_path.glob("best/01-*")
     assert load_model(exported).feature_names
 
 

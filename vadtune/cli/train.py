@@ -20,7 +20,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         parents=parents,
         help="train one configuration",
         description="Train one trial configuration and print its scores as JSON.",
-        epilog="example: vadtune train best/1-*/config.yaml train.epochs=500 --out longer/",
+        epilog="example: vadtune train best/01-*/config.yaml train.epochs=500 --out longer/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="CONFIG", help="a trial configuration, such as export writes")
