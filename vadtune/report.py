@@ -115,9 +115,9 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 5.4), dpi=150)
+    figure = Figure(figsize=(9.2, 5.4), dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.115, 0.69, 0.735))
+    axes = figure.add_axes((0.08, 0.115, 0.66, 0.735))
     bottom, top = _error_range(retest, metric)
     axes.set_ylim(bottom, top)
     axes.axvline(retest.training_ratio, color="0.7", linewidth=1, linestyle=(0, (2, 3)), zorder=0)
