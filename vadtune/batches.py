@@ -146,10 +146,6 @@ class Epoch:
         """Returns the sum of squared errors (p,) behind the residuals."""
         return (self.residual_norms * (0.5 * self._normaliser)).square_().sum(-1)
 
-    def weighted_error(self) -> Tensor:
-        """Returns the sum of squared errors in units of the features' noise, and what its log variances cost (p,)."""
-        return self.noisy_errors.sum(-1) if "noisy_errors" in self.__dict__ else self.squared_error()
-
     def _dropout(self) -> Iterator[list[Tensor] | None]:
         """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.
 

@@ -277,6 +277,11 @@ class ModelConfig(Section):
             raise ValueError(f"gives columns, which takes head plain, got head {head}; leave one of them out")
         return skip
 
+    @property
+    def exact(self) -> bool:
+        """See ``is_exact``."""
+        return is_exact(self.family, self.layers, self.head, self.posterior)
+
 
 class TrainConfig(Section):
     """How the decoder and the posteriors of the train rows are fitted.
@@ -427,7 +432,7 @@ class TrialConfig(Section):
             del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
-        if is_exact(self.model.family, self.model.layers, self.model.head, self.model.posterior):
+        if self.model.exact:
             for section, name in _OF_GRADIENTS:
                 del values[section][name]
         return values

@@ -125,19 +125,12 @@ class _Inference:
 
     def _solve(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns the exact posterior means (p, n, k) of rows x (n, d), with 0 where missing, mask (n, d) float."""
-        mean, precision = (
-            torch.as_tensor(value, device=self.device).expand(
-                len(self.latents), 1, 1 if isinstance(value, float) else -1
-            )
-            for value in self.prior
-        )
         means = []
         for i in range(len(self.latents)):
             decoder, kl_weight = self.family.linear(self.networks, i), float(self.kl_weight[i])
+            mean, precision = (value if isinstance(value, float) else value[i, 0] for value in self.prior)
             try:
-                found = posterior_means(
-                    decoder, x, mask, kl_weight, prior_mean=mean[i, 0], prior_precision=precision[i, 0]
-                )
+                found = posterior_means(decoder, x, mask, kl_weight, prior_mean=mean, prior_precision=precision)
             except NotSolved:  # of a model that diverged, which must not harm the others
                 found = x.new_full((len(x), len(decoder.weight)), torch.nan, dtype=torch.float64)
             means.append(found)

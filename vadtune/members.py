@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
-from vadtune.config import TrialConfig, is_exact
+from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top
 from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
@@ -210,9 +210,8 @@ def with_seeds(chosen: Chosen) -> Chosen:
     missing ratio of .1 three seeds of the best have a held-out RMSE of .1213, one has .1265. Solved decoders, which do
     not depend on a seed, stay alone.
     """
-    models = [member.config.model for member in chosen.members]
-    seeded = [not is_exact(model.family, model.layers, model.head, model.posterior) for model in models]
-    counts = np.ones(len(models), dtype=int)
+    seeded = [not member.config.model.exact for member in chosen.members]
+    counts = np.ones(len(seeded), dtype=int)
     while counts.sum() < MOST_FITS:
         shares = np.where(seeded, chosen.weights, 0.0) / counts
         if shares.max() * MOST_FITS < 1:  # too light to matter

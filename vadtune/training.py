@@ -293,7 +293,7 @@ class Population:
         )
         kl = kl_divergence(posterior).sum(1)
         self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
-        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
+        return self._sums(epoch, kl)
 
     def _train_amortised(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains encoders and decoders."""
@@ -311,7 +311,12 @@ class Population:
             grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
             self.family.encode_backward(networks, tape, grad, into)
             self._optimiser.step_(members, batch.taken, batch.lr)
-        return _Sums(epoch.squared_error(), epoch.weighted_error(), kl)
+        return self._sums(epoch, kl)
+
+    def _sums(self, epoch: Epoch, kl: Tensor) -> _Sums:
+        squared_error = epoch.squared_error()
+        noisy = "noise" in self.family.networks
+        return _Sums(squared_error, epoch.noisy_errors.sum(-1) if noisy else squared_error, kl)
 
     def _decode(
         self,

@@ -57,11 +57,10 @@ def product(
         return torch.bmm(one, other, out=out) if bias is None else torch.baddbmm(bias, one, other, out=out)
     if out is None:
         out = one.new_empty(one.shape[0], one.shape[1], other.shape[2])
-    if other.stride(-1) == 1 or one.shape[1] > _SMALL:
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        if other.stride(-1) == 1 or one.shape[1] > _SMALL:
             np.matmul(one.numpy(), other.numpy(), out=out.numpy())
-    else:  # its kernel for a small product with a transposed second factor is slow: (A Wᵀ)ᵀ = W Aᵀ
-        with np.errstate(all="ignore"):
+        else:  # its kernel for a small product with a transposed second factor is slow: (A Wᵀ)ᵀ = W Aᵀ
             turned = np.matmul(other.mT.numpy(), one.mT.contiguous().numpy())
-        out.copy_(torch.from_numpy(turned).mT)
+            out.copy_(torch.from_numpy(turned).mT)
     return out if bias is None else out.add_(bias)

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vadtune.checkpoint import parse_state, save_held_out, save_model, save_state
+from vadtune.checkpoint import parse_state
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler, SearchData
 from vadtune.errors import CheckpointError, TrialDiverged
 from vadtune.evaluation import Evaluation, evaluate
 from vadtune.inference import FittedModel
 from vadtune.search.draw import draw_configurations
-from vadtune.search.trainable import MODEL
+from vadtune.search.trainable import write_checkpoint
 from vadtune.search_file import SearchFile
 from vadtune.training import Member, Population, State, signature
 
@@ -125,10 +125,8 @@ class Pack:
         aside = self._held(trial_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            model, evaluation = aside.model.described(self._scaler, self._feature_names), aside.evaluation
-            save_model(folder / MODEL, model, metrics=evaluation.scores)
-            save_state(folder, aside.state)
-            save_held_out(folder, evaluation.held_out, self._data.validation)
+            model = aside.model.described(self._scaler, self._feature_names)
+            write_checkpoint(folder, model, aside.state, aside.evaluation, self._data.validation)
             return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def _held(self, trial_id: str) -> _Aside:

@@ -17,6 +17,7 @@ from vadtune.data import IncompleteDataset
 from vadtune.model.products import use_threads
 from vadtune.search.packed_trial import PackedTrial
 from vadtune.search.packing import Pack, calibrate
+from vadtune.search.patches import replaced
 from vadtune.search.process import resources_of
 from vadtune.search.samplers import sample_count
 from vadtune.search.trainable import TrainTrial
@@ -73,19 +74,15 @@ def patient_reuse() -> Iterator[None]:
     one at a time: whenever the first trial ends, its process is given to the second, and the second's own, not quite
     ready, is ended, again and again.
     """
-    original = TuneController._maybe_reuse_cached_actor
 
-    def reuse(controller: TuneController, trial: Trial) -> bool:
+    def reuse(original: Any, controller: TuneController, trial: Trial) -> bool:
         own = controller._trial_to_actor.get(trial)
         if own is not None and controller._actor_manager.is_actor_started(own):
             return False
         return bool(original(controller, trial))
 
-    TuneController._maybe_reuse_cached_actor = reuse
-    try:
+    with replaced("_maybe_reuse_cached_actor", reuse):
         yield
-    finally:
-        TuneController._maybe_reuse_cached_actor = original
 
 
 def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:

@@ -17,6 +17,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from vadtune.errors import CheckpointError, VadtuneError
+from vadtune.search.patches import replaced
 
 MAX_RETRIES = 3
 RECOVERY = "recovery"
@@ -43,10 +44,9 @@ def bounded_retries() -> Iterator[None]:
     right on the way: one death of a worker is told twice where it came between two trials of the worker, and the trial
     then counts as being reset for ever.
     """
-    original = TuneController._process_trial_failure
     told: dict[str, BaseException] = {}
 
-    def process(controller: TuneController, trial: Trial, exception: BaseException) -> None:
+    def process(original: Any, controller: TuneController, trial: Trial, exception: BaseException) -> None:
         if told.get(trial.trial_id) is exception:
             return
         told[trial.trial_id] = exception
@@ -55,11 +55,8 @@ def bounded_retries() -> Iterator[None]:
             trial.max_failures = 0
         original(controller, trial, exception)
 
-    TuneController._process_trial_failure = process
-    try:
+    with replaced("_process_trial_failure", process):
         yield
-    finally:
-        TuneController._process_trial_failure = original
 
 
 class Recoverable(tune.Trainable):

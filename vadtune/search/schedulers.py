@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from vadtune.config import SearchConfig, is_exact
+from vadtune.config import SearchConfig
 from vadtune.search_file import SearchFile
 
 EPOCH = "epoch"
@@ -48,8 +48,7 @@ class RaceOfNetworks(ASHAScheduler):
         self._file = file
 
     def _races(self, trial: Trial) -> bool:
-        model = self._file.trial_config(trial.config).model
-        return not is_exact(model.family, model.layers, model.head, model.posterior)
+        return not self._file.trial_config(trial.config).model.exact
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides about a trial that reports. See TrialScheduler."""

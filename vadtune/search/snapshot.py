@@ -23,6 +23,7 @@ from ray.tune.execution.tune_controller import TuneController
 from vadtune.errors import VadtuneError
 from vadtune.files import write_atomically
 from vadtune.runs import SNAPSHOT_FILE, is_uri
+from vadtune.search.patches import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,9 @@ def whole_snapshots(folder: Path) -> Iterator[None]:
     Args:
         folder: Of the search.
     """
-    original = TuneController.save_to_dir
     warned: list[OSError | VadtuneError] = []
 
-    def save(controller: TuneController) -> None:
+    def save(original: Any, controller: TuneController) -> None:
         try:
             original(controller)
             staging, session = Path(controller._storage.experiment_driver_staging_path), controller._session_str
@@ -53,11 +53,8 @@ def whole_snapshots(folder: Path) -> Iterator[None]:
                 logger.warning("what a resume starts from cannot be written (%s); make room", error)
             warned.append(error)
 
-    TuneController.save_to_dir = save
-    try:
+    with replaced("save_to_dir", save):
         yield
-    finally:
-        TuneController.save_to_dir = original
 
 
 def put_back(folder: Path, tune: str) -> set[str]:

@@ -8,16 +8,35 @@ from typing import Any
 import torch
 
 from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
-from vadtune.data import Scaler, SearchData
+from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate
+from vadtune.inference import FittedModel
 from vadtune.model.products import use_threads
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, report_epochs
 from vadtune.search_file import SearchFile
-from vadtune.training import Population
+from vadtune.training import Population, State
 
 MODEL = "model"
 """The model folder inside a trial's checkpoint; the training state lies beside it."""
+
+
+def write_checkpoint(
+    folder: Path, model: FittedModel, state: State, evaluation: Evaluation | None, held_out: HeldOut
+) -> None:
+    """Writes a trial's checkpoint: the model folder, the training state, and the held-out predictions.
+
+    Args:
+        folder: Where.
+        model: With scaler and feature names.
+        state: What training goes on from.
+        evaluation: What the model is worth; None before the first report.
+        held_out: The cells that were predicted.
+    """
+    save_model(folder / MODEL, model, metrics=evaluation.scores if evaluation else {})
+    save_state(folder, state)
+    if evaluation:
+        save_held_out(folder, evaluation.held_out, held_out)
 
 
 class TrainTrial(Recoverable):
@@ -72,12 +91,10 @@ class TrainTrial(Recoverable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the model folder, the training state and the held-out predictions."""
         (model,) = self._population.models()
-        folder = Path(checkpoint_dir)
-        scores = self._evaluation.scores if self._evaluation else {}
-        save_model(folder / MODEL, model.described(self._scaler, self._feature_names), metrics=scores)
-        save_state(folder, self._population.states()[0])
-        if self._evaluation:
-            save_held_out(folder, self._evaluation.held_out, self._data.validation)
+        described = model.described(self._scaler, self._feature_names)
+        write_checkpoint(
+            Path(checkpoint_dir), described, self._population.states()[0], self._evaluation, self._data.validation
+        )
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Goes on from a checkpoint."""
