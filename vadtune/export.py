@@ -32,6 +32,7 @@ from vadtune.impute import REFIT, SEEN_TEST_MASK
 from vadtune.inference import FittedModel
 from vadtune.members import (
     MOST_CANDIDATES,
+    MOST_FITS,
     Candidate,
     Chosen,
     choose_members,
@@ -118,6 +119,8 @@ def export_best(
             logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
         rows = dataset.rows_of_refit(refit)
         with Trainer(rows, device) as trainer:
+            if refit != "none":
+                trainer.prepare([candidate.fit(dataset, len(rows.x)) for candidate in candidates[:MOST_FITS]])
             chosen = choose_members(
                 candidates, dataset, ensemble, trainer=trainer, refit=refit, regress=regress, progress=progress
             )

@@ -43,7 +43,7 @@ _ROW_CANDIDATES = 6  # each is trained five times for that; eight gave the same
 _ROW_EFFORT = 1 / 3
 
 
-MOST_FITS = 12
+MOST_FITS = 8
 """Trainings of a refit: what the members leave of them goes to further seeds of the heaviest."""
 
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -106,8 +107,11 @@ class _Task(NamedTuple):
     @property
     def steps(self) -> int:
         """About how much work it is."""
-        batch = min(self.fits[0].config.train.batch_size, len(self.train_rows))
-        return sum(fit.epochs for fit in self.fits) * -(-len(self.train_rows) // batch)
+        return sum(_steps(fit, len(self.train_rows)) for fit in self.fits)
+
+
+def _steps(fit: Fit, rows: int) -> int:
+    return fit.epochs * -(-rows // min(fit.config.train.batch_size, rows))
 
 
 def same_steps(config: TrialConfig, epochs: int, *, rows_before: int, rows: int, effort: float = 1.0) -> Fit:
@@ -148,6 +152,18 @@ class Trainer:
         """See the class."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def prepare(self, fits: Sequence[Fit]) -> None:
+        """Has processes start in the background if fits such as these are worth them, as it takes seconds."""
+        if self._workers > 1 and sum(_steps(fit, len(self._rows.x)) for fit in fits) >= _ALONE_STEPS:
+            pool = self._started()
+
+            def start() -> None:
+                with suppress(RuntimeError):  # left already
+                    for _ in range(self._workers):
+                        pool.submit(os.getpid)
+
+            threading.Thread(target=start, daemon=True).start()
 
     def train(self, fits: Sequence[Fit]) -> list[FittedModel | None]:
         """Trains configurations on all rows.
@@ -214,18 +230,22 @@ class Trainer:
         if self._workers == 1 or (self._pool is None and few):
             with one_thread():
                 return [_train(task, self._rows, self._device) for task in tasks]
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
-            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._rows,))
+        pool = self._started()
         longest_first = sorted(range(len(tasks)), key=lambda i: -tasks[i].steps)  # so that all cores end together
         try:
-            waiting = {i: self._pool.submit(_train_here, tasks[i]) for i in longest_first}
+            waiting = {i: pool.submit(_train_here, tasks[i]) for i in longest_first}
             return [waiting[i].result() for i in range(len(tasks))]
         except BrokenProcessPool as error:
             raise VadtuneError(
                 f"training anew needs {self._workers} processes, and one of them died, for want of memory perhaps; "
                 "make room, or take --refit none"
             ) from error
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
+            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._rows,))
+        return self._pool
 
 
 def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
