@@ -107,8 +107,7 @@ def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDa
         assert_close(state, alone(member.config, iris, 6).states()[0])
         for name, stack in stacks.items():
             own = state[name][0] if "moments" in name else state[name]
-            places = None if padding is None else padding.weights if "weight" in name else padding.rows
-            assert torch.equal(stack[i], own if places is None else places.pad(own))
+            assert torch.equal(stack[i], own if padding is None else padding.of(name).pad(own))
             assert int(stack[i].count_nonzero()) == int(own.count_nonzero())
             if padding is not None and name == "weights":
                 assert own.numel() < stack[i].numel()

@@ -29,7 +29,7 @@ from vadtune.model.linear import NotSolved, iterate, regression
 from vadtune.model.networks import Workspace
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
-from vadtune.model.padding import Padding, Places, besides_widths, widest
+from vadtune.model.padding import Padding, besides_widths, widest
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -115,7 +115,6 @@ class Population:
         self._seed = first.train.seed
         self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
         self._bf16 = first.train.precision == "bf16"
-        self.family = self._family_of(self._own(first))
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
         self._mixed = self.device.type != "cpu"
@@ -126,7 +125,6 @@ class Population:
         self._counts = self._mask.sum(1)  # (n,)
         self._cells = float(self._counts.sum())
         self._initial: dict[tuple[Architecture, str], State] = {}
-        self.members: list[Member] = []
         self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
     def _own(self, config: TrialConfig) -> Architecture:
@@ -156,7 +154,7 @@ class Population:
         return self._initial[key]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
-        """Takes these members and no others."""
+        """Takes these members and no others; changes nothing when it fails, for want of memory, say."""
         for member, _ in parts:
             own = signature(member.config, self._features, pad=self._pad)
             if own != self._signature:
@@ -165,41 +163,43 @@ class Population:
                     f"inference, got {own} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
-        self.members = [member for member, _ in parts]
-        architectures = [self._own(member.config) for member in self.members]
+        configs = [member.config for member, _ in parts]
+        architectures = [self._own(config) for config in configs]
         common = widest(architectures)
-        if common != self.family.architecture:
-            self.family = self._family_of(common)
+        family = self._family_of(common)
         narrower = {own for own in architectures if own != common}
-        paddings = {own: Padding.between(build_family(own), self.family, self.device) for own in narrower}
-        self._paddings = [paddings.get(own) for own in architectures]
-        states = [self._padded(state, padding) for (_, state), padding in zip(parts, self._paddings, strict=True)]
+        padding_of = {own: Padding.between(build_family(own), family, self.device) for own in narrower}
+        paddings = [padding_of.get(own) for own in architectures]
 
         def stacked(name: str, dim: int = 0) -> Tensor:
-            return torch.stack([state[name] for state in states], dim=dim)
+            tensors = [state[name].to(self.device) for _, state in parts]
+            padded = [
+                tensor if padding is None else padding.of(name).pad(tensor)
+                for tensor, padding in zip(tensors, paddings, strict=True)
+            ]
+            return torch.stack(padded, dim=dim)
 
         def vector(value: Callable[[TrialConfig], float]) -> Tensor:
-            values = [value(member.config) for member in self.members]
+            values = [value(config) for config in configs]
             return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
-        self._flat, self._flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
-        self._rows, self._row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
-        self._grad, self._row_grad = torch.empty_like(self._flat), torch.empty_like(self._rows)
-        self._kl_weight = vector(lambda c: c.train.kl_weight)
-        self._log_var = vector(lambda c: c.model.log_var)
+        flat, flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
+        rows, row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
+        grad, row_grad = torch.empty_like(flat), torch.empty_like(rows)
+        log_var = vector(lambda c: c.model.log_var)
         if narrower:  # of the prior, where a member has no latent
             latents = torch.arange(common.latent, device=self.device)
-            self._log_var = self._log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
-        decay = [member.config.train.weight_decay for member in self.members]
-        self._optimiser = OPTIMISERS[self._optimiser_name](self._flat, self._grad, self._flat_moments, decay)
-        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](self._rows, self._row_grad, self._row_moments)
+            log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
+
+        self.members, self.family, self._paddings = [member for member, _ in parts], family, paddings
+        self._flat, self._flat_moments, self._grad = flat, flat_moments, grad
+        self._rows, self._row_moments, self._row_grad = rows, row_moments, row_grad
+        self._kl_weight, self._log_var = vector(lambda c: c.train.kl_weight), log_var
+        decay = [config.train.weight_decay for config in configs]
+        self._optimiser = OPTIMISERS[self._optimiser_name](flat, grad, flat_moments, decay)
+        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](rows, row_grad, row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
-
-    def _padded(self, state: State, padding: Padding | None) -> State:
-        """Returns a member's tensors, on the device, as wide as the population."""
-        state = {name: state[name].to(self.device) for name in _TENSORS}
-        return state if padding is None else {name: _places(padding, name).pad(state[name]) for name in _TENSORS}
 
     @property
     def epoch(self) -> int:
@@ -436,8 +436,11 @@ class Population:
     def _tensors(self, i: int) -> State:
         """Returns the tensors of the i-th member's state."""
         values = self._flat[i], self._flat_moments[:, i], self._rows[i], self._row_moments[:, i]
-        tensors, padding = dict(zip(_TENSORS, values, strict=True)), self._paddings[i]
-        return tensors if padding is None else {n: _places(padding, n).unpad(value) for n, value in tensors.items()}
+        padding = self._paddings[i]
+        return {
+            name: value if padding is None else padding.of(name).unpad(value)
+            for name, value in zip(_TENSORS, values, strict=True)
+        }
 
     def load_states(self, states: Sequence[State]) -> None:
         """Goes on from where the states were taken, one for each member in the order of the configurations.
@@ -466,8 +469,3 @@ class Population:
         if plateau:
             member.plateau = Plateau(*state["plateau"].tolist())
         return {name: state[name] for name in _TENSORS}
-
-
-def _places(padding: Padding, name: str) -> Places:
-    """Returns where the values of a tensor of a state lie."""
-    return padding.weights if name.startswith("weight") else padding.rows

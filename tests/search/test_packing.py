@@ -135,24 +135,27 @@ def test_a_diverged_trial_harms_no_neighbour() -> None:
     assert_same_scores(alone(search, dataset, samples[0], 27), good)
 
 
-def test_out_of_memory_halves_the_pack_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("moment", ["train_epoch", "_stack"])
+def test_out_of_memory_makes_the_pack_smaller_and_goes_on(
+    moment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whether it runs out in training or when one more is to join."""
     search = searched()
     pack, dataset = pack_of(search, 100)
-    samples = [{**SAMPLES[0], "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
-    train_epoch = Population.train_epoch
+    pack._pad = True
+    samples = [{**SAMPLES[0], "model.latent": 1 + i % 2, "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
+    original = getattr(Population, moment)
 
-    def limited(population: Population) -> None:
-        if len(population.members) > 2:
+    def limited(population: Population, *parts: Any) -> None:
+        if len(parts[0] if parts else population.members) > 2:
             raise torch.OutOfMemoryError("no room for more than two")
-        train_epoch(population)
+        original(population, *parts)
 
     async def run() -> list[dict[str, float]]:
         return await asyncio.gather(*(pack.advance(f"t{i}", sample, 9) for i, sample in enumerate(samples)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Population, "train_epoch", limited)
+        patch.setattr(Population, moment, limited)
         results = asyncio.run(run())
     assert "packs of at most 2 from now on" in caplog.text
     for sample, scores in zip(samples, results, strict=True):

@@ -56,6 +56,10 @@ class Padding(NamedTuple):
     weights: Places  # of the network parameters
     rows: Places  # of the free parameters of a row
 
+    def of(self, name: str) -> Places:
+        """Returns the places for a tensor of a training state: weights, rows, or the moments of either."""
+        return self.weights if name.startswith("weight") else self.rows
+
     @classmethod
     def between(cls, narrow: Family, wide: Family, device: torch.device) -> Padding:
         """Returns the padding of models whose architectures agree ``besides_widths``; on a device."""

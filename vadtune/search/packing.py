@@ -170,15 +170,23 @@ class Pack:
         for job in [job for job in self._jobs.values() if job.member is None][: max(0, room)]:
             aside = self._aside.pop(job.trial_id, None)
             state = self._given.pop(job.trial_id, aside.state if aside else None)
-            home = next((population for population in self._populations if population.has_room_for(job.config)), None)
-            if home is not None:
-                job.member = home.join(job.config, state)
-                continue
-            home = Population([job.config], self._data.train, self._device, pad=self._pad)
-            if state is not None:
-                home.load_states([state])
-            self._populations.append(home)
-            job.member = home.members[0]
+            try:
+                job.member = self._let_in(job.config, state)
+            except torch.OutOfMemoryError:
+                if state is not None:
+                    self._given[job.trial_id] = state
+                self._limit(sum(len(population.members) for population in self._populations))
+                return
+
+    def _let_in(self, config: TrialConfig, state: State | None) -> Member:
+        for population in self._populations:
+            if population.has_room_for(config):
+                return population.join(config, state)
+        population = Population([config], self._data.train, self._device, pad=self._pad)
+        if state is not None:
+            population.load_states([state])
+        self._populations.append(population)
+        return population.members[0]
 
     async def _train(self, population: Population) -> None:
         """Trains a population one epoch further and answers the trials that are where they wanted to be."""
@@ -219,16 +227,20 @@ class Pack:
 
     def _shrink(self, population: Population) -> None:
         """Halves the pack: later members wait, and go on from where they are."""
-        if len(population.members) == 1:
-            raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
-        self._capacity = max(1, len(population.members) // 2)
-        logger.warning("out of memory on %s: packs of at most %d from now on", self._device, self._capacity)
+        self._limit(len(population.members) // 2)
         surplus = population.members[self._capacity :]
         for job in self._jobs.values():
             if job.member is not None and job.member in surplus:
                 self._given[job.trial_id] = _copied(population, job.member)
                 job.member = None
         self._remove(population, surplus)
+
+    def _limit(self, capacity: int) -> None:
+        """Lets no more than so many train at once from now on, because more do not fit into the memory."""
+        if capacity == 0:
+            raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
+        self._capacity = capacity
+        logger.warning("out of memory on %s: packs of at most %d from now on", self._device, capacity)
         if self._device != "cpu":
             torch.cuda.empty_cache()
 
