@@ -23,6 +23,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"checkpoint", "ensemble", "refit"},
+    {"kernel_regression"},
     {"ensemble_folder"},
     {"tracking"},
     {"search"},

@@ -1,7 +1,8 @@
 """ensemble.json: which model folders beside it are one model together, with which weights, and why.
 
-It holds the SHA-256 of every member's manifest, which holds those of the member's files, and one of its own content: a
-weight, a member or a file that was altered is told.
+It holds the SHA-256 of every member's manifest, which holds those of the member's files, that of the regression
+(regression.safetensors), where one goes with the members, and one of its own content: a weight, a member or a file that
+was altered is told.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 from vadtune.checkpoint import MANIFEST, find_model_folders
 from vadtune.errors import ModelFolderError
+from vadtune.kernel_regression import KernelRegression
 
 ENSEMBLE_FILE = "ensemble.json"
+REGRESSION_FILE = "regression.safetensors"
 FORMAT_VERSION = 1
 _MOST_BYTES = 2**20
 _OWN_HASH = "sha256"
@@ -42,6 +45,23 @@ class EnsembleMember:
 
 
 @dataclass(frozen=True)
+class EnsembleRegression:
+    """The regression that goes with the members.
+
+    Attributes:
+        share: Of it, in the mean with theirs.
+        gain: By which share it lowers the error over the held-out cells, ``share`` being chosen on those of other rows.
+        rows: How many it learned from and keeps.
+        sha256: Of its file.
+    """
+
+    share: float
+    gain: float
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """What ensemble.json says. Errors are RMSE over the held-out cells, in the model's units.
 
@@ -56,6 +76,7 @@ class Ensemble:
         best_rmse: Of the best single model, chosen on the cells it is scored on.
         best_unseen_rmse: The same, chosen on other rows.
         members: The best single model first.
+        regression: What goes with them; None if nothing does.
     """
 
     selection: str
@@ -68,18 +89,25 @@ class Ensemble:
     best_rmse: float
     best_unseen_rmse: float
     members: tuple[EnsembleMember, ...]
+    regression: EnsembleRegression | None = None
+
+    @property
+    def whole_rmse(self) -> float:
+        """The error on unseen rows of members and regression together."""
+        return self.unseen_rmse * (1 - (self.regression.gain if self.regression else 0.0))
 
     @property
     def gain(self) -> float:
         """By which share the error on unseen rows is below that of the best single model."""
-        return 1 - self.unseen_rmse / self.best_unseen_rmse if self.best_unseen_rmse else 0.0
+        return 1 - self.whole_rmse / self.best_unseen_rmse if self.best_unseen_rmse else 0.0
 
     def line(self) -> str:
         """Returns one line on what the ensemble is worth."""
         n = len(self.members)
+        regression = f" and a regression (share {self.regression.share:.2f})" if self.regression else ""
         return (
-            f"{self.selection}, {n} model{'s' * (n != 1)}, refit on {self.refit}; RMSE over {self.cells} "
-            f"{self.held_out}, chosen on other rows: {self.unseen_rmse:.4f}, best single model "
+            f"{self.selection}, {n} model{'s' * (n != 1)}{regression}, refit on {self.refit}; RMSE over {self.cells} "
+            f"{self.held_out}, chosen on other rows: {self.whole_rmse:.4f}, best single model "
             f"{self.best_unseen_rmse:.4f} ({-100 * self.gain:+.1f} %)"
         )
 
@@ -116,10 +144,14 @@ def read_ensemble(folder: Path) -> Ensemble | None:
             raise ValueError("it was altered after it was written")
         del content["format_version"]
         members = tuple(EnsembleMember(**member) for member in content.pop("members"))
-        ensemble = Ensemble(**content, members=members)
+        regression = content.pop("regression")
+        regression = None if regression is None else EnsembleRegression(**regression)
+        ensemble = Ensemble(**content, members=members, regression=regression)
         _check_types(ensemble)
         for member in members:
             _check_types(member)
+        if ensemble.regression is not None:
+            _check_types(ensemble.regression)
         weights = [member.weight for member in members]
         if min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-9):
             raise ValueError(f"weights must be at least 0 with sum 1, got {weights}")
@@ -143,9 +175,43 @@ def read_ensemble(folder: Path) -> Ensemble | None:
     return ensemble
 
 
-def _check_types(described: Ensemble | EnsembleMember) -> None:
+def read_regression(folder: Path, ensemble: Ensemble | None) -> KernelRegression | None:
+    """Returns the regression that goes with an ensemble; None if none does.
+
+    Raises:
+        ModelFolderError: It is missing or was altered.
+    """
+    if ensemble is None or ensemble.regression is None:
+        return None
+    path = folder / REGRESSION_FILE
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != ensemble.regression.sha256:
+            raise ValueError(f"it was altered after it was written, its SHA-256 differs from that in {ENSEMBLE_FILE}")
+        return KernelRegression.from_bytes(content)
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path}: cannot be used ({error}); export the models again") from error
+
+
+def write_regression(folder: Path, regression: KernelRegression, gain: float) -> EnsembleRegression:
+    """Writes a regression beside its members; returns what ensemble.json says of it.
+
+    Args:
+        folder: Of the ensemble.
+        regression: To write.
+        gain: See ``EnsembleRegression``.
+    """
+    content = regression.to_bytes()
+    (folder / REGRESSION_FILE).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return EnsembleRegression(regression.share, gain, len(regression.support), sha256)
+
+
+def _check_types(described: Ensemble | EnsembleMember | EnsembleRegression) -> None:
     kinds: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
     for field in fields(described):
+        if field.name == "regression":
+            continue  # a part of its own
         value, kind = getattr(described, field.name), kinds.get(str(field.type), tuple)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{field.name} must be a {field.type}, got {value!r}")

@@ -11,10 +11,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vadtune.checkpoint import MODEL_FILES, read_manifest, save_model, write_manifest
+import numpy as np
+
+from vadtune.checkpoint import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
 from vadtune.config import REFITS
-from vadtune.data import IncompleteDataset, mask_sha256
-from vadtune.ensemble_folder import ENSEMBLE_FILE, Ensemble, EnsembleMember, manifest_hash, write_ensemble
+from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.ensemble_folder import (
+    ENSEMBLE_FILE,
+    REGRESSION_FILE,
+    Ensemble,
+    EnsembleMember,
+    EnsembleRegression,
+    manifest_hash,
+    write_ensemble,
+    write_regression,
+)
 from vadtune.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.files import check_writable
 from vadtune.impute import REFIT, SEEN_TEST_MASK
@@ -35,7 +46,7 @@ from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, wit
 logger = logging.getLogger(__name__)
 
 PARENT_RUN = "mlflow_parent_run_id"
-_ALSO_OURS = (ENSEMBLE_FILE, "masks.npz", "retest")  # beside the models; the last two are a retest's
+_ALSO_OURS = (ENSEMBLE_FILE, REGRESSION_FILE, "masks.npz", "retest")  # beside the models; the last two are a retest's
 
 
 class Exported(NamedTuple):
@@ -70,6 +81,7 @@ def export_best(
     out: Path,
     ensemble: str = "greedy",
     refit: str = "train+validation",
+    regress: bool = True,
     device: str = "cpu",
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda line: None,
@@ -83,6 +95,7 @@ def export_best(
         out: A new or empty folder.
         ensemble: ``greedy``, ``top:K`` or ``best``.
         refit: The rows the members are trained on anew, one of ``config.REFITS``.
+        regress: Whether a greedy ensemble may be mixed with a kernel regression.
         device: Where they are trained.
         overwrite: Whether an earlier export in ``out`` is replaced, with its retest results.
         progress: Is told what is being done.
@@ -105,7 +118,9 @@ def export_best(
             logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
         rows = dataset.rows_of_refit(refit)
         with Trainer(rows, device) as trainer:
-            chosen = choose_members(candidates, dataset, ensemble, trainer=trainer, refit=refit, progress=progress)
+            chosen = choose_members(
+                candidates, dataset, ensemble, trainer=trainer, refit=refit, regress=regress, progress=progress
+            )
             if ensemble == "greedy" and refit != "none":
                 chosen = with_seeds(chosen)
             models: list[FittedModel | None] = [None] * len(chosen.members)
@@ -120,6 +135,7 @@ def export_best(
                 new, old = Path(scratch) / "new", Path(scratch) / "old"
                 new.mkdir()
                 members = _write_members(new, chosen, models, search, dataset, refit)
+                regression = _write_regression(new, chosen, models, rows)
                 written = Ensemble(
                     selection=ensemble,
                     refit=refit,
@@ -131,6 +147,7 @@ def export_best(
                     best_rmse=chosen.selection.best_rmse,
                     best_unseen_rmse=chosen.selection.best_unseen_rmse,
                     members=tuple(members),
+                    regression=regression,
                 )
                 write_ensemble(new, written)
                 with suppress(FileNotFoundError):
@@ -194,6 +211,18 @@ def _write_members(
     return written
 
 
+def _write_regression(
+    new: Path, chosen: Chosen, models: Sequence[FittedModel | None], rows: Part
+) -> EnsembleRegression | None:
+    """Fits the regression that goes with the members, if one does, to the rows they were trained on."""
+    if chosen.regression is None:
+        return None
+    trained = np.zeros(rows.x.shape)
+    for member, weight, model in zip(chosen.members, chosen.weights, models, strict=True):
+        trained += weight * (model or load_model(member.folder)).reconstruct_train(rows.x.shape[1])
+    return write_regression(new, chosen.regression.fit(rows, trained), chosen.regression.gain)
+
+
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Makes sure that an export may write ``out``.
 
@@ -245,7 +274,7 @@ def _provenance(search: SearchRun, trial: Trial) -> dict[str, str]:
 def _log(search: SearchRun, out: Path, ensemble: Ensemble) -> None:
     """Tells the search's run of the ensemble; failing to is not failing the export."""
     values = {
-        "ensemble_held_out_rmse": ensemble.unseen_rmse,
+        "ensemble_held_out_rmse": ensemble.whole_rmse,
         "ensemble_best_single_held_out_rmse": ensemble.best_unseen_rmse,
         "ensemble_members": float(len(ensemble.members)),
     }

@@ -12,9 +12,10 @@ import numpy as np
 from vadtune.checkpoint import find_model_folders, load_model, read_manifest
 from vadtune.config import REFITS, DataConfig, flatten
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
-from vadtune.ensemble_folder import Ensemble, read_ensemble
+from vadtune.ensemble_folder import Ensemble, read_ensemble, read_regression
 from vadtune.errors import DataError, ModelFolderError
 from vadtune.inference import FittedModel
+from vadtune.kernel_regression import KernelRegression
 from vadtune.masks import MaskKey
 
 REFIT, SEEN_TEST_MASK = "refit", "seen_test_mask_sha256"
@@ -44,6 +45,7 @@ class ModelAverage:
         refit: The rows that all were trained on: one of ``config.REFITS``.
         seen_test_masks: SHA-256 of the masks of test rows whose observed cells a model was trained on.
         ensemble: What ensemble.json says; None where models were only put into a folder, which counts each alike.
+        regression: What is mixed with the models' mean; None if nothing is. Models that it goes with share a scaler.
     """
 
     models: tuple[FittedModel, ...]
@@ -52,6 +54,7 @@ class ModelAverage:
     refit: str = "train"
     seen_test_masks: frozenset[str] = frozenset()
     ensemble: Ensemble | None = None
+    regression: KernelRegression | None = None
 
     @classmethod
     def load(cls, path: Path) -> ModelAverage:
@@ -83,6 +86,7 @@ class ModelAverage:
             max(refits, key=lambda refit: REFITS.index(refit) if refit in REFITS else 0),
             frozenset(str(origin[SEEN_TEST_MASK]) for origin in origins if SEEN_TEST_MASK in origin),
             ensemble,
+            read_regression(path, ensemble),
         )
 
     @property
@@ -93,11 +97,16 @@ class ModelAverage:
         return f"{'ensemble' if self.ensemble else 'mean'} of {len(self.models)} models"
 
     def reconstruct(self, part: Part) -> np.ndarray:
-        """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share."""
+        """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share; missing
+        cells of it mixed with the regression."""
         total = np.zeros(part.x.shape)
         for model, weight in zip(self.models, self.weights, strict=True):
             total += np.multiply(model.reconstruct(part), weight, dtype=np.float64)
-        return total
+        return self.refine(total, part)
+
+    def refine(self, mean: np.ndarray, part: Part) -> np.ndarray:
+        """Returns the mean of the models' reconstructions of rows, mixed with the regression, if one goes with them."""
+        return mean if self.regression is None else self.regression.refine(mean, part)
 
     def dataset(self) -> IncompleteDataset:
         """Returns the dataset that all the models were trained on.
@@ -152,6 +161,10 @@ class ModelAverage:
             _check_finite(part.x, mask, x)
             if holed.any():
                 total[holed] += weight * scaler.inverse(model.reconstruct(Part(part.x[holed], mask[holed])))
+        if self.regression is not None and holed.any():
+            scaler = _scaler(self.models[0])
+            mean = (total[holed] - scaler.offset) / scaler.scale
+            total[holed] = scaler.inverse(self.refine(mean, Part(part.x[holed], mask[holed])))
         filled = np.where(mask, x, total)
         _check_finite(filled, ~mask, x)
         return Filled(filled, int((~mask.any(axis=1)).sum()))

@@ -55,6 +55,10 @@ class FittedModel:
         """Returns x_hat, float32 (n, d) in the scaler's units: the decoded posterior means of the rows."""
         return np.asarray(reconstruct([self], part)[0])
 
+    def reconstruct_train(self, features: int) -> np.ndarray:
+        """Returns the decoded posterior means of the rows it was trained on, float32 (m, d), as training left them."""
+        return np.asarray(_Inference([self], features, 1.0).decoded_train_rows()[0].cpu())
+
     def impute(self, part: Part) -> np.ndarray:
         """Returns x_imputed, float32 (n, d): observed cells bit for bit as given, missing cells from x_hat."""
         return np.where(part.mask, part.x, self.reconstruct(part))
@@ -102,6 +106,11 @@ class _Inference:
         means = self.latents[..., : self.family.architecture.latent]
         variance = means.var(dim=1, keepdim=True, correction=0).clamp_(min=1e-6)
         return Prior(means.mean(dim=1, keepdim=True), 1.0 / variance)
+
+    @torch.no_grad()
+    def decoded_train_rows(self) -> Tensor:
+        """Returns the decoded posterior means of the train rows (p, m, d)."""
+        return self.family.decode(self.networks, self.family.posterior(self.latents, self.log_var).mean)
 
     @torch.no_grad()
     def reconstruct(self, part: Part) -> np.ndarray:
@@ -179,8 +188,7 @@ class _Inference:
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells, in
         units of the features' noise."""
-        means = self.family.posterior(self.latents, self.log_var).mean
-        decoded = self.family.decode(self.networks, means)  # (p, m, d)
+        decoded = self.decoded_train_rows()
         # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing; likewise with a precision in mask and x
         x, mask = x * self.precision, mask * self.precision
         cross = torch.matmul(x, decoded.mT)  # (p, n, m)

@@ -8,7 +8,7 @@ play no part.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, sele
 from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.files import fetch_folder
 from vadtune.impute import shared_dataset
+from vadtune.kernel_regression import Choice, Completed, choose_regression
+from vadtune.model.products import one_thread
 from vadtune.refit import Fit, Trainer, same_steps
 from vadtune.results import ranked
 from vadtune.search_file import load_trial
@@ -83,6 +85,7 @@ class Chosen(NamedTuple):
         held_out: What these cells are, in words.
         cells: Their number.
         missing_ratio: Share of the validation rows' cells that are missing.
+        regression: What is mixed with their mean; None where nothing is.
     """
 
     members: list[Candidate]
@@ -92,6 +95,7 @@ class Chosen(NamedTuple):
     held_out: str
     cells: int
     missing_ratio: float
+    regression: Choice | None = None
 
 
 def parse_ensemble(text: str) -> int | None:
@@ -156,6 +160,7 @@ def choose_members(
     *,
     trainer: Trainer,
     refit: str,
+    regress: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Chosen:
     """Chooses members and weights.
@@ -166,6 +171,7 @@ def choose_members(
         ensemble: ``greedy``, ``top:K`` or ``best``.
         trainer: Of the rows the members are to be trained on anew, the train rows first, then the validation rows.
         refit: Which these are: with ``none`` nothing is trained to choose members either.
+        regress: Whether a greedy ensemble may be mixed with a regression.
         progress: Is told what is being done.
     """
     count = parse_ensemble(ensemble)
@@ -188,19 +194,46 @@ def choose_members(
     predictions = [candidate.held_out for candidate in candidates]
     first = chosen(candidates, predictions, held_out.values, rows, "held-out cells of the validation rows")
     known = len(dataset.train.x) + (0 if refit == "train" else len(validation.x))
-    if count is not None or refit == "none" or known >= FEW_ROWS or len(candidates) == 1:
+    if count is not None:
         return first
+    if refit == "none" or known >= FEW_ROWS or len(candidates) == 1:
+        return first._replace(regression=choose_regression([_completed(first, dataset)]) if regress else None)
     taken = {member.trial.run_id for member in first.members}
     others = [candidate for candidate in candidates if candidate.trial.run_id not in taken]
     few = [*first.members, *others][:_ROW_CANDIDATES]
     progress(f"training {len(few)} models on four fifths of {known} rows, five times, to choose weights")
     fits = [candidate.fit(dataset, known * 4 // 5, effort=_ROW_EFFORT) for candidate in few]
     cross = trainer.cross_fit(fits, known, dataset.config.holdout, seed=dataset.config.missing.seed)
-    pairs = [(one, of_one) for one, of_one in zip(few, cross.predictions, strict=True) if of_one is not None]
-    if not pairs:
+    if not cross.sound:
         return first
-    among, predictions = map(list, zip(*pairs, strict=True))
-    return chosen(among, predictions, cross.truth, cross.rows, "held-out cells of the train and validation rows")
+    among, predictions = [few[i] for i in cross.sound], [cross.predictions(i) for i in cross.sound]
+    found = chosen(among, predictions, cross.truth, cross.rows, "held-out cells of the train and validation rows")
+    if not regress:
+        return found
+    weight_of = {member.trial.run_id: weight for member, weight in zip(found.members, found.weights, strict=True)}
+    weights = {i: weight_of[few[i].trial.run_id] for i in cross.sound if few[i].trial.run_id in weight_of}
+    splits = [
+        Completed(fold.train, _mean(fold.trained, weights), fold.held_out, len(fold.inside), _mean(fold.x_hat, weights))
+        for fold in cross.folds
+    ]
+    return found._replace(regression=choose_regression(splits))
+
+
+@one_thread()
+def _completed(chosen: Chosen, dataset: IncompleteDataset) -> Completed:
+    """Returns the train rows, and the validation rows with their held-out cells, as members see them."""
+    held_out, features = dataset.search_data.validation, dataset.train.x.shape[1]
+    trained, x_hat = {}, {}
+    for i, member in enumerate(chosen.members):
+        model = load_model(member.folder)
+        trained[i], x_hat[i] = model.reconstruct_train(features), model.reconstruct(held_out.given)
+    weights = dict(enumerate(chosen.weights))
+    return Completed(dataset.train, _mean(trained, weights), held_out, len(dataset.validation.x), _mean(x_hat, weights))
+
+
+def _mean(arrays: Mapping[int, np.ndarray], weights: Mapping[int, float]) -> np.ndarray:
+    mean: np.ndarray = np.sum([weight * arrays[i].astype(np.float64) for i, weight in weights.items()], axis=0)
+    return mean
 
 
 def with_seeds(chosen: Chosen) -> Chosen:

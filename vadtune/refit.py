@@ -11,10 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from vadtune.config import HoldoutConfig, TrialConfig
 from vadtune.data import HeldOut, Part, hold_out
 from vadtune.errors import VadtuneError
 from vadtune.inference import FittedModel, reconstruct
-from vadtune.model.products import use_threads
+from vadtune.model.products import one_thread, use_threads
 from vadtune.training import Population, signature
 
 logger = logging.getLogger(__name__)
@@ -40,18 +39,50 @@ class Fit(NamedTuple):
     epochs: int
 
 
+class RowFold(NamedTuple):
+    """A fifth of the rows, and what models that were trained on the others make of both.
+
+    Attributes:
+        train: The other rows (n, d).
+        held_out: Of the fifth.
+        inside: Which rows these are.
+        trained: What each fit reconstructs of ``train``, float32 (n, d); none where it diverged.
+        x_hat: What each reconstructs of ``held_out``.
+    """
+
+    train: Part
+    held_out: HeldOut
+    inside: np.ndarray
+    trained: dict[int, np.ndarray]
+    x_hat: dict[int, np.ndarray]
+
+
 class CrossFitted(NamedTuple):
     """Predictions of observed cells by models that saw neither their rows nor them.
 
     Attributes:
-        predictions: Of each fit, float32 (c,); None where it diverged.
-        truth: The values of the cells, float32 (c,).
-        rows: The row of each cell, (c,).
+        folds: The fifths.
+        sound: The indices of the fits that diverged in none.
     """
 
-    predictions: list[np.ndarray | None]
-    truth: np.ndarray
-    rows: np.ndarray
+    folds: list[RowFold]
+    sound: list[int]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The values of the cells, float32 (c,)."""
+        return np.concatenate([fold.held_out.values for fold in self.folds])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each cell, (c,)."""
+        return np.concatenate(
+            [fold.inside[np.nonzero(fold.held_out.cells)[0] % len(fold.inside)] for fold in self.folds]
+        )
+
+    def predictions(self, fit: int) -> np.ndarray:
+        """Returns what a sound fit predicts of the cells, float32 (c,)."""
+        return np.concatenate([fold.x_hat[fit][fold.held_out.cells] for fold in self.folds])
 
 
 _Arrays = tuple[np.ndarray, ...]
@@ -151,19 +182,24 @@ class Trainer:
         """
         fold_of = np.random.default_rng([seed, 2]).permutation(rows) % ROW_FOLDS
         tasks: list[_Task] = []
-        truth, row_of = [], []
-        for fold in range(ROW_FOLDS):
-            inside, outside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-            held_out = hold_out(Part(self._rows.x[inside], self._rows.mask[inside]), holdout, seed=seed)
-            truth.append(held_out.values)
-            row_of.append(inside[np.nonzero(held_out.cells)[0] % len(inside)])
-            tasks += [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in self._packs(fits)]
-        predictions: list[list[np.ndarray]] = [[] for _ in fits]
-        for task, outcomes in zip(tasks, self._run(tasks), strict=True):
+        folds: list[RowFold] = []
+        fold_of_task: list[RowFold] = []
+        for number in range(ROW_FOLDS):
+            inside, outside = np.flatnonzero(fold_of == number), np.flatnonzero(fold_of != number)
+            held_out = hold_out(self._part(inside), holdout, seed=seed)
+            fold = RowFold(self._part(outside), held_out, inside, {}, {})
+            of_fold = [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in self._packs(fits)]
+            folds.append(fold)
+            tasks += of_fold
+            fold_of_task += [fold] * len(of_fold)
+        for task, fold, outcomes in zip(tasks, fold_of_task, self._run(tasks), strict=True):
             for index, arrays in zip(task.indices, outcomes, strict=True):
-                predictions[index] += arrays or ()
-        whole = [np.concatenate(parts) if len(parts) == ROW_FOLDS else None for parts in predictions]
-        return CrossFitted(whole, np.concatenate(truth), np.concatenate(row_of))
+                if arrays is not None:
+                    fold.trained[index], fold.x_hat[index] = arrays
+        return CrossFitted(folds, [i for i in range(len(fits)) if all(i in fold.x_hat for fold in folds)])
+
+    def _part(self, rows: np.ndarray) -> Part:
+        return Part(self._rows.x[rows], self._rows.mask[rows])
 
     def _packs(self, fits: Sequence[Fit]) -> list[list[int]]:
         """Returns the indices of the fits that train as one population: of one shape, and ending at one epoch."""
@@ -173,10 +209,10 @@ class Trainer:
         return list(packs.values())
 
     def _run(self, tasks: Sequence[_Task]) -> list[list[_Arrays | None]]:
-        """Returns what comes of each task, of each of its fits: weights and latents, or predictions."""
+        """Returns what comes of each task, of each of its fits: weights and latents, or reconstructions."""
         few = len(tasks) == 1 or sum(task.steps for task in tasks) < _ALONE_STEPS
         if self._workers == 1 or (self._pool is None and few):
-            with _one_thread():
+            with one_thread():
                 return [_train(task, self._rows, self._device) for task in tasks]
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
@@ -194,6 +230,7 @@ class Trainer:
 
 def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
     train = Part(rows.x[task.train_rows], rows.mask[task.train_rows])
+    features = train.x.shape[1]
     population = Population([fit.config for fit in task.fits], train, device)
     for _ in range(task.fits[0].epochs):
         population.train_epoch()
@@ -202,8 +239,8 @@ def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
     if task.predicted is None:
         found = [(model.weights.cpu().numpy(), model.latents.cpu().numpy()) for model in models]
     else:
-        cells = task.predicted.cells
-        found = [(x_hat[cells],) for x_hat in reconstruct(models, task.predicted.given)]
+        trained = [model.reconstruct_train(features) for model in models]
+        found = list(zip(trained, reconstruct(models, task.predicted.given), strict=True))
     sound = [all(np.isfinite(array).all() for array in arrays) for arrays in found]
     return [arrays if fine else None for arrays, fine in zip(found, sound, strict=True)]
 
@@ -229,14 +266,3 @@ def _start_worker(rows: Part) -> None:
 
 def _train_here(task: _Task) -> list[_Arrays | None]:
     return _train(task, _rows_here, "cpu")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in the processes, so that a result does not depend on where it was computed."""
-    before = torch.get_num_threads()
-    use_threads(1)
-    try:
-        yield
-    finally:
-        use_threads(before)

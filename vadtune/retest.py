@@ -239,7 +239,7 @@ def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
     """Returns what of an average is told apart: its models, of an ensemble the best alone, and where there are several
     their mean.
     """
-    if len(average.models) == 1:
+    if len(average.models) == 1 and average.regression is None:
         return [(average.name, "model")]
     single = average.names if average.ensemble is None else average.names[:1]
     return [*((name, "model") for name in single), (average.name, "mean of models")]
@@ -248,14 +248,15 @@ def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
 def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
     """Yields x_hat (n, d) of what ``named_models`` names, and of every imputer."""
     total = np.zeros(part.x.shape)
-    told = sum(kind == "model" for _, kind in named_models(average))
+    named = named_models(average)
+    told = sum(kind == "model" for _, kind in named)
     for index, (model, weight) in enumerate(zip(average.models, average.weights, strict=True)):
         x_hat = model.reconstruct(part)
         total += np.multiply(x_hat, weight, dtype=np.float64)
         if index < told:
             yield x_hat
-    if len(average.models) > 1:
-        yield total
+    if told < len(named):
+        yield average.refine(total, part)
     for impute in imputers:
         yield impute(part.x)
 

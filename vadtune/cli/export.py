@@ -34,6 +34,12 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="train the members anew on: train, train+validation (default), or all-observed, which adds the observed "
         "cells of the test rows, so that only the mask that hid the others can test it; none: keep them as they are",
     )
+    parser.add_argument(
+        "--no-regression",
+        action="store_true",
+        help="leave out the kernel regression of each column on the others that goes with a greedy ensemble where it "
+        "lowers the held-out error",
+    )
     parser.add_argument("--device", default="cpu", help="where to train anew: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("best"), help="new or empty folder (default: best)")
     parser.add_argument(
@@ -61,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         ensemble=args.ensemble,
         refit=args.refit,
+        regress=not args.no_regression,
         device=args.device,
         overwrite=args.overwrite,
         progress=logger.info,

@@ -8,6 +8,8 @@ Shape comments: p members, b rows, i inputs, o outputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +37,17 @@ def use_threads(count: int) -> None:
     """Lets products, and whatever else PyTorch computes in this process, take so many threads."""
     torch.set_num_threads(count)
     threadpool_limits(count, "blas")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes with one thread, so that a result does not depend on the cores there are. Decorates, too."""
+    before = torch.get_num_threads()
+    use_threads(1)
+    try:
+        yield
+    finally:
+        use_threads(before)
 
 
 def product(
