@@ -44,7 +44,7 @@ def seconds_per_epoch(train: Part, p: int, epochs: int, device: str) -> float:
 
 
 def seconds_of_widths(train: Part, epochs: int, device: str, *, pad: bool) -> tuple[float, int]:
-    """Returns the seconds that an epoch of one of 64 configurations of 16 widths takes, and how many packs they make."""
+    """Returns seconds per epoch of one of 64 configurations of 16 widths, and how many packs these make."""
     packs: list[Population] = []
     for index in range(CONFIGS):
         one = config(index, LATENT - 10 * (index % 4), HIDDEN - 10 * (index // 4 % 4))
