@@ -313,7 +313,7 @@ def test_a_state_without_what_the_plateau_has_seen_is_refused(iris: IncompleteDa
 def test_dropout_leaves_out_as_many_units_as_it_says(iris: IncompleteDataset) -> None:
     configs = [trial_config(model={"hidden": 50, "layers": 2, "dropout": rate}) for rate in (0.0, 0.3)]
     x, mask = torch.tensor(iris.train.x), torch.tensor(iris.train.mask).float()
-    epoch = Epoch(x, mask, mask.sum(1), configs, [3, 3], SCHEDULES["cosine"], [1.0, 1.0])
+    epoch = Epoch(x, mask, mask.sum(1), configs, [3, 3], SCHEDULES["cosine"], [1.0, 1.0], (2, 50))
     factors = [batch.dropout for batch in epoch.batches()]
     assert all(len(layers) == 2 for layers in factors)
     for layer in range(2):
@@ -323,7 +323,7 @@ def test_dropout_leaves_out_as_many_units_as_it_says(iris: IncompleteDataset) ->
         assert (of_rows[1] == 0).float().mean() == pytest.approx(0.3, abs=0.03)
         torch.testing.assert_close(of_rows[1].max(), torch.tensor(1 / 0.7))
     assert not torch.equal(factors[0][0][1], factors[0][1][1])
-    without = Epoch(x, mask, mask.sum(1), configs[:1], [3], SCHEDULES["cosine"], [1.0])
+    without = Epoch(x, mask, mask.sum(1), configs[:1], [3], SCHEDULES["cosine"], [1.0], (2, 50))
     assert all(batch.dropout is None for batch in without.batches())
 
 

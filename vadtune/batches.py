@@ -1,10 +1,11 @@
 """What one epoch of training sees: the order of the rows, the noise, the batches, the learning rates.
 
 All of it is derived from (seed, purpose, epoch). Members of a population at the same epoch see the same; members at
-different epochs, where they are trained together, each see their own, and tensors here get a leading axis for it.
+different epochs, where they are trained together, each see their own, and tensors here get a leading axis for it. Draws
+of a member that is narrower than its population are its own, as it draws them alone, followed by zeros.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dimensions; [p,] is there only for members at
-different epochs.
+Shape comments: p members, n rows, b batch rows, d features, k latent dimensions of the population; [p,] is there only
+for members at different epochs or, where draws are made, of different widths.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Epoch:
         epochs: How many epochs each member has completed.
         schedule: Factor on the learning rates, given the share of the steps taken.
         factors: A further factor on the learning rates, each member's own.
+        widths: Latent dimensions and hidden units of their population.
 
     Attributes:
         noise: Standard normal draws ([p,] n, k), in row order.
@@ -76,25 +78,25 @@ class Epoch:
         epochs: Sequence[int],
         schedule: Callable[[float], float],
         factors: Sequence[float],
+        widths: tuple[int, int],
     ) -> None:
         self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
-        self._schedule = schedule
+        self._schedule, (latent, self._hidden) = schedule, widths
         self._net_lr = [config.train.net_lr * factor for config, factor in zip(configs, factors, strict=True)]
         self._latent_lr = [config.train.latent_lr * factor for config, factor in zip(configs, factors, strict=True)]
-        train, k, n = configs[0].train, configs[0].model.latent, len(x)
+        train, n = configs[0].train, len(x)
         self._size = min(train.batch_size, n)
         self._total, self._steps = train.epochs, -(-n // self._size)
-        self._shared = len(set(epochs)) == 1
-        distinct = self.epochs[:1] if self._shared else self.epochs
-        orders = [
-            torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)) for epoch in distinct
-        ]
-        noises = [
-            standard_normal(n, k, generator=derived_generator(train.seed, Purpose.NOISE, epoch), device=x.device)
-            for epoch in distinct
-        ]
-        self._order = (orders[0] if self._shared else torch.stack(orders)).to(x.device)  # ([p,] n)
-        self.noise = noises[0] if self._shared else torch.stack(noises)
+
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
+
+        def noise(epoch: int, k: int) -> Tensor:
+            generator = derived_generator(train.seed, Purpose.NOISE, epoch)
+            return _widened(standard_normal(n, k, generator=generator, device=x.device), latent)
+
+        self._order = _of_members([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
+        self.noise = _of_members([(e, c.model.latent) for e, c in zip(self.epochs, configs, strict=True)], noise)
         ordered = pad(counts[self._order], (0, self._steps * self._size - n))
         self._normaliser = (
             ordered.view(*ordered.shape[:-1], self._steps, self._size).sum(-1).clamp_(min=1.0)
@@ -155,17 +157,23 @@ class Epoch:
         rates = [config.model.dropout for config in self._configs]
         if model.layers == 0 or not any(rates):
             yield from repeat(None)
-        device, n = self._x.device, len(self._x)
+        device, n, layers = self._x.device, len(self._x), model.layers
         rate = torch.tensor(rates, device=device).view(-1, 1, 1)
         kept = 1.0 / (1.0 - rate)
-        distinct = self.epochs[:1] if self._shared else self.epochs
-        generators = [derived_generator(train.seed, Purpose.DROPOUT, epoch) for epoch in distinct]
+        keys = [(epoch, config.model.hidden) for epoch, config in zip(self.epochs, self._configs, strict=True)]
+        generators = {key: derived_generator(train.seed, Purpose.DROPOUT, key[0]) for key in keys}
+
         for start in range(0, n, self._size):
-            shape = min(self._size, n - start), model.layers * model.hidden
-            # Pinned memory, so that no device has to be waited for.
-            draws = [torch.rand(shape, generator=generator, pin_memory=self._x.is_cuda) for generator in generators]
-            uniform = torch.stack([draw.to(device, non_blocking=True) for draw in draws])
-            yield list(((uniform >= rate) * kept).chunk(model.layers, dim=-1))  # of (p, b, layers · hidden)
+            b = min(self._size, n - start)
+
+            def draw(epoch: int, hidden: int, b: int = b) -> Tensor:
+                # Pinned memory, so that no device has to be waited for.
+                own = torch.rand(b, layers * hidden, generator=generators[epoch, hidden], pin_memory=self._x.is_cuda)
+                drawn = own.to(device, non_blocking=True).view(b, layers, hidden)
+                return _widened(drawn, self._hidden).view(b, layers * self._hidden)
+
+            uniform = _of_members(keys, draw)
+            yield list(((uniform >= rate) * kept).chunk(layers, dim=-1))  # of (p, b, layers · hidden)
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) of rows in the order of the batches."""
@@ -178,6 +186,17 @@ class Epoch:
     @cached_property
     def _inverse(self) -> Tensor:
         return self._order.argsort(-1)
+
+
+def _of_members(keys: Sequence[tuple[int, ...]], make: Callable[..., Tensor]) -> Tensor:
+    """Returns what is made of each member's key, stacked; made once, and without the axis, where all keys are equal."""
+    made = {key: make(*key) for key in dict.fromkeys(keys)}
+    return next(iter(made.values())) if len(made) == 1 else torch.stack([made[key] for key in keys])
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """Returns values (..., w) with zeros up to the width."""
+    return values if values.shape[-1] == width else pad(values, (0, width - values.shape[-1]))
 
 
 def _chosen(values: Tensor, rows: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
-from vadtune.model import Architecture, Networks, build_family
+from vadtune.model import Architecture, Family, Networks, build_family
 from vadtune.model.linear import NotSolved, iterate, regression
 from vadtune.model.networks import Workspace
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
+from vadtune.model.padding import Padding, besides_widths, widest
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -39,6 +40,7 @@ progress (epoch, seconds), the sums of the last epoch, and what the schedule pla
 _START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so
 _SETTLED = 1e-3  # change of an iteration, in units of the greatest weight, below which a solved model has settled
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
+_MOST_PADDED = 2  # parameters of a population with its padding, in units of those its members have
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
 
 
@@ -77,13 +79,14 @@ class Member:
         return None
 
 
-def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes, batches, optimiser, seed, precision,
-    inference."""
+def signature(config: TrialConfig, features: int, *, pad: bool = False) -> tuple[object, ...]:
+    """Returns what configurations must share to be one population: shapes (with ``pad``, those that padding does not
+    make equal), batches, optimiser, seed, precision, inference."""
     train = config.train
     shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
     how = config.infer.steps, config.infer.start, config.infer.prior
-    return (*Architecture.of(config.model, features), *shared, *how)
+    architecture = Architecture.of(config.model, features)
+    return (*(besides_widths(architecture) if pad else architecture), *shared, *how)
 
 
 class Population:
@@ -93,25 +96,25 @@ class Population:
         configs: The configurations. They may differ in whatever does not change shapes, the batches or the seed.
         train: The train rows; copied.
         device: Where to train.
+        pad: Whether configurations may differ in their widths; all are then as wide as the widest (model/padding.py).
+            States and models that are given out, or taken in, are of each member's own widths.
 
     Attributes:
         members: The configurations and how far they are.
+        family: The model they train as.
 
     Raises:
         ConfigError: The configurations cannot share a population.
     """
 
-    def __init__(self, configs: Sequence[TrialConfig], train: Part, device: str = "cpu") -> None:
+    def __init__(self, configs: Sequence[TrialConfig], train: Part, device: str = "cpu", *, pad: bool = False) -> None:
         first = configs[0]
-        self.device = torch.device(device)
+        self.device, self._pad = torch.device(device), pad
         self._features = train.x.shape[1]
-        self._signature = signature(first, self._features)
+        self._signature = signature(first, self._features, pad=pad)
         self._seed = first.train.seed
         self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
-        self.family = build_family(Architecture.of(first.model, self._features))
-        self.family.networks = {
-            name: replace(mlp, bf16=first.train.precision == "bf16") for name, mlp in self.family.networks.items()
-        }
+        self._bf16 = first.train.precision == "bf16"
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
         self._mixed = self.device.type != "cpu"
@@ -121,55 +124,80 @@ class Population:
         self._mask = mask.float().to(self.device)  # (n, d)
         self._counts = self._mask.sum(1)  # (n,)
         self._cells = float(self._counts.sum())
-        self._initial: dict[str, State] = {}
-        self.members: list[Member] = []
+        self._initial: dict[tuple[Architecture, str], State] = {}
         self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
+    def _own(self, config: TrialConfig) -> Architecture:
+        return Architecture.of(config.model, self._features)
+
+    def _family_of(self, architecture: Architecture) -> Family:
+        family = build_family(architecture)
+        family.networks = {name: replace(mlp, bf16=self._bf16) for name, mlp in family.networks.items()}
+        return family
+
     def _initial_state(self, config: TrialConfig) -> State:
-        """Returns where a configuration starts: the same for all that start their latents alike, so made once."""
-        how = config.train.latent_init
-        if how not in self._initial:
-            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
-            rows = self.family.initial_rows(
-                self._x.cpu(), self._mask.cpu(), how, derived_generator(self._seed, Purpose.ROWS)
-            )
-            if self.family.architecture.exact:
-                (decoder,) = self.family.layers(weights[None])["decoder"]
-                weight, bias = regression(rows, self._x.cpu(), self._mask.cpu())
+        """Returns where a configuration starts: the same for all of one shape that start their latents alike, so made
+        once."""
+        key = self._own(config), config.train.latent_init
+        if key not in self._initial:
+            architecture, how = key
+            family, x, mask = self._family_of(architecture), self._x.cpu(), self._mask.cpu()
+            weights = family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
+            rows = family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
+            if architecture.exact:
+                (decoder,) = family.layers(weights[None])["decoder"]
+                weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
                 decoder.bias[0, 0].copy_(bias)
             moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
-            self._initial[how] = {"weights": weights, "rows": rows, **moments}
-        return self._initial[how]
+            self._initial[key] = {"weights": weights, "rows": rows, **moments}
+        return self._initial[key]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
-        """Takes these members and no others."""
+        """Takes these members and no others; changes nothing when it fails, for want of memory, say."""
         for member, _ in parts:
-            own = signature(member.config, self._features)
+            own = signature(member.config, self._features, pad=self._pad)
             if own != self._signature:
                 raise ConfigError(
                     "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
                     f"inference, got {own} beside {self._signature}; train them apart"
                 )
         parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
-        self.members = [member for member, _ in parts]
-        states = [state for _, state in parts]
+        configs = [member.config for member, _ in parts]
+        architectures = [self._own(config) for config in configs]
+        common = widest(architectures)
+        family = self._family_of(common)
+        narrower = {own for own in architectures if own != common}
+        padding_of = {own: Padding.between(build_family(own), family, self.device) for own in narrower}
+        paddings = [padding_of.get(own) for own in architectures]
 
         def stacked(name: str, dim: int = 0) -> Tensor:
-            return torch.stack([state[name].to(self.device) for state in states], dim=dim)
+            tensors = [state[name].to(self.device) for _, state in parts]
+            padded = [
+                tensor if padding is None else padding.of(name).pad(tensor)
+                for tensor, padding in zip(tensors, paddings, strict=True)
+            ]
+            return torch.stack(padded, dim=dim)
 
         def vector(value: Callable[[TrialConfig], float]) -> Tensor:
-            values = [value(member.config) for member in self.members]
+            values = [value(config) for config in configs]
             return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
-        self._flat, self._flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
-        self._rows, self._row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
-        self._grad, self._row_grad = torch.empty_like(self._flat), torch.empty_like(self._rows)
-        self._kl_weight = vector(lambda c: c.train.kl_weight)
-        self._log_var = vector(lambda c: c.model.log_var)
-        decay = [member.config.train.weight_decay for member in self.members]
-        self._optimiser = OPTIMISERS[self._optimiser_name](self._flat, self._grad, self._flat_moments, decay)
-        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](self._rows, self._row_grad, self._row_moments)
+        flat, flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
+        rows, row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
+        grad, row_grad = torch.empty_like(flat), torch.empty_like(rows)
+        log_var = vector(lambda c: c.model.log_var)
+        if narrower:  # of the prior, where a member has no latent
+            latents = torch.arange(common.latent, device=self.device)
+            log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
+
+        self.members, self.family, self._paddings = [member for member, _ in parts], family, paddings
+        self._flat, self._flat_moments, self._grad = flat, flat_moments, grad
+        self._rows, self._row_moments, self._row_grad = rows, row_moments, row_grad
+        self._kl_weight, self._log_var = vector(lambda c: c.train.kl_weight), log_var
+        decay = [config.train.weight_decay for config in configs]
+        self._optimiser = OPTIMISERS[self._optimiser_name](flat, grad, flat_moments, decay)
+        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](rows, row_grad, row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
 
@@ -189,9 +217,23 @@ class Population:
         self._stack([*zip(self.members, self.states(), strict=True), (member, state)])
         return member
 
-    def leave(self, member: Member) -> None:
-        """Removes a member; the others do not notice. The last one cannot leave."""
-        self._stack([part for part in zip(self.members, self.states(), strict=True) if part[0] is not member])
+    def leave(self, *members: Member) -> None:
+        """Removes members; the others do not notice. The last one cannot leave."""
+        self._stack([part for part in zip(self.members, self.states(), strict=True) if part[0] not in members])
+
+    def has_room_for(self, config: TrialConfig) -> bool:
+        """Returns whether a configuration may join, and padding then at most doubles what the members have of
+        parameters, those of their rows included."""
+        if signature(config, self._features, pad=self._pad) != self._signature:
+            return False
+        architectures = [self._own(each) for each in (config, *(member.config for member in self.members))]
+        common = widest(architectures)
+        parameters = {architecture: self._parameters(architecture) for architecture in {*architectures, common}}
+        return len(architectures) * parameters[common] <= _MOST_PADDED * sum(parameters[own] for own in architectures)
+
+    def _parameters(self, architecture: Architecture) -> int:
+        family = build_family(architecture)
+        return family.n_parameters + len(self._x) * family.row_parameters
 
     def train_until(self, epoch: int) -> None:
         """Trains up to and including this epoch.
@@ -246,7 +288,8 @@ class Population:
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
         schedule = SCHEDULES[self._schedule_name]
-        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors)
+        widths = self.family.architecture.latent, self.family.architecture.hidden
+        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors, widths)
         train = self._train_amortised if self.family.amortised else self._train_free
         told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
         return told
@@ -366,13 +409,15 @@ class Population:
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:
         """Returns the members, or some, as they are now, ready to impute; later training does not change them."""
-        latents = self._rows
+        chosen = [i for i, member in enumerate(self.members) if members is None or member in members]
+        tensors = [self._tensors(i) for i in chosen]
+        latents = [own["rows"] for own in tensors]
         if self.family.amortised:
-            latents, _ = self.family.encode(self.family.layers(self._flat), self._x, self._mask)
+            encoded, _ = self.family.encode(self.family.layers(self._flat), self._x, self._mask)
+            latents = [encoded[i] for i in chosen]
         return [
-            FittedModel(member.config, self._flat[i].clone(), latents[i].clone())
-            for i, member in enumerate(self.members)
-            if members is None or member in members
+            FittedModel(self.members[i].config, own["weights"].clone(), rows.clone())
+            for i, own, rows in zip(chosen, tensors, latents, strict=True)
         ]
 
     def states(self) -> list[State]:
@@ -381,15 +426,20 @@ class Population:
 
     def state(self, member: Member) -> State:
         """Returns one member's state; see ``states``."""
-        i = self.members.index(member)
         return {
-            "weights": self._flat[i],
-            "weight_moments": self._flat_moments[:, i],
-            "rows": self._rows[i],
-            "row_moments": self._row_moments[:, i],
+            **self._tensors(self.members.index(member)),
             "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
             **({"plateau": member.plateau.to_tensor()} if self._schedule_name == "plateau" else {}),
+        }
+
+    def _tensors(self, i: int) -> State:
+        """Returns the tensors of the i-th member's state."""
+        values = self._flat[i], self._flat_moments[:, i], self._rows[i], self._row_moments[:, i]
+        padding = self._paddings[i]
+        return {
+            name: value if padding is None else padding.of(name).unpad(value)
+            for name, value in zip(_TENSORS, values, strict=True)
         }
 
     def load_states(self, states: Sequence[State]) -> None:
@@ -403,17 +453,19 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Returns the state, having set the member's progress to it."""
-        own = self.state(self.members[0])
-        for name in (*_TENSORS, *(("plateau",) if "plateau" in own else ())):
-            if name not in state or state[name].shape != own[name].shape:
+        family, n, plateau = self._family_of(self._own(member.config)), len(self._x), self._schedule_name == "plateau"
+        weights, rows = (family.n_parameters,), (n, family.row_parameters)
+        shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))
+        for name, shape in {**shapes, **({"plateau": (3,)} if plateau else {})}.items():
+            if name not in state or state[name].shape != shape:
                 got = tuple(state[name].shape) if name in state else "nothing"
                 raise ConfigError(
-                    f"a training state needs {name} of shape {tuple(own[name].shape)}, got {got}; "
+                    f"a training state needs {name} of shape {shape}, got {got}; "
                     "it was taken from another configuration or dataset"
                 )
         epoch, member.train_seconds = state["progress"].tolist()
         member.epoch = int(epoch)
         member.metrics = {name: float(state[name]) for name in state if name.startswith("train_")}
-        if "plateau" in own:
+        if plateau:
             member.plateau = Plateau(*state["plateau"].tolist())
         return {name: state[name] for name in _TENSORS}

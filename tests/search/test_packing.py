@@ -52,8 +52,9 @@ def assert_same_scores(one: dict[str, float], other: dict[str, float]) -> None:
             assert other[name] == pytest.approx(value, rel=1e-4), name
 
 
+@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
 @pytest.mark.parametrize("capacity", [1, 2, 100])
-def test_a_packed_trial_scores_as_it_does_alone(capacity: int) -> None:
+def test_a_packed_trial_scores_as_it_does_alone(capacity: int, pad: bool) -> None:
     """Six trials of three shapes come at different moments, and go from report to report."""
     search = searched()
 
@@ -65,33 +66,57 @@ def test_a_packed_trial_scores_as_it_does_alone(capacity: int) -> None:
         return await asyncio.gather(*(trial(number) for number in range(len(SAMPLES))))
 
     pack, dataset = pack_of(search, capacity)
+    assert not pack._pad, "on a CPU"
+    pack._pad = pad
     for sample, reports in zip(SAMPLES, asyncio.run(run()), strict=True):
         for epoch, scores in zip((3, 9, 27), reports, strict=True):
             assert_same_scores(alone(search, dataset, sample, epoch), scores)
 
 
-def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
+def test_configurations_of_other_widths_share_a_population_where_they_are_padded(pad: bool) -> None:
+    pack, _ = pack_of(searched(), 100)
+    pack._pad = pad
+    sizes: list[list[int]] = []
+
+    async def watch(trials: asyncio.Future[Any]) -> None:
+        while not trials.done():
+            sizes.append(sorted(len(population.members) for population in pack._populations))
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        trials = asyncio.gather(*(pack.advance(f"t{number}", sample, 3) for number, sample in enumerate(SAMPLES)))
+        await watch(trials)
+
+    asyncio.run(run())
+    assert ([2, 4] if pad else [1, 2, 3]) in sizes
+    assert not pack._populations
+
+
+@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
+def test_a_checkpoint_goes_on_in_another_pack_or_in_none(pad: bool, tmp_path: Path) -> None:
     search = searched()
     first, dataset = pack_of(search, 4)
     second, _ = pack_of(search, 4)
+    first._pad = second._pad = pad
 
     async def run() -> tuple[dict[str, bytes], int, dict[str, float]]:
-        await asyncio.gather(*(first.advance(f"t{number}", SAMPLES[number], 9) for number in range(3)))
-        files = await first.checkpoint("t1")
-        epoch = await second.restore("t1", files[STATE_FILE], files[STATE_HASH].decode())
-        return files, epoch, await second.advance("t1", SAMPLES[1], 27)
+        await asyncio.gather(*(first.advance(f"t{number}", SAMPLES[number], 9) for number in (0, 1, 5)))
+        files = await first.checkpoint("t5")
+        epoch = await second.restore("t5", files[STATE_FILE], files[STATE_HASH].decode())
+        return files, epoch, await second.advance("t5", SAMPLES[5], 27)
 
     files, epoch, scores = asyncio.run(run())
     assert epoch == 9
     assert {f"{MODEL}/{name}" for name in MODEL_FILES} | {
         *(STATE_FILE, STATE_HASH, HELD_OUT_FILE, f"{MODEL}/manifest.json")
     } == set(files)
-    assert_same_scores(alone(search, dataset, SAMPLES[1], 27), scores)
+    assert_same_scores(alone(search, dataset, SAMPLES[5], 27), scores)
     for name, content in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    assert load_model(tmp_path / MODEL).config == search.trial_config(SAMPLES[1])
+    assert load_model(tmp_path / MODEL).config == search.trial_config(SAMPLES[5])
 
 
 def test_a_diverged_trial_harms_no_neighbour() -> None:
@@ -110,24 +135,27 @@ def test_a_diverged_trial_harms_no_neighbour() -> None:
     assert_same_scores(alone(search, dataset, samples[0], 27), good)
 
 
-def test_out_of_memory_halves_the_pack_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("moment", ["train_epoch", "_stack"])
+def test_out_of_memory_makes_the_pack_smaller_and_goes_on(
+    moment: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whether it runs out in training or when one more is to join."""
     search = searched()
     pack, dataset = pack_of(search, 100)
-    samples = [{**SAMPLES[0], "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
-    train_epoch = Population.train_epoch
+    pack._pad = True
+    samples = [{**SAMPLES[0], "model.latent": 1 + i % 2, "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
+    original = getattr(Population, moment)
 
-    def limited(population: Population) -> None:
-        if len(population.members) > 2:
+    def limited(population: Population, *parts: Any) -> None:
+        if len(parts[0] if parts else population.members) > 2:
             raise torch.OutOfMemoryError("no room for more than two")
-        train_epoch(population)
+        original(population, *parts)
 
     async def run() -> list[dict[str, float]]:
         return await asyncio.gather(*(pack.advance(f"t{i}", sample, 9) for i, sample in enumerate(samples)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Population, "train_epoch", limited)
+        patch.setattr(Population, moment, limited)
         results = asyncio.run(run())
     assert "packs of at most 2 from now on" in caplog.text
     for sample, scores in zip(samples, results, strict=True):

@@ -31,7 +31,7 @@ class Activation(NamedTuple):
     """An elementwise function with its derivative.
 
     Attributes:
-        forward: Returns the values; in place where ``keeps_input`` is False.
+        forward: Returns the values, 0 for 0, which padding.py builds on; in place where ``keeps_input`` is False.
         backward: The product, in place, of a gradient with the derivative, given the function's output, or its input
             where ``keeps_input`` is True.
         keeps_input: Whether the derivative needs the input, which then has to outlive the forward pass.

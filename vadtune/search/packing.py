@@ -5,6 +5,9 @@ configurations costs little more than a step of one. Each trial stays an ordinar
 joins the pack, asks for its next report, saves checkpoints and leaves. Between its reports a trial is a member of the
 population of its signature; while the scheduler decides about it, it is set aside, so that its place is taken by the
 next configuration without waiting for anybody (continuous batching).
+
+Configurations that differ in widths alone share a population too, padded, but not on a CPU: there a step takes the time
+of its arithmetic, and zeros are multiplied as slowly as anything else.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from vadtune.inference import FittedModel
 from vadtune.search.draw import draw_configurations
 from vadtune.search.trainable import write_checkpoint
 from vadtune.search_file import SearchFile
-from vadtune.training import Member, Population, State, signature
+from vadtune.training import Member, Population, State
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,8 @@ class Pack:
     ) -> None:
         self._search, self._data, self._scaler = search, data, scaler
         self._feature_names, self._capacity, self._device = feature_names, capacity, device
-        self._populations: dict[tuple[object, ...], Population] = {}
+        self._pad = device != "cpu"
+        self._populations: list[Population] = []
         self._jobs: dict[str, _Job] = {}
         self._aside: dict[str, _Aside] = {}
         self._given: dict[str, State] = {}  # states of trials that come from a checkpoint
@@ -147,8 +151,8 @@ class Pack:
         try:
             while self._jobs:
                 self._admit()
-                for key in list(self._populations):
-                    await self._train(key)
+                for population in list(self._populations):
+                    await self._train(population)
         except Exception as error:  # whoever waits must hear of it
             for job in self._jobs.values():
                 if not job.done.done():
@@ -160,31 +164,38 @@ class Pack:
     def _admit(self) -> None:
         """Lets trials in, in the order they came, as long as there is room; lets go of those that left."""
         members = [job.member for job in self._jobs.values() if job.member is not None]
-        for key, population in list(self._populations.items()):
-            for member in list(population.members):
-                if member not in members:
-                    self._remove(key, member)
+        for population in list(self._populations):
+            self._remove(population, [member for member in population.members if member not in members])
         room = self._capacity - len(members)
         for job in [job for job in self._jobs.values() if job.member is None][: max(0, room)]:
             aside = self._aside.pop(job.trial_id, None)
             state = self._given.pop(job.trial_id, aside.state if aside else None)
-            key = signature(job.config, self._data.train.x.shape[1])
-            if key in self._populations:
-                job.member = self._populations[key].join(job.config, state)
-                continue
-            population = Population([job.config], self._data.train, self._device)
-            if state is not None:
-                population.load_states([state])
-            self._populations[key], job.member = population, population.members[0]
+            try:
+                job.member = self._let_in(job.config, state)
+            except torch.OutOfMemoryError:
+                if state is not None:
+                    self._given[job.trial_id] = state
+                self._limit(sum(len(population.members) for population in self._populations))
+                return
 
-    async def _train(self, key: tuple[object, ...]) -> None:
+    def _let_in(self, config: TrialConfig, state: State | None) -> Member:
+        for population in self._populations:
+            if population.has_room_for(config):
+                return population.join(config, state)
+        population = Population([config], self._data.train, self._device, pad=self._pad)
+        if state is not None:
+            population.load_states([state])
+        self._populations.append(population)
+        return population.members[0]
+
+    async def _train(self, population: Population) -> None:
         """Trains a population one epoch further and answers the trials that are where they wanted to be."""
-        population = self._populations[key]
         try:
             await asyncio.to_thread(population.train_epoch)
         except torch.OutOfMemoryError:
-            self._shrink(key)
+            self._shrink(population)
             return
+        answered = []
         for job in list(self._jobs.values()):
             member = job.member
             if member is None or member not in population.members:
@@ -205,27 +216,31 @@ class Pack:
                 if not job.done.done():
                     job.done.set_result(evaluation.scores)
             self._jobs.pop(job.trial_id, None)
-            self._remove(key, member)
+            answered.append(member)
+        self._remove(population, answered)
 
-    def _remove(self, key: tuple[object, ...], member: Member) -> None:
-        if len(self._populations[key].members) == 1:
-            del self._populations[key]
-        else:
-            self._populations[key].leave(member)
+    def _remove(self, population: Population, members: list[Member]) -> None:
+        if len(members) == len(population.members):
+            self._populations.remove(population)
+        elif members:
+            population.leave(*members)
 
-    def _shrink(self, key: tuple[object, ...]) -> None:
+    def _shrink(self, population: Population) -> None:
         """Halves the pack: later members wait, and go on from where they are."""
-        population = self._populations[key]
-        if len(population.members) == 1:
-            raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
-        self._capacity = max(1, len(population.members) // 2)
-        logger.warning("out of memory on %s: packs of at most %d from now on", self._device, self._capacity)
+        self._limit(len(population.members) // 2)
         surplus = population.members[self._capacity :]
         for job in self._jobs.values():
             if job.member is not None and job.member in surplus:
                 self._given[job.trial_id] = _copied(population, job.member)
-                self._remove(key, job.member)
                 job.member = None
+        self._remove(population, surplus)
+
+    def _limit(self, capacity: int) -> None:
+        """Lets no more than so many train at once from now on, because more do not fit into the memory."""
+        if capacity == 0:
+            raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
+        self._capacity = capacity
+        logger.warning("out of memory on %s: packs of at most %d from now on", self._device, capacity)
         if self._device != "cpu":
             torch.cuda.empty_cache()
 
