@@ -58,7 +58,7 @@ FUNCTIONS = {
 def test_gradients_of_a_perceptron_are_those_of_autograd(
     sizes: tuple[int, ...], activation: str, layer_norm: bool, skip: bool, dropout: bool, workspace: bool
 ) -> None:
-    mlp = MLP(sizes, activation, layer_norm, skip)
+    mlp = MLP(sizes, ACTIVATIONS[activation], layer_norm, skip)
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x = randn(P, B, sizes[0], seed=2).requires_grad_()
     upstream = randn(P, B, sizes[-1], seed=3)
@@ -89,7 +89,7 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
 
 
 def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
-    plain, skipping = MLP((4, 6, 7), "tanh"), MLP((4, 6, 7), "tanh", skip=True)
+    plain, skipping = MLP((4, 6, 7), ACTIVATIONS["tanh"]), MLP((4, 6, 7), ACTIVATIONS["tanh"], skip=True)
     flat = [mlp.initial(torch.Generator().manual_seed(0))[None] for mlp in (plain, skipping)]
     x = randn(1, B, 4).float()
     torch.testing.assert_close(
@@ -100,7 +100,7 @@ def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
 
 def test_a_projection_is_the_picture_of_its_points_and_its_gradients_are_those_of_autograd() -> None:
     points = 3
-    mlp = HEADS["projection"](MLP((4, 6, 2 * points), "tanh"))
+    mlp = HEADS["projection"](MLP((4, 6, 2 * points), ACTIVATIONS["tanh"]))
     assert mlp.sizes[-1] == 3 * points + 12
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x, upstream = randn(P, B, 4, seed=2).requires_grad_(), randn(P, B, 2 * points, seed=3)
@@ -127,7 +127,7 @@ def test_a_projection_needs_points_of_two_columns() -> None:
 
 
 def test_initial_weights_are_spread_as_in_torch() -> None:
-    initial = MLP((100, 50), "relu").initial(torch.Generator().manual_seed(0))
+    initial = MLP((100, 50), ACTIVATIONS["relu"]).initial(torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     linear = nn.Linear(100, 50)
     assert initial.abs().max() <= 0.1

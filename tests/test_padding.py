@@ -1,7 +1,8 @@
-"""Configurations of different widths in one population: padded, exactly."""
+"""Configurations of different widths and activations in one population: padded, exactly."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -28,16 +29,22 @@ KINDS = {
     "dressed": {"layers": 2, "activation": "silu", "noise": "learned", "dropout": 0.2, "head": "projection"},
     "linear-fixed": {"layers": 0, "posterior": "fixed"},
     "normalised": {"layer_norm": True},
+    # A list of activations: each configuration has one of its own.
+    "activations": {"activation": ["relu", "tanh", "linear"], "layers": 2},
+    "all-activations": {"activation": [*ACTIVATIONS], "layers": 2, "skip": True, "dropout": 0.3},
+    "normalised-activations": {"activation": [*ACTIVATIONS], "layer_norm": True},
 }
 TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 
 
 def narrow(index: int, model: dict[str, Any], **train: Any) -> TrialConfig:
-    """Returns a configuration of its own widths and settings; under a layer norm of its own latent size alone."""
+    """Returns a configuration of its own widths, activation and settings; under a layer norm all are equally wide."""
     latent, hidden = WIDTHS[index % len(WIDTHS)]
     own = {"latent": latent, "hidden": 8 if "layer_norm" in model else hidden, "log_var": -1.0 - index}
     if "dropout" in model:
         own["dropout"] = 0.15 * (index % 4)
+    if isinstance(activations := model.get("activation"), list):
+        own["activation"] = activations[index % len(activations)]
     rates = {"net_lr": 1e-3 * (index + 1), "latent_lr": 0.02 * (index + 1), "weight_decay": 0.1 * (index % 3)}
     return trial_config(model={**model, **own}, train={"kl_weight": 0.02 + 0.1 * index, **rates, **train})
 
@@ -97,7 +104,8 @@ def test_padded_equals_alone(kind: str, mixed: bool, iris: IncompleteDataset) ->
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDataset) -> None:
     """Bit for bit, with its moments, whatever the optimiser; and each optimiser trains as it does alone."""
-    configs = [narrow(index, {"layers": 2}, optimiser=optimiser, schedule=schedule, epochs=6) for index in range(5)]
+    model = {"layers": 2, "activation": [*ACTIVATIONS]}
+    configs = [narrow(index, model, optimiser=optimiser, schedule=schedule, epochs=6) for index in range(5)]
     population = Population(configs, iris.train, pad=True)
     population.train_until(6)
     stacks = {"weights": population._flat, "rows": population._rows}
@@ -114,7 +122,7 @@ def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDa
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("kind", ["learned", "fixed", "dressed"])
+@pytest.mark.parametrize("kind", ["learned", "fixed", "dressed", "activations", "all-activations"])
 @settings(max_examples=8, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_of_any_width_may_come_and_go(
@@ -147,13 +155,13 @@ def test_neighbours_of_any_width_may_come_and_go(
             torch.testing.assert_close(state[name], own[name], rtol=1e-3, atol=1e-4)
 
 
-def test_states_leave_without_padding_and_go_on_anywhere(iris: IncompleteDataset) -> None:
-    """From a padded pack to none, from none to a padded pack, and to a pack of other widths."""
-    configs = [narrow(index, {}) for index in range(3)]
-    population = Population(configs, iris.train, pad=True)
+@pytest.mark.parametrize("kind", ["learned", "all-activations"])
+def test_states_leave_without_padding_and_go_on_anywhere(kind: str, iris: IncompleteDataset) -> None:
+    """From a padded pack to none, from none to a padded pack, and to a pack of other widths and activations."""
+    population = Population([narrow(index, KINDS[kind]) for index in range(3)], iris.train, pad=True)
     population.train_until(2)
-    for i, config in enumerate(configs):
-        state = taken(population, population.members[i])
+    for member in population.members:
+        config, state = member.config, taken(population, member)
         unpadded = alone(config, iris, 2).states()[0]
         assert {name: tensor.shape for name, tensor in state.items()} == {
             name: tensor.shape for name, tensor in unpadded.items()
@@ -164,8 +172,8 @@ def test_states_leave_without_padding_and_go_on_anywhere(iris: IncompleteDataset
         assert_close(resumed.states()[0], state)
         resumed.train_until(4)
         assert_close(resumed.states()[0], ends)
-        other = Population([narrow(4, {}), config], iris.train, pad=True)
-        other.load_states([other.states()[0], unpadded])
+        other = Population([narrow(4, KINDS[kind]), config], iris.train, pad=True)
+        other.load_states([unpadded if each.config == config else other.state(each) for each in other.members])
         other.train_until(2)  # which is two epochs for both
         (member,) = (each for each in other.members if each.config == config)
         assert_close(other.state(member), ends)
@@ -186,6 +194,31 @@ def test_what_cannot_be_padded_trains_apart(model: dict[str, Any], iris: Incompl
     assert not Population([one], iris.train, pad=True).has_room_for(other)
     with pytest.raises(ConfigError, match="equal architecture"):
         Population([one, other], iris.train, pad=True)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
+def test_members_of_one_activation_stand_side_by_side(mixed: bool, iris: IncompleteDataset) -> None:
+    """In every group that trains at once, so that an activation is one operation, whatever came and went."""
+    population = Population([narrow(0, KINDS["all-activations"])], iris.train, pad=True)
+    population._mixed = mixed
+    for index in range(1, 12):
+        population.join(narrow(index, KINDS["all-activations"]))
+        population.leave(*population.members[: index % 4 == 3])
+        population.train_epoch()
+        for group in population._groups():
+            names = [member.config.model.activation for member in population.members[group]]
+            assert len([name for name, _ in groupby(names)]) == len(set(names))
+
+
+def test_another_activation_needs_no_padding(iris: IncompleteDataset) -> None:
+    one, other = (trial_config(model={"activation": activation}) for activation in ("relu", "gelu"))
+    assert not Population([one], iris.train).has_room_for(other), "without padding"
+    population = Population([one], iris.train, pad=True)
+    assert population.has_room_for(other)
+    population.join(other)
+    assert population._paddings == [None, None]
+    encoders = [trial_config(model={"family": "vae", "activation": activation}) for activation in ("relu", "gelu")]
+    assert not Population(encoders[:1], iris.train, pad=True).has_room_for(encoders[1])
 
 
 def test_padding_at_most_doubles_the_parameters(iris: IncompleteDataset) -> None:

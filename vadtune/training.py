@@ -26,10 +26,10 @@ from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.model import Architecture, Family, Networks, build_family
 from vadtune.model.linear import NotSolved, iterate, regression
-from vadtune.model.networks import Workspace
+from vadtune.model.networks import Workspace, side_by_side
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
-from vadtune.model.padding import Padding, besides_widths, widest
+from vadtune.model.padding import Padding, agreement, widest
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
 from vadtune.randomness import Purpose, derived_generator
 
@@ -81,12 +81,12 @@ class Member:
 
 def signature(config: TrialConfig, features: int, *, pad: bool = False) -> tuple[object, ...]:
     """Returns what configurations must share to be one population: shapes (with ``pad``, those that padding does not
-    make equal), batches, optimiser, seed, precision, inference."""
+    make equal) and activation (not with ``pad``), batches, optimiser, seed, precision, inference."""
     train = config.train
     shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
     how = config.infer.steps, config.infer.start, config.infer.prior
     architecture = Architecture.of(config.model, features)
-    return (*(besides_widths(architecture) if pad else architecture), *shared, *how)
+    return (*(agreement(architecture) if pad else architecture), *shared, *how)
 
 
 class Population:
@@ -96,12 +96,13 @@ class Population:
         configs: The configurations. They may differ in whatever does not change shapes, the batches or the seed.
         train: The train rows; copied.
         device: Where to train.
-        pad: Whether configurations may differ in their widths; all are then as wide as the widest (model/padding.py).
-            States and models that are given out, or taken in, are of each member's own widths.
+        pad: Whether configurations may differ in their widths and activations; all are then as wide as the widest
+            (model/padding.py), and those of one activation side by side. States and models that are given out, or taken
+            in, are of each member's own widths.
 
     Attributes:
-        members: The configurations and how far they are.
-        family: The model they train as.
+        members: The configurations and how far they are, in the order they are stacked in.
+        family: The model they train as; where activations differ, with that of the first.
 
     Raises:
         ConfigError: The configurations cannot share a population.
@@ -162,12 +163,12 @@ class Population:
                     "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
                     f"inference, got {own} beside {self._signature}; train them apart"
                 )
-        parts = sorted(parts, key=lambda part: part[0].epoch)  # those at the same epoch side by side
+        parts = sorted(parts, key=self._place)
         configs = [member.config for member, _ in parts]
         architectures = [self._own(config) for config in configs]
         common = widest(architectures)
         family = self._family_of(common)
-        narrower = {own for own in architectures if own != common}
+        narrower = {own for own in architectures if own._replace(activation=common.activation) != common}
         padding_of = {own: Padding.between(build_family(own), family, self.device) for own in narrower}
         paddings = [padding_of.get(own) for own in architectures]
 
@@ -192,6 +193,7 @@ class Population:
             log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
 
         self.members, self.family, self._paddings = [member for member, _ in parts], family, paddings
+        self._activations = [own.activation or "linear" for own in architectures]
         self._flat, self._flat_moments, self._grad = flat, flat_moments, grad
         self._rows, self._row_moments, self._row_grad = rows, row_moments, row_grad
         self._kl_weight, self._log_var = vector(lambda c: c.train.kl_weight), log_var
@@ -200,6 +202,12 @@ class Population:
         self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](rows, row_grad, row_moments)
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
+
+    def _place(self, part: tuple[Member, State]) -> tuple[int, str, int]:
+        """Returns what members are ordered by: those that train as a group are side by side, and among them those of
+        one activation, and then those at the same epoch."""
+        member, _ = part
+        return 0 if self._mixed else member.epoch, self._own(member.config).activation, member.epoch
 
     @property
     def epoch(self) -> int:
@@ -392,7 +400,8 @@ class Population:
         """Returns the decoder's passes over some members and batches of b rows."""
         p = members.stop - members.start
         if (members.start, p, b) not in self._passes:
-            decoder = self.family.networks["decoder"]
+            activation = side_by_side(self._activations[members])
+            decoder = replace(self.family.networks["decoder"], activation=activation)
             if (p, b) not in self._workspaces:
                 self._workspaces[p, b] = decoder.workspace(p, b, self._flat)
             layers, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
@@ -443,7 +452,7 @@ class Population:
         }
 
     def load_states(self, states: Sequence[State]) -> None:
-        """Goes on from where the states were taken, one for each member in the order of the configurations.
+        """Goes on from where the states were taken, one for each member in the order of ``members``.
 
         Raises:
             ConfigError: A state belongs to another architecture or other rows.

@@ -17,7 +17,7 @@ from vadtune.config import ModelConfig, is_exact
 from vadtune.errors import ConfigError
 from vadtune.model.heads import HEADS
 from vadtune.model.linear import Linear
-from vadtune.model.networks import MLP, Layer
+from vadtune.model.networks import ACTIVATIONS, MLP, Layer
 from vadtune.model.noise import FeatureNoise, log_variance, parameters_of
 from vadtune.model.objective import Posterior
 
@@ -92,7 +92,8 @@ class Architecture(NamedTuple):
 
     def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
-        return MLP((inputs, *[self.hidden] * self.layers, outputs), self.activation, self.layer_norm, skip)
+        activation = ACTIVATIONS[self.activation or "linear"]
+        return MLP((inputs, *[self.hidden] * self.layers, outputs), activation, self.layer_norm, skip)
 
     def decoder(self) -> MLP:
         """Returns the perceptron from latents to reconstructions."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,34 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.nn.functional.silu, lambda grad, x: _aten.silu_backward.grad_input(grad, x, grad_input=grad), True
     ),
 }
+
+
+def side_by_side(names: Sequence[str]) -> Activation:
+    """Returns the activation of members that have one each: every run of equal names is applied to its slice.
+
+    Args:
+        names: Of ACTIVATIONS, one for each member.
+    """
+    parts, start = [], 0
+    for name, run in groupby(names):
+        end = start + len(list(run))
+        parts.append((slice(start, end), ACTIVATIONS[name]))
+        start = end
+    if len(parts) == 1:
+        return parts[0][1]
+    keeps_input = any(part.keeps_input for _, part in parts)
+
+    def forward(x: Tensor) -> Tensor:
+        values = [part.forward(x[members]) for members, part in parts]
+        # Where a part works in place, x holds afterwards what its derivative is taken from: its output.
+        return torch.cat(values) if keeps_input else x
+
+    def backward(grad: Tensor, activated: Tensor) -> Tensor:
+        for members, part in parts:
+            part.backward(grad[members], activated[members])
+        return grad
+
+    return Activation(forward, backward, keeps_input)
 
 
 class Layer(NamedTuple):
@@ -118,7 +146,7 @@ class MLP:
 
     Attributes:
         sizes: Widths from input to output; two of them make a linear map.
-        activation: A name of ACTIVATIONS.
+        activation: Between the layers.
         layer_norm: Whether every activation is preceded by an affine layer norm (Ba, Kiros & Hinton 2016, arXiv
             1607.06450).
         skip: Whether a linear map of the input, without a bias of its own, is added to the output: what is linear in
@@ -127,7 +155,7 @@ class MLP:
     """
 
     sizes: tuple[int, ...]
-    activation: str
+    activation: Activation
     layer_norm: bool = False
     skip: bool = False
     bf16: bool = False
@@ -203,7 +231,7 @@ class MLP:
 
     def _activate(self, x: Tensor, step: Step, layer: Layer, dropout: Tensor | None) -> tuple[Tensor, Step]:
         """Carries a linear map's result (p, b, o), which may be written over, to the next layer's input."""
-        activation, norm = ACTIVATIONS[self.activation], None
+        activation, norm = self.activation, None
         if layer.scale is not None and layer.shift is not None:
             normalised, mean, inverse_std = torch.native_layer_norm(x, x.shape[-1:], None, None, _NORM_EPS)
             norm = NormTape(x, normalised, mean, inverse_std)
@@ -261,7 +289,7 @@ class MLP:
         if step.dropout is not None:
             grad.mul_(step.dropout)
         assert step.activated is not None
-        grad = ACTIVATIONS[self.activation].backward(grad, step.activated)
+        grad = self.activation.backward(grad, step.activated)
         if step.norm is None or layer.scale is None:
             return grad
         x, normalised, mean, inverse_std = step.norm

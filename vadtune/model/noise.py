@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vadtune.model.networks import MLP, Layer
+from vadtune.model.networks import ACTIVATIONS, MLP, Layer
 
 _BOUND = 4.0
 
@@ -30,7 +30,7 @@ class FeatureNoise(MLP):
     @classmethod
     def over(cls, features: int) -> FeatureNoise:
         """Returns noise of a variance for each of so many features."""
-        return cls((0, features), "")
+        return cls((0, features), ACTIVATIONS["linear"])
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Returns parameters (d,) for one member: equal variances."""

@@ -5,6 +5,8 @@ gradient, and no optimiser moves a zero that has none. A latent dimension of mea
 without divergence and without gradient; its noise is left out, so that it is 0 in every draw, and its weights are like
 those of a hidden unit. Only a layer norm looks at the whole width; then hidden layers have to be equal.
 
+Activations do not have to be equal: in a stack each is applied to the members that have it (networks.side_by_side).
+
 Encoders and solved decoders are not padded.
 """
 
@@ -19,16 +21,18 @@ from torch import Tensor
 from vadtune.model.family import Architecture, Family
 
 
-def besides_widths(architecture: Architecture) -> Architecture:
-    """Returns what architectures must agree in to be padded to one: with 0 in place of widths that may differ."""
+def agreement(architecture: Architecture) -> Architecture:
+    """Returns what architectures must agree in to be padded to one: with 0 in place of widths that may differ, and no
+    activation."""
     if architecture.family != "vad" or architecture.exact:
         return architecture
-    shared = architecture._replace(latent=0)
+    shared = architecture._replace(latent=0, activation="")
     return shared if architecture.layer_norm else shared._replace(hidden=0)
 
 
 def widest(architectures: Sequence[Architecture]) -> Architecture:
-    """Returns the least architecture that all of these, which agree ``besides_widths``, can be padded to."""
+    """Returns the least architecture that all of these, of one ``agreement``, can be padded to; with the activation of
+    the first."""
     latent, hidden = max(a.latent for a in architectures), max(a.hidden for a in architectures)
     return architectures[0]._replace(latent=latent, hidden=hidden)
 
@@ -62,7 +66,7 @@ class Padding(NamedTuple):
 
     @classmethod
     def between(cls, narrow: Family, wide: Family, device: torch.device) -> Padding:
-        """Returns the padding of models whose architectures agree ``besides_widths``; on a device."""
+        """Returns the padding of models whose architectures are of one ``agreement``; on a device."""
         shapes = narrow.layers(torch.empty(1, narrow.n_parameters))
         places = wide.layers(torch.arange(wide.n_parameters)[None])
         chosen = [

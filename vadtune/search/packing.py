@@ -6,8 +6,8 @@ joins the pack, asks for its next report, saves checkpoints and leaves. Between 
 population of its signature; while the scheduler decides about it, it is set aside, so that its place is taken by the
 next configuration without waiting for anybody (continuous batching).
 
-Configurations that differ in widths alone share a population too, padded, but not on a CPU: there a step takes the time
-of its arithmetic, and zeros are multiplied as slowly as anything else.
+Configurations that differ in widths and activation alone share a population too, padded, but not on a CPU: there a step
+takes the time of its arithmetic, and zeros are multiplied as slowly as anything else.
 """
 
 from __future__ import annotations
