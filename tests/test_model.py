@@ -14,7 +14,7 @@ from vadtune import config as config_module
 from vadtune.errors import ConfigError
 from vadtune.model import MODELS, Architecture, build_family
 from vadtune.model.heads import HEADS
-from vadtune.model.networks import ACTIVATIONS, MLP
+from vadtune.model.networks import ACTIVATIONS, MLP, side_by_side
 from vadtune.model.noise import log_variance_backward
 from vadtune.model.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
 from vadtune.model.objective import kl_divergence as our_kl
@@ -86,6 +86,39 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
     torch.testing.assert_close(frozen, want_x)
+
+
+@pytest.mark.parametrize(
+    "names", [("relu", "tanh", "tanh"), ("linear", "gelu", "relu"), ("silu", "tanh", "gelu")], ids="-".join
+)
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("workspace", [False, True])
+def test_activations_side_by_side_are_each_member_s_own(
+    names: tuple[str, ...], layer_norm: bool, workspace: bool
+) -> None:
+    """Output and gradients, against every member alone."""
+    sizes = (4, 6, 6, 7)
+    mlp = MLP(sizes, side_by_side(names), layer_norm)
+    flat, x = randn(len(names), mlp.n_parameters, seed=1), randn(len(names), B, 4, seed=2)
+    upstream = randn(len(names), B, 7, seed=3)
+
+    def passes(mlp: MLP, own: slice) -> tuple[Tensor, ...]:
+        grad = torch.full_like(flat[own], torch.nan)
+        layers, memory = mlp.layers(flat[own]), mlp.workspace(len(flat[own]), B, flat) if workspace else None
+        output, tape = mlp.forward(layers, x[own], memory)
+        output = output.clone()
+        return output, mlp.backward(layers, tape, upstream[own].clone(), mlp.layers(grad), memory).clone(), grad
+
+    together = passes(mlp, slice(None))
+    for i, name in enumerate(names):
+        alone = passes(MLP(sizes, ACTIVATIONS[name], layer_norm), slice(i, i + 1))
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[i : i + 1], other)
+
+
+def test_one_activation_side_by_side_is_itself() -> None:
+    for name, activation in ACTIVATIONS.items():
+        assert side_by_side([name] * 3) is activation
 
 
 def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
