@@ -27,6 +27,7 @@ SECONDS = ("train_seconds", "inference_seconds")
 SAMPLES = [
     {"model.latent": latent, "model.layers": layers, "train.kl_weight": 0.05 * (i + 1)}
     | ({"model.hidden": 4} if layers else {})
+    | ({"model.activation": "tanh"} if latent == 1 else {})
     for i, (latent, layers) in enumerate([(2, 1), (2, 1), (3, 0), (2, 1), (3, 0), (1, 1)])
 ]
 
@@ -74,7 +75,7 @@ def test_a_packed_trial_scores_as_it_does_alone(capacity: int, pad: bool) -> Non
 
 
 @pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
-def test_configurations_of_other_widths_share_a_population_where_they_are_padded(pad: bool) -> None:
+def test_configurations_of_other_widths_and_activations_share_a_population_where_they_are_padded(pad: bool) -> None:
     pack, _ = pack_of(searched(), 100)
     pack._pad = pad
     sizes: list[list[int]] = []
