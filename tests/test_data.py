@@ -218,3 +218,14 @@ def test_a_column_known_for_test_rows_only_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(DataError, match="columns x1 have no value in the train rows"):
         load_dataset(DataConfig(source="file", path=str(tmp_path / "x.npy")))
+
+
+def test_what_is_held_out_of_some_rows_is_that_of_all(iris: IncompleteDataset) -> None:
+    whole, n = iris.search_data.validation, len(iris.validation.x)
+    some = whole.of_rows(np.array([2, 5]), n)
+    folds = len(whole.cells) // n
+    for fold in range(folds):
+        for place, row in enumerate((2, 5)):
+            np.testing.assert_array_equal(some.given.x[2 * fold + place], whole.given.x[n * fold + row])
+            np.testing.assert_array_equal(some.cells[2 * fold + place], whole.cells[n * fold + row])
+    assert len(some.values) == iris.validation.mask[[2, 5]].sum()

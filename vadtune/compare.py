@@ -216,6 +216,7 @@ def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, ob
         ensemble=settings.ensemble,
         # Where train rows miss other cells than the others, training on these too would be another experiment.
         refit="train+validation" if cell.search.data.train_missing is None else "none",
+        regress=False,  # the models are compared, and not what else may go with them
         overwrite=True,
     )
     retest = run_retest(best, [cell.ratio], settings.seeds, store_masks=False, baselines=[])

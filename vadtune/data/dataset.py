@@ -70,6 +70,12 @@ class HeldOut(NamedTuple):
         values: np.ndarray = self.truth[self.cells]
         return values
 
+    def of_rows(self, rows: np.ndarray, n: int) -> HeldOut:
+        """Returns what is about some of the n rows, given by their indices."""
+        taken = (np.arange(0, len(self.cells), n)[:, None] + rows).ravel()
+        given = Part(self.given.x[taken], self.given.mask[taken])
+        return HeldOut(given, self.truth[taken], self.cells[taken])
+
 
 class SearchData(NamedTuple):
     """All a search sees. Holds no test row and no truly missing cell."""
