@@ -383,7 +383,7 @@ def test_the_exported_folder_is_one_model(
         mean = fitted.refine(mean, part)
         assert ensemble.regression.rows == len(rows.x)
         assert (ensemble.regression.share, ensemble.regression.gain) == (CHOICE.share, CHOICE.gain)
-    assert average.name == f"ensemble of {len(folders)} models"
+    assert average.name == f"ensemble of {len(folders)} models" + (" and a regression" if regression else "")
     np.testing.assert_allclose(average.reconstruct(part), mean, rtol=1e-6, atol=1e-4)  # dual weights cancel
     filled = average.fill(iris.scaler.inverse(part.x))
     imputed = iris.scaler.inverse(np.where(part.mask, part.x, mean))
@@ -400,6 +400,31 @@ def test_the_exported_folder_is_one_model(
     alike = ModelAverage.load(best)
     assert alike.name == f"mean of {len(folders)} models"
     np.testing.assert_allclose(alike.reconstruct(part), np.mean(x_hats, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
+
+
+def test_one_model_and_a_regression_are_told_apart(
+    search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vadtune.members.choose_regression", lambda splits: CHOICE)
+    monkeypatch.setattr("vadtune.members.greedy_by_ratio", lambda products, ratio: np.eye(len(products))[0])
+    best = tmp_path / "best"
+    assert export(search, best, "--refit", "none") == 0
+    (folder,) = find_model_folders(best)
+    single, whole = run_retest(best, [0.5], [1], store_masks=False, baselines=[]).methods
+    assert (single.name, whole.name) == (folder.name, "ensemble of 1 model and a regression")
+    assert single.scores["missing_rmse"][0, 0] != whole.scores["missing_rmse"][0, 0]
+    assert single.scores["observed_rmse"][0, 0] == pytest.approx(whole.scores["observed_rmse"][0, 0], rel=1e-6)
+
+
+def test_an_export_from_before_there_were_regressions_is_read(search: FinishedSearch, tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    assert export(search, best, "--no-regression") == 0
+    path = best / "ensemble.json"
+    content = json.loads(path.read_text())
+    del content["regression"], content["sha256"]
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": sha256}))
+    assert ModelAverage.load(best).regression is None
 
 
 @pytest.mark.parametrize("harm", ["altered", "missing", "bytes"])

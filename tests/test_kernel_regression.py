@@ -130,6 +130,17 @@ def test_a_regression_of_no_use_is_not_chosen() -> None:
     assert found is None or found.share < 0.2
 
 
+@pytest.mark.parametrize("huge", [1e10, 1e20, 1e30])
+def test_huge_values_leave_what_the_ensemble_says(huge: float) -> None:
+    train, x = table(0)
+    rows, _ = table(1, n=20)
+    values = rows.x.copy()
+    values[3, np.flatnonzero(rows.mask[3])[0]] = huge
+    x_hat = np.ones(values.shape)
+    refined = CHOICE.fit(train, x).refine(x_hat, Part(values, rows.mask))
+    assert np.isfinite(refined).all()
+
+
 def test_one_column_and_very_many_have_none() -> None:
     split, _ = completed(0)
     one = HeldOut(

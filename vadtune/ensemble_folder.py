@@ -93,7 +93,7 @@ class Ensemble:
 
     @property
     def whole_rmse(self) -> float:
-        """The error on unseen rows of members and regression together."""
+        """The error on unseen rows of members and regression together, estimated by the gain of the latter."""
         return self.unseen_rmse * (1 - (self.regression.gain if self.regression else 0.0))
 
     @property
@@ -144,7 +144,7 @@ def read_ensemble(folder: Path) -> Ensemble | None:
             raise ValueError("it was altered after it was written")
         del content["format_version"]
         members = tuple(EnsembleMember(**member) for member in content.pop("members"))
-        regression = content.pop("regression")
+        regression = content.pop("regression", None)  # of an earlier export
         regression = None if regression is None else EnsembleRegression(**regression)
         ensemble = Ensemble(**content, members=members, regression=regression)
         _check_types(ensemble)

@@ -92,9 +92,10 @@ class ModelAverage:
     @property
     def name(self) -> str:
         """What it is called in tables and plots."""
-        if len(self.models) == 1:
-            return self.names[0]
-        return f"{'ensemble' if self.ensemble else 'mean'} of {len(self.models)} models"
+        n = len(self.models)
+        if self.regression is not None:
+            return f"ensemble of {n} model{'s' * (n != 1)} and a regression"
+        return self.names[0] if n == 1 else f"{'ensemble' if self.ensemble else 'mean'} of {n} models"
 
     def reconstruct(self, part: Part) -> np.ndarray:
         """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share; missing

@@ -111,7 +111,7 @@ class KernelRegression(NamedTuple):
         cells = ~part.mask & part.mask.any(1, keepdims=True) & ~np.isnan(self.centre.numpy())
         predicted = np.where(cells, self._predict(filled, cells, range(filled.shape[1])), x_hat)
         refined: np.ndarray = x_hat + share * (predicted - x_hat)
-        return refined
+        return np.where(np.isfinite(refined), refined, x_hat)  # of values whose squares are beyond 32-bit floats
 
     def _predict(self, filled: Tensor, cells: np.ndarray, columns: Iterable[int]) -> np.ndarray:
         """Returns predictions of the cells (n, d) that lie in certain columns, 0 elsewhere."""
@@ -176,6 +176,11 @@ class Choice(NamedTuple):
         return fitted._replace(share=self.share, observed=self.observed)
 
 
+def can_regress(columns: int) -> bool:
+    """Whether there is a regression of so many columns at all."""
+    return 1 < columns <= _MOST_COLUMNS
+
+
 @one_thread()
 def choose_regression(splits: Sequence[Completed]) -> Choice | None:
     """Chooses a regression to mix with an ensemble on held-out cells; None where none lowers the error.
@@ -184,7 +189,7 @@ def choose_regression(splits: Sequence[Completed]) -> Choice | None:
         splits: The held-out cells of all together count.
     """
     d = splits[0].train.x.shape[1]
-    if not 1 < d <= _MOST_COLUMNS:
+    if not can_regress(d):
         return None
     some = np.unique(np.linspace(0, d - 1, min(d, _GRID_COLUMNS)).round().astype(int)).tolist()
     found: list[tuple[float, float, float]] = []
@@ -244,7 +249,8 @@ def _fit(
     n, d = train.x.shape
     m = min(n, most_rows, int((3 * _MOST_FLOPS / d) ** (1 / 3)))
     taken = np.sort(np.random.default_rng(0).permutation(n)[:m])
-    mask, filled = train.mask[taken], np.where(train.mask, train.x, trained)[taken].astype(np.float32)
+    mask = train.mask[taken]
+    filled = np.where(mask, train.x[taken], trained[taken]).astype(np.float32)
     support = torch.from_numpy(filled)
     distances = _squared_distances(support, support)
     scale = length * max(math.sqrt(float(distances.mean())), 1e-12)

@@ -21,7 +21,7 @@ from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, sele
 from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.files import fetch_folder
 from vadtune.impute import shared_dataset
-from vadtune.kernel_regression import Choice, Completed, choose_regression
+from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
 from vadtune.model.products import one_thread
 from vadtune.refit import Fit, Trainer, same_steps
 from vadtune.results import ranked
@@ -176,6 +176,7 @@ def choose_members(
         progress: Is told what is being done.
     """
     count = parse_ensemble(ensemble)
+    regress = regress and can_regress(dataset.train.x.shape[1])
     validation, held_out = dataset.validation, dataset.search_data.validation
     ratio = float(1 - validation.mask.mean())
 

@@ -10,11 +10,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -143,6 +145,7 @@ class Trainer:
         self._rows, self._device = rows, device
         self._workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
         self._pool: ProcessPoolExecutor | None = None
+        self._file: Path | None = None
 
     def __enter__(self) -> Trainer:
         """See the class."""
@@ -152,6 +155,8 @@ class Trainer:
         """See the class."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def prepare(self, fits: Sequence[Fit]) -> None:
         """Has processes start in the background if fits such as these are worth them, as it takes seconds."""
@@ -244,7 +249,12 @@ class Trainer:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
-            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (self._rows,))
+            # By a file, since a process is only started when it has read its arguments, one after the other.
+            handle, name = tempfile.mkstemp(prefix="vadtune-", suffix=".npz")
+            self._file = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, x=self._rows.x, mask=self._rows.mask)
+            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (name,))
         return self._pool
 
 
@@ -268,10 +278,11 @@ def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
 _rows_here: Part
 
 
-def _start_worker(rows: Part) -> None:
+def _start_worker(rows: str) -> None:
     """Gets a process ready: one thread, the rows, and an end with its parent, however that comes."""
     global _rows_here
-    _rows_here = rows
+    with np.load(rows, allow_pickle=False) as arrays:
+        _rows_here = Part(arrays["x"], arrays["mask"])
     use_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the parent alone
     parent = multiprocessing.parent_process()

@@ -200,6 +200,7 @@ class Population:
         decay = [config.train.weight_decay for config in configs]
         self._optimiser = OPTIMISERS[self._optimiser_name](flat, grad, flat_moments, decay)
         self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](rows, row_grad, row_moments)
+        self._initial = {key: state for key, state in self._initial.items() if key[0] in architectures}
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
 

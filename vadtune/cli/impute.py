@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         logger.warning("%d rows have no observed cell: filled from the prior mean alone", filled.empty_rows)
     count = len(models.models)
     by = "one model" if count == 1 else f"the mean of {count} models"
+    by += "" if models.regression is None else " and a regression"
     logger.info("filled %d of %d cells by %s: %s", holes.sum(), holes.size, by, args.out)
     return 0
 
