@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "vadtune"
 # Later layers import earlier ones, never back.
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "workers"},
     {"domains", "table_files"},
     {"runs"},
     {"config"},

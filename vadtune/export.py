@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,9 @@ from vadtune.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.files import check_writable
 from vadtune.impute import REFIT, SEEN_TEST_MASK
 from vadtune.inference import FittedModel
+from vadtune.kernel_regression import Choice
 from vadtune.members import (
     MOST_CANDIDATES,
-    MOST_FITS,
     Candidate,
     Chosen,
     choose_members,
@@ -40,6 +41,7 @@ from vadtune.members import (
     parse_ensemble,
     with_seeds,
 )
+from vadtune.model.products import one_thread
 from vadtune.refit import Trainer
 from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
@@ -118,12 +120,12 @@ def export_best(
         if count is not None and len(candidates) < count:
             logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
         rows = dataset.rows_of_refit(refit)
-        with Trainer(rows, device) as trainer:
-            if refit != "none":
-                trainer.prepare([candidate.fit(dataset, len(rows.x)) for candidate in candidates[:MOST_FITS]])
+        # The regression is chosen beside the training, which waits for other processes.
+        with one_thread(), Trainer(rows, device) as trainer, ThreadPoolExecutor(1) as beside:
             chosen = choose_members(
                 candidates, dataset, ensemble, trainer=trainer, refit=refit, regress=regress, progress=progress
             )
+            regression = beside.submit(chosen.regress)
             if ensemble == "greedy" and refit != "none":
                 chosen = with_seeds(chosen)
             models: list[FittedModel | None] = [None] * len(chosen.members)
@@ -138,7 +140,7 @@ def export_best(
                 new, old = Path(scratch) / "new", Path(scratch) / "old"
                 new.mkdir()
                 members = _write_members(new, chosen, models, search, dataset, refit)
-                regression = _write_regression(new, chosen, models, rows)
+                described = _write_regression(new, regression.result(), chosen, models, rows)
                 written = Ensemble(
                     selection=ensemble,
                     refit=refit,
@@ -150,7 +152,7 @@ def export_best(
                     best_rmse=chosen.selection.best_rmse,
                     best_unseen_rmse=chosen.selection.best_unseen_rmse,
                     members=tuple(members),
-                    regression=regression,
+                    regression=described,
                 )
                 write_ensemble(new, written)
                 with suppress(FileNotFoundError):
@@ -215,15 +217,15 @@ def _write_members(
 
 
 def _write_regression(
-    new: Path, chosen: Chosen, models: Sequence[FittedModel | None], rows: Part
+    new: Path, choice: Choice | None, chosen: Chosen, models: Sequence[FittedModel | None], rows: Part
 ) -> EnsembleRegression | None:
     """Fits the regression that goes with the members, if one does, to the rows they were trained on."""
-    if chosen.regression is None:
+    if choice is None:
         return None
     trained = np.zeros(rows.x.shape)
     for member, weight, model in zip(chosen.members, chosen.weights, models, strict=True):
         trained += weight * (model or load_model(member.folder)).reconstruct_train(rows.x.shape[1])
-    return write_regression(new, chosen.regression.fit(rows, trained), chosen.regression.gain)
+    return write_regression(new, choice.fit(rows, trained), choice.gain)
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

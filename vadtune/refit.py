@@ -15,7 +15,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from vadtune.errors import VadtuneError
 from vadtune.inference import FittedModel, reconstruct
 from vadtune.model.products import one_thread, use_threads
 from vadtune.training import Population, signature
+from vadtune.workers import worker_context
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +109,8 @@ class _Task(NamedTuple):
     @property
     def steps(self) -> int:
         """About how much work it is."""
-        return sum(_steps(fit, len(self.train_rows)) for fit in self.fits)
-
-
-def _steps(fit: Fit, rows: int) -> int:
-    return fit.epochs * -(-rows // min(fit.config.train.batch_size, rows))
+        batch = min(self.fits[0].config.train.batch_size, len(self.train_rows))
+        return sum(fit.epochs for fit in self.fits) * -(-len(self.train_rows) // batch)
 
 
 def same_steps(config: TrialConfig, epochs: int, *, rows_before: int, rows: int, effort: float = 1.0) -> Fit:
@@ -157,18 +154,6 @@ class Trainer:
             self._pool.shutdown(cancel_futures=True)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
-
-    def prepare(self, fits: Sequence[Fit]) -> None:
-        """Has processes start in the background if fits such as these are worth them, as it takes seconds."""
-        if self._workers > 1 and sum(_steps(fit, len(self._rows.x)) for fit in fits) >= _ALONE_STEPS:
-            pool = self._started()
-
-            def start() -> None:
-                with suppress(RuntimeError):  # left already
-                    for _ in range(self._workers):
-                        pool.submit(os.getpid)
-
-            threading.Thread(target=start, daemon=True).start()
 
     def train(self, fits: Sequence[Fit]) -> list[FittedModel | None]:
         """Trains configurations on all rows.
@@ -248,13 +233,12 @@ class Trainer:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads it has not
             # By a file, since a process is only started when it has read its arguments, one after the other.
             handle, name = tempfile.mkstemp(prefix="vadtune-", suffix=".npz")
             self._file = Path(name)
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, x=self._rows.x, mask=self._rows.mask)
-            self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, (name,))
+            self._pool = ProcessPoolExecutor(self._workers, worker_context(), _start_worker, (name,))
         return self._pool
 
 

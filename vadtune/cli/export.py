@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.cli._shared import add_ensemble_argument, add_search_arguments, check_device, console, find
+from vadtune.workers import start_server
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports and prints what was exported."""
+    if args.refit != "none" and args.device == "cpu":
+        start_server()  # before this process imports as much
     from vadtune.export import check_out, check_refit, export_best
     from vadtune.members import parse_ensemble
     from vadtune.report import to_text
