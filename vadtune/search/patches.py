@@ -19,8 +19,8 @@ def replaced(name: str, around: Callable[..., Any]) -> Iterator[None]:
     """
     original = getattr(TuneController, name)
 
-    def method(controller: TuneController, *arguments: Any) -> Any:
-        return around(original, controller, *arguments)
+    def method(controller: TuneController, *arguments: Any, **named: Any) -> Any:
+        return around(original, controller, *arguments, **named)
 
     setattr(TuneController, name, method)
     try:
