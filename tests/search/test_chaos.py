@@ -150,8 +150,8 @@ def test_a_tracking_server_that_dies_for_good_ends_no_search(server: Server, tmp
 
 def test_a_driver_ended_at_ten_random_moments_finishes_every_sample_once(tmp_path: Path) -> None:
     """Killed or interrupted, from the middle of its start to the middle of its trials."""
-    samples = 32
-    search_file(tmp_path, samples, epochs=1800)
+    samples, epochs = 32, 4500  # so long that no machine is done before the last of them
+    search_file(tmp_path, samples, epochs=epochs)
     random_ = random.Random(0)
     log = tmp_path / "log.txt"
     process = started(tmp_path, "search", "tiny.yaml")
@@ -171,7 +171,7 @@ def test_a_driver_ended_at_ten_random_moments_finishes_every_sample_once(tmp_pat
     assert resolve_search(connect(uri), uri, "tiny").status == "FINISHED"
     trials = trials_of(tmp_path)
     check_every_sample_once(trials, samples)
-    check_histories(uri, trials, epochs=1800)
+    check_histories(uri, trials, epochs=epochs)
     told = sorted(trial.value for trial in sampler_history(tmp_path / "runs" / run))
     assert told == pytest.approx(sorted(trial.metrics["val_missing_rmse"] for trial in trials))
 

@@ -137,16 +137,19 @@ def check_shared(storage: str) -> None:
         raise VadtuneError(f"{storage}: cannot be written ({_one_line(error)}); name another place") from error
 
     def look() -> str:
+        import uuid
+
         from pyarrow import fs
 
+        own = f"{marker}-{uuid.uuid4().hex}"  # another node writes at the same time
         try:
             there, folder = fs.FileSystem.from_uri(uri)
             with there.open_input_stream(f"{folder}/{marker}") as stream:
                 if stream.read() != b"here":
                     return "sees other content"
-            with there.open_output_stream(f"{folder}/{marker}-written"):
+            with there.open_output_stream(f"{folder}/{own}"):
                 pass
-            there.delete_file(f"{folder}/{marker}-written")
+            there.delete_file(f"{folder}/{own}")
         except Exception as error:
             return " ".join(str(error).split())[:200]
         return ""
