@@ -383,7 +383,8 @@ def test_the_exported_folder_is_one_model(
         mean = fitted.refine(mean, part)
         assert ensemble.regression.rows == len(rows.x)
         assert (ensemble.regression.share, ensemble.regression.gain) == (CHOICE.share, CHOICE.gain)
-    assert average.name == f"ensemble of {len(folders)} models" + (" and a regression" if regression else "")
+    n = len(folders)
+    assert average.name == (f"{n} models + regression" if regression else f"ensemble of {n} models")
     np.testing.assert_allclose(average.reconstruct(part), mean, rtol=1e-6, atol=1e-4)  # dual weights cancel
     filled = average.fill(iris.scaler.inverse(part.x))
     imputed = iris.scaler.inverse(np.where(part.mask, part.x, mean))
@@ -411,7 +412,7 @@ def test_one_model_and_a_regression_are_told_apart(
     assert export(search, best, "--refit", "none") == 0
     (folder,) = find_model_folders(best)
     single, whole = run_retest(best, [0.5], [1], store_masks=False, baselines=[]).methods
-    assert (single.name, whole.name) == (folder.name, "ensemble of 1 model and a regression")
+    assert (single.name, whole.name) == (folder.name, "1 model + regression")
     assert single.scores["missing_rmse"][0, 0] != whole.scores["missing_rmse"][0, 0]
     assert single.scores["observed_rmse"][0, 0] == pytest.approx(whole.scores["observed_rmse"][0, 0], rel=1e-6)
 

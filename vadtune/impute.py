@@ -94,7 +94,7 @@ class ModelAverage:
         """What it is called in tables and plots."""
         n = len(self.models)
         if self.regression is not None:
-            return f"ensemble of {n} model{'s' * (n != 1)} and a regression"
+            return f"{n} model{'s' * (n != 1)} + regression"
         return self.names[0] if n == 1 else f"{'ensemble' if self.ensemble else 'mean'} of {n} models"
 
     def reconstruct(self, part: Part) -> np.ndarray:
