@@ -10,7 +10,7 @@ Shape comments: m models, c held-out cells, g groups of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -130,6 +130,14 @@ def greedy_by_ratio(products: np.ndarray, missing_ratio: float) -> np.ndarray:
     """
     share = max(0.0, (missing_ratio - 0.5) / 0.5)
     return (1 - share) * greedy(products) + share * top(products, _UNIFORM_TOP)
+
+
+def weighted_sum(arrays: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Returns the sum, float64, of arrays of one shape, each by its weight; one at a time is in memory."""
+    total: np.ndarray | float = 0.0
+    for array, weight in zip(arrays, weights, strict=True):
+        total = total + np.multiply(array, weight, dtype=np.float64)
+    return np.asarray(total)
 
 
 def _squared_error(weights: np.ndarray, products: np.ndarray) -> float:

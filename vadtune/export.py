@@ -12,11 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from vadtune.checkpoint import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
 from vadtune.config import REFITS
 from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.ensemble import weighted_sum
 from vadtune.ensemble_folder import (
     ENSEMBLE_FILE,
     REGRESSION_FILE,
@@ -76,6 +75,7 @@ def check_refit(refit: str) -> None:
         raise ConfigError(f"--refit: {unknown_name('refit', refit, REFITS)}")
 
 
+@one_thread()
 def export_best(
     search: SearchRun,
     trials: Sequence[Trial],
@@ -90,6 +90,8 @@ def export_best(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Writes an ensemble of trials to ``out``: ``01-<trial>``, ``02-<trial>``, … and ensemble.json; all or nothing.
+
+    Where a regression goes with them, regression.safetensors as well.
 
     Args:
         search: The search the trials belong to; its run is told of the ensemble.
@@ -121,7 +123,7 @@ def export_best(
             logger.warning("%d models asked for, but only %d trials have a checkpoint", count, len(candidates))
         rows = dataset.rows_of_refit(refit)
         # The regression is chosen beside the training, which waits for other processes.
-        with one_thread(), Trainer(rows, device) as trainer, ThreadPoolExecutor(1) as beside:
+        with Trainer(rows, device) as trainer, ThreadPoolExecutor(1) as beside:
             chosen = choose_members(
                 candidates, dataset, ensemble, trainer=trainer, refit=refit, regress=regress, progress=progress
             )
@@ -222,9 +224,8 @@ def _write_regression(
     """Fits the regression that goes with the members, if one does, to the rows they were trained on."""
     if choice is None:
         return None
-    trained = np.zeros(rows.x.shape)
-    for member, weight, model in zip(chosen.members, chosen.weights, models, strict=True):
-        trained += weight * (model or load_model(member.folder)).reconstruct_train(rows.x.shape[1])
+    own = (model or load_model(member.folder) for member, model in zip(chosen.members, models, strict=True))
+    trained = weighted_sum((model.reconstruct_train(rows.x.shape[1]) for model in own), chosen.weights)
     return write_regression(new, choice.fit(rows, trained), choice.gain)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from vadtune.checkpoint import find_model_folders, load_model, read_manifest
 from vadtune.config import REFITS, DataConfig, flatten
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
+from vadtune.ensemble import weighted_sum
 from vadtune.ensemble_folder import Ensemble, read_ensemble, read_regression
 from vadtune.errors import DataError, ModelFolderError
 from vadtune.inference import FittedModel
@@ -100,10 +101,7 @@ class ModelAverage:
     def reconstruct(self, part: Part) -> np.ndarray:
         """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share; missing
         cells of it mixed with the regression."""
-        total = np.zeros(part.x.shape)
-        for model, weight in zip(self.models, self.weights, strict=True):
-            total += np.multiply(model.reconstruct(part), weight, dtype=np.float64)
-        return self.refine(total, part)
+        return self.refine(weighted_sum((model.reconstruct(part) for model in self.models), self.weights), part)
 
     def refine(self, mean: np.ndarray, part: Part) -> np.ndarray:
         """Returns the mean of the models' reconstructions of rows, mixed with the regression, if one goes with them."""
@@ -161,11 +159,11 @@ class ModelAverage:
                 part = Part.hide(scaler.transform(x), mask)
             _check_finite(part.x, mask, x)
             if holed.any():
-                total[holed] += weight * scaler.inverse(model.reconstruct(Part(part.x[holed], mask[holed])))
+                total[holed] += weight * scaler.inverse(model.reconstruct(part.of_rows(holed)))
         if self.regression is not None and holed.any():
             scaler = _scaler(self.models[0])
             mean = (total[holed] - scaler.offset) / scaler.scale
-            total[holed] = scaler.inverse(self.refine(mean, Part(part.x[holed], mask[holed])))
+            total[holed] = scaler.inverse(self.refine(mean, part.of_rows(holed)))
         filled = np.where(mask, x, total)
         _check_finite(filled, ~mask, x)
         return Filled(filled, int((~mask.any(axis=1)).sum()))

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from vadtune.data import HeldOut, Part
 from vadtune.ensemble import Products, residual_products, select
-from vadtune.model.products import one_thread
 
 # Length scales in units of the rows' root mean square distance, and penalties in units of the kernel's variance. Other
 # columns and rows would do for choosing: a few of each, so that the choice costs less than what is chosen.
@@ -64,13 +63,9 @@ class KernelRegression(NamedTuple):
     share: float
     observed: float
 
-    @property
-    def _numbers(self) -> tuple[float, ...]:
-        return self.length, self.share, self.observed
-
     def to_bytes(self) -> bytes:
         """Returns the content of a safetensors file."""
-        numbers = torch.tensor(self._numbers, dtype=torch.float64)
+        numbers = torch.tensor([self.length, self.share, self.observed], dtype=torch.float64)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         return bytes(save_tensors({**tensors, "numbers": numbers}))
 
@@ -106,7 +101,7 @@ class KernelRegression(NamedTuple):
             x_hat: (n, d).
             part: The rows.
         """
-        filled = torch.from_numpy(np.where(part.mask, part.x, x_hat).astype(np.float32))
+        filled = _filled(part, x_hat)
         share = self.share * np.minimum(part.mask.mean(1, keepdims=True) / self.observed, 1.0)
         cells = ~part.mask & part.mask.any(1, keepdims=True) & ~np.isnan(self.centre.numpy())
         predicted = np.where(cells, self._predict(filled, cells, range(filled.shape[1])), x_hat)
@@ -164,7 +159,6 @@ class Choice(NamedTuple):
     observed: float
     gain: float
 
-    @one_thread()
     def fit(self, train: Part, trained: np.ndarray) -> KernelRegression:
         """Returns the regression, fitted to rows.
 
@@ -181,7 +175,6 @@ def can_regress(columns: int) -> bool:
     return 1 < columns <= _MOST_COLUMNS
 
 
-@one_thread()
 def choose_regression(splits: Sequence[Completed]) -> Choice | None:
     """Chooses a regression to mix with an ensemble on held-out cells; None where none lowers the error.
 
@@ -217,8 +210,7 @@ def _products(
     for number, (train, trained, held_out, rows, x_hat) in enumerate(splits):
         regression = _fit(train, trained, length, penalty, columns, most_rows)
         cells = held_out.cells & ~np.isnan(regression.centre.numpy())
-        filled = np.where(held_out.given.mask, held_out.given.x, x_hat).astype(np.float32)
-        predicted = regression._predict(torch.from_numpy(filled), cells, columns)
+        predicted = regression._predict(_filled(held_out.given, x_hat), cells, columns)
         ours.append(x_hat[cells])
         theirs.append(predicted[cells])
         truth.append(held_out.truth[cells])
@@ -249,26 +241,30 @@ def _fit(
     n, d = train.x.shape
     m = min(n, most_rows, int((3 * _MOST_FLOPS / d) ** (1 / 3)))
     taken = np.sort(np.random.default_rng(0).permutation(n)[:m])
-    mask = train.mask[taken]
-    filled = np.where(mask, train.x[taken], trained[taken]).astype(np.float32)
-    support = torch.from_numpy(filled)
+    rows = train.of_rows(taken)
+    support = _filled(rows, trained[taken])
     distances = _squared_distances(support, support)
     scale = length * max(math.sqrt(float(distances.mean())), 1e-12)
     dual, centre = torch.zeros(d, m), torch.full((d,), torch.nan)
     for column in columns:
-        rows = torch.from_numpy(np.flatnonzero(mask[:, column]))
-        if len(rows) < _FEWEST_ROWS:
+        known = torch.from_numpy(np.flatnonzero(rows.mask[:, column]))
+        if len(known) < _FEWEST_ROWS:
             continue
-        y = support[rows, column]
+        y = support[known, column]
         own = y[:, None] - y
-        kernel = _kernel(distances[rows][:, rows] - own.square_(), scale)
+        kernel = _kernel(distances[known][:, known] - own.square_(), scale)
         kernel.diagonal().add_(penalty)
         factor, failed = torch.linalg.cholesky_ex(kernel)
         mean = y.mean()
         weights = torch.cholesky_solve((y - mean)[:, None], factor)[:, 0]
         if not failed and bool(torch.isfinite(weights).all()):
-            dual[column, rows], centre[column] = weights, mean
+            dual[column, known], centre[column] = weights, mean
     return KernelRegression(support, dual, centre, scale, 1.0, 1.0)
+
+
+def _filled(part: Part, x_hat: np.ndarray) -> Tensor:
+    """Returns rows with their holes filled, float32."""
+    return torch.from_numpy(np.where(part.mask, part.x, x_hat).astype(np.float32))
 
 
 def _squared_distances(rows: Tensor, others: Tensor) -> Tensor:

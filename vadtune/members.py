@@ -17,12 +17,11 @@ import numpy as np
 from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
 from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset
-from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top
+from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
 from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.files import fetch_folder
 from vadtune.impute import shared_dataset
 from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
-from vadtune.model.products import one_thread
 from vadtune.refit import Fit, Trainer, same_steps
 from vadtune.results import ranked
 from vadtune.search_file import load_trial
@@ -215,32 +214,28 @@ def choose_members(
     found = chosen(among, predictions, cross.truth, cross.rows, "held-out cells of the train and validation rows")
     if not regress:
         return found
-    weight_of = {member.trial.run_id: weight for member, weight in zip(found.members, found.weights, strict=True)}
-    weights = {i: weight_of[few[i].trial.run_id] for i in cross.sound if few[i].trial.run_id in weight_of}
+    fit_of = {few[i].trial.run_id: i for i in cross.sound}
+    taken_fits = [fit_of[member.trial.run_id] for member in found.members]
+
+    def mean(of_fits: Mapping[int, np.ndarray]) -> np.ndarray:
+        return weighted_sum((of_fits[i] for i in taken_fits), found.weights)
+
     splits = [
-        Completed(fold.train, _mean(fold.trained, weights), fold.held_out, len(fold.inside), _mean(fold.x_hat, weights))
+        Completed(fold.train, mean(fold.trained), fold.held_out, len(fold.inside), mean(fold.x_hat))
         for fold in cross.folds
     ]
     return found._replace(regress=lambda: choose_regression(splits))
 
 
-@one_thread()
 def _completed(chosen: Chosen, dataset: IncompleteDataset) -> Completed:
     """Returns the train rows, and validation rows with their held-out cells, as members see them."""
-    n = len(dataset.validation.x)
+    n, features = len(dataset.validation.x), dataset.train.x.shape[1]
     rows = np.sort(np.random.default_rng(0).permutation(n)[:_MOST_VALIDATION_ROWS])
     held_out = dataset.search_data.validation.of_rows(rows, n)
-    trained, x_hat = np.zeros(dataset.train.x.shape), np.zeros(held_out.cells.shape)
-    for member, weight in zip(chosen.members, chosen.weights, strict=True):
-        model = load_model(member.folder)
-        trained += weight * model.reconstruct_train(dataset.train.x.shape[1])
-        x_hat += weight * model.reconstruct(held_out.given)
+    models = [load_model(member.folder) for member in chosen.members]
+    trained = weighted_sum((model.reconstruct_train(features) for model in models), chosen.weights)
+    x_hat = weighted_sum((model.reconstruct(held_out.given) for model in models), chosen.weights)
     return Completed(dataset.train, trained, held_out, len(rows), x_hat)
-
-
-def _mean(arrays: Mapping[int, np.ndarray], weights: Mapping[int, float]) -> np.ndarray:
-    mean: np.ndarray = np.sum([weight * arrays[i].astype(np.float64) for i, weight in weights.items()], axis=0)
-    return mean
 
 
 def with_seeds(chosen: Chosen) -> Chosen:

@@ -192,8 +192,8 @@ class Trainer:
         fold_of_task: list[RowFold] = []
         for number in range(ROW_FOLDS):
             inside, outside = np.flatnonzero(fold_of == number), np.flatnonzero(fold_of != number)
-            held_out = hold_out(self._part(inside), holdout, seed=seed)
-            fold = RowFold(self._part(outside), held_out, inside, {}, {})
+            held_out = hold_out(self._rows.of_rows(inside), holdout, seed=seed)
+            fold = RowFold(self._rows.of_rows(outside), held_out, inside, {}, {})
             of_fold = [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in self._packs(fits)]
             folds.append(fold)
             tasks += of_fold
@@ -203,9 +203,6 @@ class Trainer:
                 if arrays is not None:
                     fold.trained[index], fold.x_hat[index] = arrays
         return CrossFitted(folds, [i for i in range(len(fits)) if all(i in fold.x_hat for fold in folds)])
-
-    def _part(self, rows: np.ndarray) -> Part:
-        return Part(self._rows.x[rows], self._rows.mask[rows])
 
     def _packs(self, fits: Sequence[Fit]) -> list[list[int]]:
         """Returns the indices of the fits that train as one population: of one shape, and ending at one epoch."""
@@ -243,8 +240,7 @@ class Trainer:
 
 
 def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
-    train = Part(rows.x[task.train_rows], rows.mask[task.train_rows])
-    features = train.x.shape[1]
+    train = rows.of_rows(task.train_rows)
     population = Population([fit.config for fit in task.fits], train, device)
     for _ in range(task.fits[0].epochs):
         population.train_epoch()
@@ -253,7 +249,7 @@ def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
     if task.predicted is None:
         found = [(model.weights.cpu().numpy(), model.latents.cpu().numpy()) for model in models]
     else:
-        trained = [model.reconstruct_train(features) for model in models]
+        trained = [model.reconstruct_train(train.x.shape[1]) for model in models]
         found = list(zip(trained, reconstruct(models, task.predicted.given), strict=True))
     sound = [all(np.isfinite(array).all() for array in arrays) for arrays in found]
     return [arrays if fine else None for arrays, fine in zip(found, sound, strict=True)]

@@ -239,7 +239,7 @@ def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
     """Returns what of an average is told apart: its models, of an ensemble the best alone, and where there are several
     their mean.
     """
-    if average.name in average.names:
+    if len(average.models) == 1 and average.regression is None:
         return [(average.name, "model")]
     single = average.names if average.ensemble is None else average.names[:1]
     return [*((name, "model") for name in single), (average.name, "mean of models")]

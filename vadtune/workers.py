@@ -7,6 +7,7 @@ could harm, does it once for all workers, while whoever needs them is still read
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
@@ -21,6 +22,7 @@ def worker_context() -> ForkServerContext:
 
 
 def start_server() -> None:
-    """Lets the server begin, if it has not; returns at once. It ends with this process."""
-    worker_context()
-    forkserver.ensure_running()
+    """Lets the server begin, if there are cores for workers; returns at once. It ends with this process."""
+    if len(os.sched_getaffinity(0)) > 1:
+        worker_context()
+        forkserver.ensure_running()

@@ -20,7 +20,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         parents=parents,
         help="write an ensemble of a search's models as one folder",
         description="Choose models of a search, and their weights, on held-out cells, train them anew on more rows, "
-        "and write them as one folder that retest, plot and impute take as one model: ensemble.json, and of each model "
+        "and write them as one folder that retest, plot and impute take as one model: ensemble.json, a regression "
+        "(regression.safetensors) where one goes with them, and of each model "
         "its configuration (a file `train` accepts), weights, latents, scaler, metrics, package versions, and a "
         "manifest with the hash of each.",
         epilog="example: vadtune export digits --out best/",

@@ -49,6 +49,10 @@ class Part(NamedTuple):
         """Returns the rows with every cell outside ``mask`` removed."""
         return cls(np.where(mask, x, np.nan).astype(np.float32), mask)
 
+    def of_rows(self, rows: np.ndarray) -> Part:
+        """Returns some of the rows, given by their indices or as booleans."""
+        return Part(self.x[rows], self.mask[rows])
+
 
 class HeldOut(NamedTuple):
     """Validation rows with observed cells hidden, f folds stacked along the rows.
@@ -73,8 +77,7 @@ class HeldOut(NamedTuple):
     def of_rows(self, rows: np.ndarray, n: int) -> HeldOut:
         """Returns what is about some of the n rows, given by their indices."""
         taken = (np.arange(0, len(self.cells), n)[:, None] + rows).ravel()
-        given = Part(self.given.x[taken], self.given.mask[taken])
-        return HeldOut(given, self.truth[taken], self.cells[taken])
+        return HeldOut(self.given.of_rows(taken), self.truth[taken], self.cells[taken])
 
 
 class SearchData(NamedTuple):
