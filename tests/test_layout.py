@@ -15,11 +15,12 @@ LAYERS = [
     {"domains", "table_files"},
     {"runs"},
     {"config"},
-    {"search_file", "randomness", "optimiser", "default_space"},
+    {"search_file", "randomness", "optimiser", "default_space", "native"},
     {"data"},
     {"model", "import_config"},
     {"metrics", "shapes"},
-    {"inference", "batches", "compiled"},
+    {"inference", "batches"},
+    {"compiled"},
     {"training"},
     {"evaluation"},
     {"checkpoint", "ensemble", "refit"},
@@ -37,7 +38,13 @@ LAYERS = [
     {"cli"},
 ]
 # Heavy or external libraries and the only places that may import them.
-ONLY_IN = {"ray": {"search"}, "optuna": {"search"}, "mlflow": {"tracking"}, "pydantic": {"config", "search_file"}}
+ONLY_IN = {
+    "numba": {"native"},
+    "ray": {"search"},
+    "optuna": {"search"},
+    "mlflow": {"tracking"},
+    "pydantic": {"config", "search_file"},
+}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
 
 

@@ -167,7 +167,7 @@ def test_what_is_computed_in_other_ways_cannot_share_a_population(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own parts
 @pytest.mark.parametrize("family", MODELS)
 def test_compiled_agrees_with_as_it_is(family: str, iris: IncompleteDataset, caplog: pytest.LogCaptureFixture) -> None:
-    model = {"family": family, "layers": 2}
+    model = {"family": family, "layers": 2, "activation": "silu"}  # unknown to the machine code
     train = {"batch_size": len(iris.train.x), "epochs": 4}  # one shape of batch is one compilation
     compiled = trained(trial_config(model=model, train={**train, "compile": "on"}), iris.train)
     assert compiled._passes
@@ -183,22 +183,22 @@ def test_without_a_compiler_training_goes_on_and_says_why(
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr("vadtune.compiled._by_compiler", _by_compiler.__wrapped__)
-    without = trained(trial_config(train={"compile": "on"}), iris.train)
+    model = {"activation": "silu"}  # unknown to the machine code
+    without = trained(trial_config(model=model, train={"compile": "on"}), iris.train)
     assert "train.compile: on needs a C++ compiler and finds none" in caplog.text
-    assert_same_state(without, trained(trial_config(train={"compile": "off"}), iris.train))
+    assert_same_state(without, trained(trial_config(model=model, train={"compile": "off"}), iris.train))
 
 
-def test_on_a_cpu_auto_compiles_nothing(iris: IncompleteDataset) -> None:
-    population = trained(trial_config(train={"epochs": 10_000}), iris.train, epochs=1)
+def test_on_a_cpu_auto_leaves_nothing_to_the_compiler(iris: IncompleteDataset) -> None:
+    config = trial_config(model={"activation": "silu"}, train={"epochs": 10_000})
+    population = trained(config, iris.train, epochs=1)
     assert population._passes
     assert all(passes.func is reconstruction for passes in population._passes.values())
 
 
-def apart(index: int, model: dict[str, Any]) -> TrialConfig:
-    return trial_config(
-        model={**model, "log_var": -1.0 - index, **own_dropout(model, index)},
-        train={"kl_weight": 0.02 + 0.1 * index, "net_lr": 1e-3 * (index + 1), "latent_lr": 0.02 * (index + 1)},
-    )
+def apart(index: int, model: dict[str, Any], **train: Any) -> TrialConfig:
+    rates = {"kl_weight": 0.02 + 0.1 * index, "net_lr": 1e-3 * (index + 1), "latent_lr": 0.02 * (index + 1)}
+    return trial_config(model={**model, "log_var": -1.0 - index, **own_dropout(model, index)}, train={**rates, **train})
 
 
 def number_of(member: Member) -> int:
@@ -213,7 +213,11 @@ def test_neighbours_that_come_and_go_never_matter(
     model: dict[str, Any], mixed: bool, iris: IncompleteDataset, moves: list[tuple[str, int]]
 ) -> None:
     """Whoever joins, leaves and comes back from a saved state, every member ends where it ends alone."""
-    population = Population([apart(0, model)], iris.train)
+
+    def configured(index: int) -> TrialConfig:  # machine code trains one member after the other, so nothing mixed
+        return apart(index, model, compile="off" if mixed else "auto")
+
+    population = Population([configured(0)], iris.train)
     population._mixed = mixed
     saved: dict[int, dict[str, torch.Tensor]] = {}
     done: dict[int, dict[str, torch.Tensor]] = {}
@@ -223,10 +227,10 @@ def test_neighbours_that_come_and_go_never_matter(
 
     for index, (move, choice) in enumerate([*moves, *[("train", 0)] * 8], start=1):
         if move == "join":
-            population.join(apart(index, model))
+            population.join(configured(index))
         elif move == "return" and saved:
             number, state = saved.popitem()
-            population.join(apart(number, model), state)
+            population.join(configured(number), state)
         elif move == "leave" and len(population.members) > 1:
             member = population.members[choice % len(population.members)]
             saved[number_of(member)] = take(member)
@@ -239,7 +243,7 @@ def test_neighbours_that_come_and_go_never_matter(
                 population.leave(member)
     assert done
     for number, state in done.items():
-        alone = trained(apart(number, model), iris.train).states()[0]
+        alone = trained(configured(number), iris.train).states()[0]
         for name in ("weights", "rows", "train_loss"):
             torch.testing.assert_close(state[name], alone[name], rtol=1e-3, atol=1e-4)
 

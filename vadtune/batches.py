@@ -65,6 +65,11 @@ class Epoch:
         widths: Latent dimensions and hidden units of their population.
 
     Attributes:
+        epochs: How many epochs each member has completed.
+        steps: Number of batches.
+        batch_size: Rows of a batch; the last may have fewer.
+        order: Of the rows, ([p,] n).
+        normaliser: Observed cells of every batch, ([p,] steps).
         noise: Standard normal draws ([p,] n, k), in row order.
         inverse_normaliser: 1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order.
     """
@@ -85,8 +90,8 @@ class Epoch:
         self._net_lr = [config.train.net_lr * factor for config, factor in zip(configs, factors, strict=True)]
         self._latent_lr = [config.train.latent_lr * factor for config, factor in zip(configs, factors, strict=True)]
         train, n = configs[0].train, len(x)
-        self._size = min(train.batch_size, n)
-        self._total, self._steps = train.epochs, -(-n // self._size)
+        self.batch_size = min(train.batch_size, n)
+        self._total, self.steps = train.epochs, -(-n // self.batch_size)
 
         def order(epoch: int) -> Tensor:
             return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
@@ -95,19 +100,28 @@ class Epoch:
             generator = derived_generator(train.seed, Purpose.NOISE, epoch)
             return _widened(standard_normal(n, k, generator=generator, device=x.device), latent)
 
-        self._order = _of_members([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
+        self.order = _of_members([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
         self.noise = _of_members([(e, c.model.latent) for e, c in zip(self.epochs, configs, strict=True)], noise)
-        ordered = pad(counts[self._order], (0, self._steps * self._size - n))
-        self._normaliser = (
-            ordered.view(*ordered.shape[:-1], self._steps, self._size).sum(-1).clamp_(min=1.0)
+        ordered = pad(counts[self.order], (0, self.steps * self.batch_size - n))
+        self.normaliser = (
+            ordered.view(*ordered.shape[:-1], self.steps, self.batch_size).sum(-1).clamp_(min=1.0)
         )  # ([p,] steps)
-        inverse = self._normaliser.reciprocal().repeat_interleave(self._size, dim=-1)[..., :n]
+        inverse = self.normaliser.reciprocal().repeat_interleave(self.batch_size, dim=-1)[..., :n]
         self.inverse_normaliser = inverse.unsqueeze(-1)
 
     @property
     def steps_left(self) -> int:
         """How many batches the member that is least far has yet to see."""
-        return (self._total - min(self.epochs)) * self._steps
+        return (self._total - min(self.epochs)) * self.steps
+
+    def taken(self, step: int) -> list[int]:
+        """Returns how many batches each member has seen before this one of the epoch."""
+        return [epoch * self.steps + step for epoch in self.epochs]
+
+    def net_lr(self, step: int) -> list[float]:
+        """Returns the learning rate of each member's networks at a batch of the epoch."""
+        shares = [taken / (self._total * self.steps) for taken in self.taken(step)]
+        return [lr * self._schedule(share) for lr, share in zip(self._net_lr, shares, strict=True)]
 
     @property
     def latent_lr(self) -> list[float]:
@@ -119,34 +133,33 @@ class Epoch:
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
         dropout, n = self._dropout(), len(self._x)
-        together = max(1, _TOGETHER // (self._x.shape[1] * self._size * len(self._order.view(-1, n)))) * self._size
+        together = (
+            max(1, _TOGETHER // (self._x.shape[1] * self.batch_size * len(self.order.view(-1, n)))) * self.batch_size
+        )
         for first in range(0, n, together):  # rows are put in order for many batches at a time
-            chosen = self._order[..., first : first + together]
+            chosen = self.order[..., first : first + together]
             x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
             weight = mask * (2.0 * self.inverse_normaliser[..., first : first + together, :])
-            for start in range(0, chosen.shape[-1], self._size):
-                index = (first + start) // self._size
-                rows = slice(first + start, min(first + start + self._size, n))
-                own = (..., slice(start, start + self._size), slice(None))
-                taken = [epoch * self._steps + index for epoch in self.epochs]
-                factors = [self._schedule(before / (self._total * self._steps)) for before in taken]
-                lr = [net_lr * factor for net_lr, factor in zip(self._net_lr, factors, strict=True)]
-                normaliser = self._normaliser[..., index]
-                yield Batch(index, rows, x[own], mask[own], weight[own], normaliser, taken, lr, next(dropout))
+            for start in range(0, chosen.shape[-1], self.batch_size):
+                index = (first + start) // self.batch_size
+                rows = slice(first + start, min(first + start + self.batch_size, n))
+                own = (..., slice(start, start + self.batch_size), slice(None))
+                numbers = self.normaliser[..., index], self.taken(index), self.net_lr(index)
+                yield Batch(index, rows, x[own], mask[own], weight[own], *numbers, next(dropout))
 
     @cached_property
     def residual_norms(self) -> Tensor:
         """Memory for the norm of every batch's residual weighted by ``weight``, (p, steps)."""
-        return self._x.new_empty(len(self._configs), self._steps)
+        return self._x.new_empty(len(self._configs), self.steps)
 
     @cached_property
     def noisy_errors(self) -> Tensor:
         """Memory for the part of every batch's loss that holds the features' noise, (p, steps)."""
-        return self._x.new_empty(len(self._configs), self._steps)
+        return self._x.new_empty(len(self._configs), self.steps)
 
     def squared_error(self) -> Tensor:
         """Returns the sum of squared errors (p,) behind the residuals."""
-        return (self.residual_norms * (0.5 * self._normaliser)).square_().sum(-1)
+        return (self.residual_norms * (0.5 * self.normaliser)).square_().sum(-1)
 
     def _dropout(self) -> Iterator[list[Tensor] | None]:
         """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.
@@ -163,8 +176,8 @@ class Epoch:
         keys = [(epoch, config.model.hidden) for epoch, config in zip(self.epochs, self._configs, strict=True)]
         generators = {key: derived_generator(train.seed, Purpose.DROPOUT, key[0]) for key in keys}
 
-        for start in range(0, n, self._size):
-            b = min(self._size, n - start)
+        for start in range(0, n, self.batch_size):
+            b = min(self.batch_size, n - start)
 
             def draw(epoch: int, hidden: int, b: int = b) -> Tensor:
                 # Pinned memory, so that no device has to be waited for.
@@ -177,7 +190,7 @@ class Epoch:
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) of rows in the order of the batches."""
-        return _taken(values, self._order)
+        return _taken(values, self.order)
 
     def in_row_order(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) in the order of the batches in the order of the rows."""
@@ -185,7 +198,7 @@ class Epoch:
 
     @cached_property
     def _inverse(self) -> Tensor:
-        return self._order.argsort(-1)
+        return self.order.argsort(-1)
 
 
 def _of_members(keys: Sequence[tuple[int, ...]], make: Callable[..., Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vadtune.batches import Batch, Epoch
-from vadtune.compiled import Passes, decoder_passes
+from vadtune.compiled import Passes, decoder_passes, knows_natively, train_natively
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
@@ -204,11 +205,14 @@ class Population:
         self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
 
-    def _place(self, part: tuple[Member, State]) -> tuple[int, str, int]:
+    def _place(self, part: tuple[Member, State]) -> tuple[tuple[int, bool], str, int]:
         """Returns what members are ordered by: those that train as a group are side by side, and among them those of
         one activation, and then those at the same epoch."""
         member, _ = part
-        return 0 if self._mixed else member.epoch, self._own(member.config).activation, member.epoch
+        return self._group_of(member), self._own(member.config).activation, member.epoch
+
+    def _group_of(self, member: Member) -> tuple[int, bool]:
+        return (0, False) if self._mixed else (member.epoch, member.config.model.dropout > 0)
 
     @property
     def epoch(self) -> int:
@@ -279,12 +283,13 @@ class Population:
                     member.plateau.update(member.metrics["train_loss"])
 
     def _groups(self) -> Iterator[slice]:
-        """Yields the members to train together: on a CPU those at the same epoch, as many as stay in the cache."""
+        """Yields the members to train together: on a CPU those at the same epoch, with dropout or without, as many as
+        stay in the cache."""
         if self._mixed:
             yield slice(0, len(self.members))
             return
         most, start = max(1, _CACHE_BYTES // (16 * self._flat.shape[1])), 0
-        for _, group in groupby(self.members, key=lambda member: member.epoch):
+        for _, group in groupby(self.members, key=self._group_of):
             end = start + len(list(group))
             yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
             start = end
@@ -299,6 +304,8 @@ class Population:
         schedule = SCHEDULES[self._schedule_name]
         widths = self.family.architecture.latent, self.family.architecture.hidden
         epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors, widths)
+        if not (self._mixed or self._pad) and knows_natively(self.family, configs[0]):
+            return self._train_natively(members, epoch)
         train = self._train_amortised if self.family.amortised else self._train_free
         told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
         return told
@@ -323,6 +330,29 @@ class Population:
         torch.sub(flat, change, out=change)
         self._rows[index] = done.means
         return [done.squared_error, done.weighted, done.kl]
+
+    def _train_natively(self, members: slice, epoch: Epoch) -> list[list[float] | None]:
+        """Trains decoders and free row posteriors by machine code, one member after the other."""
+        indices = range(*members.indices(len(self.members)))
+        return [
+            list(
+                train_natively(
+                    self.family,
+                    self.members[i].config,
+                    (self._flat[i], self._grad[i], self._flat_moments[:, i]),
+                    (self._rows[i], self._row_moments[:, i]),
+                    self._holed,
+                    epoch,
+                    at,
+                )
+            )
+            for at, i in enumerate(indices)
+        ]
+
+    @cached_property
+    def _holed(self) -> Tensor:
+        """The train rows (n, d), NaN where missing."""
+        return self._x.masked_fill(self._mask == 0, torch.nan)
 
     def _train_free(self, members: slice, epoch: Epoch) -> _Sums:
         """Trains decoders and free row posteriors.
