@@ -171,7 +171,7 @@ class Ours:
     def run(self, key: Key) -> dict[str, Any]:
         """Returns the result of a cell."""
         from vadtune.impute import ModelAverage
-        from vadtune.search.run import start_search
+        from vadtune.search.start import start_search
 
         cell = self.folder / f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"
         shutil.rmtree(cell, ignore_errors=True)  # of a run that was interrupted

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.search.process import local_ray
-from vadtune.search.run import start_search
+from vadtune.search.start import start_search
 from vadtune.search_file import parse_search
 from vadtune.tracking import connect, list_trials, resolve_search
 

@@ -39,7 +39,7 @@ def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
         config = trial_config(model=model)
         population = Population([config], iris.train)
         population.train_until(epochs)
-        ((scores, held_out),) = evaluate(population, iris.search_data)
+        ((scores, held_out, _),) = evaluate(population, iris.search_data)
         (fitted,) = population.models()
         checkpoint = folder / "tune" / name / "checkpoint_000000"
         described = fitted.described(iris.scaler, iris.feature_names)

@@ -15,14 +15,22 @@ from torch.distributions import MultivariateNormal
 from tests.conftest import trial_config
 from vadtune.config import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, Part
-from vadtune.inference import reconstruct
+from vadtune.inference import infer, reconstruct
 from vadtune.model import linear
 from vadtune.model.linear import Linear, iterate, posterior_means, regression
+from vadtune.native import linear as native
 from vadtune.training import Population
 
 N, D, K = 60, 6, 3
 KL_WEIGHT = 0.4
 SOLVED = [pytest.param({"layers": 0, "noise": noise}, id=noise) for noise in NOISES]
+
+
+@pytest.fixture(params=["machine-code", "operations"], autouse=True)
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code and PyTorch's operations meet the same tests."""
+    if request.param == "operations":
+        monkeypatch.setattr(linear, "kernels", lambda name: None)
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -50,6 +58,21 @@ def log_likelihood(one: Linear, x: Tensor, mask: Tensor) -> float:
         if seen.any():
             total += float(MultivariateNormal(one.bias[seen], covariance).log_prob(row[seen]))
     return total
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("k", [1, 2, 7])
+@pytest.mark.parametrize("n", [1, native.LANES, native.BLOCK + 3])
+def test_machine_code_finds_what_operations_find(noise: str, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = (randn(n, D, seed=7) > 0).double()
+    x = randn(n, D, seed=8) * mask
+    one = Linear(randn(k, D, seed=1), randn(D, seed=2), decoder(noise).log_noise)
+    prior = {"prior_mean": randn(k, seed=9), "prior_precision": randn(k, seed=10).exp()}
+    found = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear._expectation(one, x, mask, KL_WEIGHT)
+    monkeypatch.setattr(linear, "kernels", lambda name: None)
+    expected = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear._expectation(one, x, mask, KL_WEIGHT)
+    for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -186,7 +209,7 @@ def test_neither_gradients_nor_batches_nor_steps_exist(model: dict[str, object],
     assert one.to_dict() == other.to_dict()
     models = [solved(config, iris.train).models()[0] for config in (one, other)]
     np.testing.assert_array_equal(models[0].reconstruct(part), models[1].reconstruct(part))
-    np.testing.assert_array_equal(*reconstruct([models[0], models[0]], part, effort=0.3))
+    np.testing.assert_array_equal(*infer([models[0], models[0]], part, effort=0.3).x_hat)
 
 
 def test_a_solved_model_is_no_worse_than_one_of_gradients(iris: IncompleteDataset) -> None:

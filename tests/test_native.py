@@ -1,4 +1,4 @@
-"""Machine code for epochs on a CPU: it trains as Population's own operations do."""
+"""Machine code for decoders on a CPU: it trains and fits rows as PyTorch's operations do."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from numba import njit
 from threadpoolctl import threadpool_info
 
 from tests.conftest import trial_config
-from vadtune import compiled, native
+from vadtune import machine_code
 from vadtune.data import IncompleteDataset, Part
 from vadtune.errors import TrialDiverged
-from vadtune.model.products import one_thread
+from vadtune.inference import reconstruct
+from vadtune.model.products import one_thread, use_threads
+from vadtune.native import decoder
+from vadtune.native.compiling import HOW
 from vadtune.training import Population
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -54,13 +57,14 @@ def trained(train: Part, model: dict[str, Any], epochs: int, **settings: Any) ->
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the batches of every epoch that machine code trains."""
     calls: list[int] = []
-    train = native.train_epoch
+    train = decoder.train_epoch
 
     def counted(*args: Any) -> Any:
         calls.append(len(args[-4]))
         return train(*args)
 
-    monkeypatch.setattr(native, "train_epoch", counted)
+    counted.signatures = train.signatures  # type: ignore[attr-defined]
+    monkeypatch.setattr(decoder, "train_epoch", counted)
     return calls
 
 
@@ -86,6 +90,39 @@ def test_trains_as_the_operations_do(
                 torch.testing.assert_close(state[what], expected[what], rtol=1e-4, atol=1e-5, msg=what)
 
 
+@pytest.mark.parametrize("prior", ["standard", "train"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_fits_rows_as_the_operations_do(
+    name: str, prior: str, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than a block holds, several models at once."""
+    own = {"steps": 30, "prior": prior}
+    configs = [trial_config(model=KNOWN[name], train={"kl_weight": w}, infer={**own, "lr": w}) for w in (0.05, 0.2)]
+    population = Population(configs, iris.train)
+    population.train_until(3)
+    part = iris.test_part(0.5, 1)
+    rows = Part(*(np.tile(values, (-(-decoder.BLOCK // len(part.x)) + 1, 1)) for values in part))
+    found = reconstruct(population.models(), rows)
+    monkeypatch.setattr(machine_code, "kernels", lambda name: None)
+    np.testing.assert_allclose(found, reconstruct(population.models(), rows), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_threads_change_nothing(layers: int, iris: IncompleteDataset) -> None:
+    (model,) = trained(iris.train, {"layers": layers}, 3).models()
+    part = iris.test_part(0.5, 1)
+    rows = Part(*(np.tile(values, (20, 1)) for values in part))
+    found = []
+    for count in (1, 2, 3):
+        use_threads(count)
+        try:
+            found.append(reconstruct([model], rows))
+        finally:
+            use_threads(1)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_it_does_not_know_is_left_alone(name: str, iris: IncompleteDataset, native_calls: list[int]) -> None:
     sections = UNKNOWN[name]
@@ -95,7 +132,7 @@ def test_what_it_does_not_know_is_left_alone(name: str, iris: IncompleteDataset,
 
 def test_without_numba_everything_trains_as_well(iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     own = trained(iris.train, KNOWN["relu"], 3)
-    monkeypatch.setattr(compiled, "_native", lambda: None)
+    monkeypatch.setattr(machine_code, "kernels", lambda name: None)
     without = trained(iris.train, KNOWN["relu"], 3)
     assert without._passes
     assert not own._passes
@@ -130,9 +167,9 @@ def test_a_batch_without_observed_cells_changes_no_loss(iris: IncompleteDataset,
 
 @pytest.mark.parametrize(("name", "low", "high"), [("_tanh", -12.0, 12.0), ("_exp", -80.0, 80.0)])
 def test_functions_are_those_of_numpy(name: str, low: float, high: float) -> None:
-    function = getattr(native, name)
+    function = getattr(decoder, name)
 
-    @njit(**native._HOW)  # type: ignore[untyped-decorator]
+    @njit(**HOW)  # type: ignore[untyped-decorator]
     def apply(values: np.ndarray) -> None:
         for i in range(len(values)):
             values[i] = function(values[i])

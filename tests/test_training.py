@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from vadtune.compiled import _by_compiler
 from vadtune.config import REPORTED_METRICS, TrialConfig
 from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.errors import ConfigError, TrialDiverged
-from vadtune.evaluation import evaluate
+from vadtune.evaluation import evaluate, follows_shortly
+from vadtune.inference import infer
 from vadtune.metrics import score
 from vadtune.model import MODELS, products
 from vadtune.model.objective import reconstruction
@@ -441,11 +443,32 @@ def test_configurations_of_different_shape_cannot_share_a_population(iris: Incom
 
 
 def test_evaluation_reports_every_metric_of_the_list(iris: IncompleteDataset) -> None:
-    ((scores, held_out),) = evaluate(trained(trial_config(), iris.train), iris.search_data)
+    ((scores, held_out, _),) = evaluate(trained(trial_config(), iris.train), iris.search_data)
     assert set(scores) == set(REPORTED_METRICS)
     assert all(math.isfinite(value) for value in scores.values())
     rmse = np.sqrt(np.mean((held_out - iris.search_data.validation.values.astype(np.float64)) ** 2))
     assert scores["val_missing_rmse"] == pytest.approx(rmse, rel=1e-6)
+
+
+def test_a_report_may_start_from_the_posteriors_of_the_last(iris: IncompleteDataset) -> None:
+    config = trial_config(train={"epochs": 30}, infer={"steps": 100})
+    population = trained(config, iris.train, 20)
+    (last,) = evaluate(population, iris.search_data)
+    rows = len(iris.search_data.validation.given.x)
+    assert last.posteriors.shape == (rows, 2 * config.model.latent)
+    population.train_until(21)
+    exact = infer(population.models(), iris.search_data.validation.given).statistics[0]
+    (near,) = evaluate(population, iris.search_data, start=last.posteriors)
+    (far,) = evaluate(population, iris.search_data, start=last.posteriors + 3.0)
+    assert (near.posteriors - exact).abs().mean() < 0.5 * (far.posteriors - exact).abs().mean()
+    population.train_until(30)  # what is finished is inferred as new rows are
+    one, other = (evaluate(population, iris.search_data, start=start)[0] for start in (None, last.posteriors + 3.0))
+    np.testing.assert_array_equal(one.held_out, other.held_out)
+
+
+@pytest.mark.parametrize(("last", "shortly"), [(0, []), (9, []), (10, [11]), (25, [26, 27]), (100, range(101, 111))])
+def test_what_follows_shortly(last: int, shortly: Sequence[int]) -> None:
+    assert [epoch for epoch in range(1, 250) if follows_shortly(epoch, last)] == list(shortly)
 
 
 def test_hidden_held_out_cells_change_the_score_alone(iris: IncompleteDataset) -> None:

@@ -1,8 +1,6 @@
 """``python -m vadtune``."""
 
-import sys
-
-from vadtune.cli import main
+from vadtune.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

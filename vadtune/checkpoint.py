@@ -202,8 +202,8 @@ def save_state(folder: Path, state: State) -> None:
     (folder / STATE_HASH).write_text(hashlib.sha256(content).hexdigest() + "\n")
 
 
-def load_state(folder: Path, population: Population) -> None:
-    """Makes a population of one go on from what ``save_state`` wrote.
+def load_state(folder: Path, population: Population) -> State:
+    """Makes a population of one go on from what ``save_state`` wrote; returns it.
 
     Raises:
         ModelFolderError: The file is missing, was damaged or altered.
@@ -212,7 +212,9 @@ def load_state(folder: Path, population: Population) -> None:
         content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
     except OSError as error:
         raise ModelFolderError(f"{folder}: training cannot be resumed from it, {STATE_FILE}: {error}") from error
-    population.load_states([parse_state(content, sha256)])
+    state = parse_state(content, sha256)
+    population.load_states([state])
+    return state
 
 
 def parse_state(content: bytes, sha256: str) -> State:

@@ -27,7 +27,8 @@ from vadtune.results import find_results
 from vadtune.retest import run_retest
 from vadtune.runs import run_folders
 from vadtune.search.process import check_resources, local_ray
-from vadtune.search.run import resume_search, start_search
+from vadtune.search.run import resume_search
+from vadtune.search.start import start_search
 from vadtune.search_file import SearchFile, load_search
 from vadtune.tracking import connect
 

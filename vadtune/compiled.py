@@ -1,7 +1,6 @@
-"""How decoders are trained by compiled code: ``train.compile``.
+"""How decoders that machine_code.py does not know are trained by compiled code: ``train.compile``.
 
-On a CPU ``auto`` and ``on`` take the machine code of native.py for whole epochs, where it knows the decoder. For all
-others ``on`` leaves a batch's two passes to PyTorch's compiler, which takes a quarter to half of a minute for every
+On a CPU ``on`` leaves a batch's two passes to PyTorch's compiler, which takes a quarter to half of a minute for every
 shape, and what comes out is no faster than the passes as they are: ``auto`` does not. On a GPU a batch costs mostly the
 launching of its operations. There the passes are captured as one CUDA graph and launched as one, which takes a moment
 for every shape and pays where many batches are left.
@@ -12,21 +11,14 @@ Shape comments: p members, b rows, d features, k latent dimensions.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune.batches import Epoch
-from vadtune.config import TrialConfig
-from vadtune.model import Family
 from vadtune.model.networks import MLP, Layer, Workspace
 from vadtune.model.objective import reconstruction
-from vadtune.model.products import use_threads
 
 logger = logging.getLogger(__name__)
 
@@ -70,82 +62,6 @@ def _by_compiler() -> Passes:
         return reconstruction
     compiled: Passes = torch.compile(reconstruction, dynamic=False)
     return compiled
-
-
-def knows_natively(family: Family, config: TrialConfig) -> bool:
-    """Returns whether a configuration is trained by machine code on a CPU: where there is numba, a decoder without
-    encoder, layer norm or dropout, by relu or tanh, in float32, by Adam or AdamW."""
-    architecture, train = family.architecture, config.train
-    plain = not (family.amortised or architecture.exact or architecture.layer_norm or config.model.dropout)
-    known = architecture.activation in ("", "relu", "tanh") and train.optimiser in ("adam", "adamw")
-    wanted = train.compile != "off" and train.precision == "float32"
-    return plain and known and architecture.head == "plain" and wanted and _native() is not None
-
-
-def train_natively(
-    family: Family,
-    config: TrialConfig,
-    weights: tuple[Tensor, Tensor, Tensor],
-    rows: tuple[Tensor, Tensor],
-    x: Tensor,
-    epoch: Epoch,
-    index: int,
-) -> tuple[float, float, float]:
-    """Trains one member for an epoch by machine code.
-
-    Args:
-        family: Its family.
-        config: Its configuration.
-        weights: Its networks' parameters (M,), memory for their gradient (M,), the optimiser's moments (2, M); all
-            updated in place.
-        rows: The statistics of its rows (n, s) and their moments (2, n, s); updated in place.
-        x: The train rows (n, d), NaN where missing.
-        epoch: What the epoch sees.
-        index: Which of the epoch's members it is.
-
-    Returns:
-        The sum of squared errors, what the features' noise makes of it, the sum of KL divergences in nats.
-    """
-    native, train, architecture = _native(), config.train, family.architecture
-    assert native is not None
-    (parameters, grad, moments), (statistics, row_moments) = weights, rows
-    noisy = architecture.noise == "learned"
-    errors, weighted, divergence = native.train_epoch(
-        parameters.numpy(),
-        grad.numpy(),
-        *moments.numpy(),
-        statistics.numpy(),
-        *row_moments.numpy(),
-        np.array(family.networks["decoder"].sizes),
-        architecture.activation == "tanh",
-        architecture.skip,
-        noisy,
-        architecture.posterior == "learned",
-        -math.inf if architecture.posterior == "none" else float(config.model.log_var),
-        x.numpy(),
-        epoch.order.numpy(),
-        epoch.batch_size,
-        epoch.normaliser.numpy(),
-        epoch.noise.numpy(),
-        float(train.kl_weight),
-        epoch.epochs[index],
-        np.array([epoch.net_lr(step)[index] for step in range(epoch.steps)]),
-        float(epoch.latent_lr[index]),
-        float(train.weight_decay),
-        train.optimiser == "adamw",
-    )
-    return errors, weighted if noisy else errors, divergence
-
-
-@cache
-def _native() -> ModuleType | None:
-    """Returns native.py; None without numba, which is no error: everything trains without it, too."""
-    try:
-        from vadtune import native
-    except ImportError:
-        return None
-    use_threads(torch.get_num_threads())  # its BLAS was not there when the number was set
-    return native
 
 
 class _Captured:

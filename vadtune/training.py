@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vadtune import machine_code
 from vadtune.batches import Batch, Epoch
-from vadtune.compiled import Passes, decoder_passes, knows_natively, train_natively
+from vadtune.compiled import Passes, decoder_passes
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
@@ -307,7 +308,7 @@ class Population:
         schedule = SCHEDULES[self._schedule_name]
         widths = self.family.architecture.latent, self.family.architecture.hidden
         epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors, widths)
-        if not (self._mixed or self._pad) and knows_natively(self.family, configs[0]):
+        if not (self._mixed or self._pad) and machine_code.trains(self.family, configs[0]):
             return self._train_natively(members, epoch)
         train = self._train_amortised if self.family.amortised else self._train_free
         told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
@@ -343,7 +344,7 @@ class Population:
         indices = range(*members.indices(len(self.members)))
         return [
             list(
-                train_natively(
+                machine_code.train_epoch(
                     self.family,
                     self.members[i].config,
                     (self._flat[i], self._grad[i], self._flat_moments[:, i]),

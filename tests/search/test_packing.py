@@ -19,7 +19,7 @@ from vadtune.evaluation import evaluate
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import placement
 from vadtune.search.packing import Pack, calibrate
-from vadtune.search.trainable import MODEL
+from vadtune.search.trainable import MODEL, TrainTrial
 from vadtune.search_file import SearchFile, parse_search
 from vadtune.training import Population
 
@@ -72,6 +72,35 @@ def test_a_packed_trial_scores_as_it_does_alone(capacity: int, pad: bool) -> Non
     for sample, reports in zip(SAMPLES, asyncio.run(run()), strict=True):
         for epoch, scores in zip((3, 9, 27), reports, strict=True):
             assert_same_scores(alone(search, dataset, sample, epoch), scores)
+
+
+def test_reports_in_close_order_start_from_each_other_packed_or_alone_resumed_or_not(tmp_path: Path) -> None:
+    search = searched(report=1)
+    pack, dataset = pack_of(search, 4)
+
+    def trial() -> TrainTrial:
+        own = TrainTrial.__new__(TrainTrial)  # without Ray
+        described = {"scaler": dataset.scaler, "feature_names": dataset.feature_names}
+        own.setup(SAMPLES[0], search=search, data=dataset.search_data, **described)
+        return own
+
+    async def packed() -> list[dict[str, float]]:
+        return [await pack.advance("t", SAMPLES[0], epoch, since=epoch - 1) for epoch in range(1, 28)]
+
+    first, second, reports = trial(), trial(), []
+    for epoch in range(1, 28):
+        assert (first._posteriors is not None) == (epoch > 10)
+        reports.append(first.step())
+        if epoch == 20:
+            first.save_checkpoint(str(tmp_path))
+            second.load_checkpoint(str(tmp_path))
+            first = second
+    for one, other in zip(asyncio.run(packed()), reports, strict=True):
+        assert_same_scores(one, other)
+    cold = alone(search, dataset, SAMPLES[0], 20)["val_missing_rmse"]
+    assert reports[19]["val_missing_rmse"] != cold
+    assert reports[19]["val_missing_rmse"] == pytest.approx(cold, rel=0.1)
+    assert_same_scores(alone(search, dataset, SAMPLES[0], 27), reports[-1])
 
 
 @pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])

@@ -16,7 +16,8 @@ from vadtune.data import load_dataset
 from vadtune.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.evaluation import evaluate
 from vadtune.runs import only_here
-from vadtune.search.run import SearchOutcome, resume_search, start_search
+from vadtune.search.run import SearchOutcome, resume_search
+from vadtune.search.start import start_search
 from vadtune.search_file import parse_search
 from vadtune.tracking import Trial, connect, list_trials, resolve_search
 from vadtune.training import Population
@@ -123,7 +124,7 @@ def test_a_checkpoint_is_the_model_that_was_scored_whatever_ran_in_its_process_b
         assert model.config.flat() == {key: value for key, value in model.config.flat().items() if key in trial.params}
         population = Population([model.config], dataset.train)
         population.train_until(trial.epoch)
-        ((scores, _),) = evaluate(population, dataset.search_data)
+        scores = evaluate(population, dataset.search_data)[0].scores
         assert scores["val_missing_rmse"] == pytest.approx(trial.metrics["val_missing_rmse"], rel=1e-6)
         assert scores["train_loss"] == pytest.approx(trial.metrics["train_loss"], rel=1e-6)
 
@@ -221,7 +222,7 @@ def test_a_grid_is_searched_whole(ray_here: None, tmp_path: Path) -> None:
 def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = tiny(samples=500, time_budget="12s", scheduler="none", report=500)
+    tree = tiny(samples=500, time_budget="20s", scheduler="none", report=500)
     tree["train"]["epochs"] = 1_000_000  # so that the budget ends in the middle of a trial
     found = Finished(tmp_path, tree)
     assert 0 < len(found.trials) < 500

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.search_file import load_search
 
     search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
-    from vadtune.search.run import start_search
+    from vadtune.search.start import start_search
     from vadtune.tracking import tracking_uri
 
     store = tracking_uri(args.tracking_uri)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         population.train_until(min(population.epoch + tenth, config.train.epochs))
         loss = population.members[0].metrics["train_loss"]
         logger.info("epoch %d of %d: train_loss %.4f", population.epoch, config.train.epochs, loss)
-    ((scores, _),) = evaluate(population, dataset.search_data)
+    scores = evaluate(population, dataset.search_data)[0].scores
     if args.out is not None:
         (model,) = population.models()
         save_model(args.out, model.described(dataset.scaler, dataset.feature_names), metrics=scores)

@@ -12,17 +12,25 @@ JMLR 11, section 4). One iteration sees all rows and costs O(n d k² + n k³).
 Plain EM crawls where the noise is small. Here the latents' prior is freed to N(μ, Σ) during a maximisation and folded
 back into the weights after it (parameter expansion; Liu, Rubin & Wu 1998, Biometrika 85).
 
-All of it is for one member, in 64 bits: with little noise A is ill-conditioned. Shape comments: n rows, c rows of a
-chunk, d features, k latent dimensions.
+All of it is for one member, in 64 bits: with little noise A is ill-conditioned. On a CPU the posteriors, which take
+nearly all of the time, are left to machine code (native/linear.py) where there is some.
+
+Shape comments: n rows, c rows of a chunk, d features, k latent dimensions; u = (k + 1) (k + 2) / 2, the lower half of a
+matrix of z̃.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from vadtune.model.products import on_threads
+from vadtune.native import kernels, run
 
 _CHUNK_FLOATS = 2**21  # of the matrices of the rows that are solved at once
 _LEAST_KL_WEIGHT = 1e-5  # stands for 0: without noise the posterior is a point and EM does not move
@@ -107,6 +115,8 @@ def posterior_means(
     """
     k = len(decoder.weight)
     mean, diagonal = (torch.as_tensor(v).to(decoder.weight).expand(k) for v in (prior_mean, prior_precision))
+    if _natively(x):
+        return _by_machine_code(decoder, x, mask, kl_weight, mean, diagonal)[0]
     parts = _posteriors(decoder, x, mask, kl_weight, mean, diagonal)
     return torch.cat([torch.cholesky_solve(right, factor)[..., 0] for _, _, right, factor in parts])
 
@@ -128,6 +138,42 @@ def _posteriors(
         factor = torch.linalg.cholesky(a)
         right = ((x_c - bias) * mask_c) @ scaled.mT + prior_precision * prior_mean
         yield x_c, mask_c, right[..., None], factor
+
+
+def _natively(x: Tensor) -> bool:
+    return x.is_cpu and kernels("linear") is not None
+
+
+def _by_machine_code(
+    decoder: Linear,
+    x: Tensor,
+    mask: Tensor,
+    kl_weight: float,
+    prior_mean: Tensor,
+    prior_precision: Tensor,
+    sums: tuple[np.ndarray, ...] | None = None,
+) -> tuple[Tensor, float]:
+    """Returns the posterior means (n, k) of rows, and log |A| over all rows; adds their moments to ``sums``, if given:
+    those of _Moments but the last, of symmetric matrices the lower half, and features last."""
+    native = kernels("linear")
+    assert native is not None
+    weight, (k, d) = decoder.weight.numpy(), decoder.weight.shape
+    scaled = np.ascontiguousarray((decoder.weight * decoder.precision(kl_weight)).numpy())
+    rows, columns = np.tril_indices(k)
+    outer, bias = scaled[rows] * weight[columns], decoder.bias.contiguous().numpy()
+    prior = (prior_precision * prior_mean).contiguous().numpy(), prior_precision.contiguous().numpy()
+    x_true, seen, means = x.double().contiguous().numpy(), mask.double().contiguous().numpy(), np.empty((len(x), k))
+    into = sums or (np.empty((0, d)), np.empty((0, 0)), np.empty(0), np.empty(0))
+
+    def find(part: slice) -> float:
+        return float(
+            run(native.posteriors, x_true[part], seen[part], outer, scaled, bias, *prior, means[part], *into),
+        )
+
+    log_dets = on_threads(find, len(x), native.BLOCK) if sums is None else [find(slice(0, len(x)))]
+    if not all(map(math.isfinite, log_dets)):
+        raise NotSolved("the system of a row is not positive definite")
+    return torch.from_numpy(means), sum(log_dets)
 
 
 def iterate(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float, ridge: float) -> Iteration:
@@ -157,6 +203,14 @@ def iterate(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float, ridge: f
 def _expectation(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float) -> tuple[Tensor, _Moments]:
     """Returns the posterior means (n, k) and what the maximisation needs of the posteriors."""
     (k, d), like = decoder.weight.shape, decoder.weight
+    if _natively(x):
+        u = (k + 1) * (k + 2) // 2
+        sums = np.zeros((u, d)), np.zeros((d, k + 1)), np.zeros(d), np.zeros(u)
+        found, log_dets = _by_machine_code(decoder, x, mask, kl_weight, like.new_zeros(k), like.new_ones(k), sums)
+        lower_second, cross, squares, lower_spread = map(torch.from_numpy, sums)
+        place = _places(k + 1)
+        second = lower_second[place].permute(2, 0, 1).contiguous()
+        return found, _Moments(second, cross, squares, lower_spread[place], like.new_tensor(log_dets))
     second, cross = like.new_zeros(d, (k + 1) ** 2), like.new_zeros(d, k + 1)
     squares, spread, log_det = like.new_zeros(d), like.new_zeros((k + 1) ** 2), like.new_zeros(())
     means = []
@@ -175,6 +229,13 @@ def _expectation(decoder: Linear, x: Tensor, mask: Tensor, kl_weight: float) -> 
         means.append(mean)
     shape = k + 1, k + 1
     return torch.cat(means), _Moments(second.view(d, *shape), cross, squares, spread.view(shape), log_det)
+
+
+def _places(k: int) -> Tensor:
+    """Returns where the entries of a symmetric matrix (k, k) are in its lower half."""
+    places = np.zeros((k, k), np.int64)
+    places[np.tril_indices(k)] = np.arange(k * (k + 1) // 2)
+    return torch.from_numpy(np.maximum(places, places.T))
 
 
 def _maximisation(decoder: Linear, moments: _Moments, n: int, kl_weight: float, ridge: float) -> Linear:

@@ -8,15 +8,19 @@ Shape comments: p members, b rows, i inputs, o outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
+
+T = TypeVar("T")
 
 _WIDE = {"SkylakeX", "Cooperlake", "SapphireRapids"}  # OpenBLAS's names of its kernels for AVX-512
 _SMALL = 64  # rows of a product that OpenBLAS computes in another way
@@ -48,6 +52,22 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         use_threads(before)
+
+
+def on_threads(work: Callable[[slice], T], n: int, block: int) -> list[T]:
+    """Returns what work on the parts of n rows gives, a part for each thread that PyTorch may take.
+
+    Args:
+        work: Machine code, which lets other threads run.
+        n: Number of rows.
+        block: Parts are whole blocks of so many rows, so that no result hangs on the number of threads.
+    """
+    share = block * -(-n // (block * torch.get_num_threads()))
+    parts = [slice(start, min(start + share, n)) for start in range(0, n, share)]
+    if len(parts) < 2:
+        return [work(part) for part in parts]
+    with one_thread(), ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(work, parts))
 
 
 def product(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import optuna
 import pyarrow
 import ray
 from pyarrow import fs
@@ -78,6 +77,8 @@ def _answering(address: str) -> str:
 
 def quiet() -> None:
     """Makes Ray and Optuna tell errors only; progress and reasons are told by us."""
+    import optuna  # takes a moment, which those that only look at a cluster need not wait for
+
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -10,7 +10,7 @@ import ray
 
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search.recovery import Recoverable
-from vadtune.search.schedulers import EPOCH, report_epochs
+from vadtune.search.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search_file import SearchFile
 
 
@@ -60,7 +60,7 @@ class PackedTrial(Recoverable):
             CheckpointError: The pack died since the last step; Tune restores the trial into the new one.
         """
         self._joined = self.trial_id
-        due = next((epoch for epoch in self._due if epoch > self._epoch), self._due[-1])
+        due = next_report(self._due, self._epoch)
         scores = ray.get(self._pack.advance.remote(self._joined, self._config, due, since=self._epoch))
         self._epoch = due
         return {**scores, EPOCH: due, "done": due >= self._due[-1]}

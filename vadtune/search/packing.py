@@ -22,20 +22,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vadtune.checkpoint import parse_state
 from vadtune.config import TrialConfig
 from vadtune.data import Part, Scaler, SearchData
 from vadtune.errors import CheckpointError, TrialDiverged
-from vadtune.evaluation import Evaluation, evaluate
+from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
+from vadtune.model import Architecture
 from vadtune.search.draw import draw_configurations
-from vadtune.search.trainable import write_checkpoint
+from vadtune.search.schedulers import next_report, report_epochs
+from vadtune.search.trainable import POSTERIORS, write_checkpoint
 from vadtune.search_file import SearchFile
 from vadtune.training import Member, Population, State
 
 logger = logging.getLogger(__name__)
 
+_DRAWN = 16  # configurations to choose the measured one from
 _CALIBRATED = (1, 4, 16, 64)
 _SHARE_TRAINED = 0.5  # of all epochs, under a scheduler that stops trials early
 _PROCESS_SECONDS = 2.0  # of a core, to start a trial's process
@@ -49,6 +53,7 @@ class _Job:
     config: TrialConfig
     epoch: int
     done: asyncio.Future[dict[str, float]]
+    posteriors: Tensor | None = None  # of the validation rows, for its report to start from
     member: Member | None = None
 
 
@@ -85,6 +90,7 @@ class Pack:
         self._search, self._data, self._scaler = search, data, scaler
         self._feature_names, self._capacity, self._device = feature_names, capacity, device
         self._pad = device != "cpu"
+        self._due = report_epochs(search.search, search.epochs)
         self._populations: list[Population] = []
         self._jobs: dict[str, _Job] = {}
         self._aside: dict[str, _Aside] = {}
@@ -172,6 +178,7 @@ class Pack:
             state = self._given.pop(job.trial_id, aside.state if aside else None)
             try:
                 job.member = self._let_in(job.config, state)
+                job.posteriors = None if state is None else state.get(POSTERIORS)
             except torch.OutOfMemoryError:
                 if state is not None:
                     self._given[job.trial_id] = state
@@ -206,13 +213,18 @@ class Pack:
             try:
                 if reason is not None:
                     raise TrialDiverged(reason)
-                (evaluation,) = await asyncio.to_thread(evaluate, population, self._data, [member])
+                (evaluation,) = await asyncio.to_thread(
+                    evaluate, population, self._data, [member], start=job.posteriors
+                )
             except TrialDiverged as error:
                 if not job.done.done():
                     job.done.set_exception(error)
             else:
                 (model,) = population.models([member])
-                self._aside[job.trial_id] = _Aside(_copied(population, member), model, evaluation)
+                state = _copied(population, member)
+                if follows_shortly(next_report(self._due, member.epoch), member.epoch):
+                    state[POSTERIORS] = evaluation.posteriors.cpu()
+                self._aside[job.trial_id] = _Aside(state, model, evaluation)
                 if not job.done.done():
                     job.done.set_result(evaluation.scores)
             self._jobs.pop(job.trial_id, None)
@@ -232,6 +244,8 @@ class Pack:
         for job in self._jobs.values():
             if job.member is not None and job.member in surplus:
                 self._given[job.trial_id] = _copied(population, job.member)
+                if job.posteriors is not None:
+                    self._given[job.trial_id][POSTERIORS] = job.posteriors
                 job.member = None
         self._remove(population, surplus)
 
@@ -253,11 +267,12 @@ def _copied(population: Population, member: Member) -> State:
 def calibrate(search: SearchFile, train: Part, device: str, *, samples: int, cores: int) -> int:
     """Measures an epoch of packs of growing size and returns the size with which the search should end first.
 
-    A configuration drawn from the space stands for all. What a larger pack saves is held against what it costs: the
-    processes of its thin trials, and on a CPU the core that they share.
+    A configuration drawn from the space stands for all, one that takes batches if there is any. What a larger pack
+    saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
     """
-    (sample,) = draw_configurations(search, 1)
-    config = search.trial_config(sample)
+    drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
+    solved = [Architecture.of(config.model, train.x.shape[1]).exact for config in drawn]
+    config = drawn[solved.index(False) if False in solved else 0]
     epochs = samples * config.train.epochs * _SHARE_TRAINED
     costs, told = {}, []
     for p in _CALIBRATED:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
@@ -29,8 +30,9 @@ _DEFAULT_GPU_PACK = 64
 
 
 @contextlib.contextmanager
-def placed(search: SearchFile, dataset: IncompleteDataset) -> Iterator[Any]:
-    """Gives what Tune is to run for a trial, with its data and its resources. Needs a running Ray.
+def placed(search: SearchFile, dataset: IncompleteDataset) -> Iterator[tuple[Any, int]]:
+    """Gives what Tune is to run for a trial, with its data and its resources, and for how many trials there is room at
+    once. Needs a running Ray.
 
     ``search.pack`` says how many trials train as one stack; 'auto' measures it, on the device the trials will use.
     """
@@ -39,12 +41,12 @@ def placed(search: SearchFile, dataset: IncompleteDataset) -> Iterator[Any]:
     if size == "auto":
         size = _measured(search, dataset, gpus)
     if size == 1:
-        yield _alone(search, dataset)
+        yield _alone(search, dataset), _room(search)
         return
     data = [ray.put(dataset.search_data)]
     packs = _packs(search, dataset, data, int(size), gpus)
     try:
-        yield _packed(search, packs, data, int(size))
+        yield _packed(search, packs, data, int(size)), int(size) * len(packs)
     finally:
         for pack in packs:
             ray.kill(pack)
@@ -83,6 +85,49 @@ def patient_reuse() -> Iterator[None]:
 
     with replaced("_maybe_reuse_cached_actor", reuse):
         yield
+
+
+@contextlib.contextmanager
+def eager_start(room: int) -> Iterator[None]:
+    """Lets Tune start as many processes at once as there is room for.
+
+    Left alone it asks a sampler for a trial only when the process of the one before has started, which takes seconds.
+    Once all have started, the next trial is chosen, as ever, when one is about to be needed, and knows most.
+    """
+
+    def update(original: Any, controller: TuneController) -> None:
+        controller.update_max_pending_trials(max(1, room - len(controller._running_trials)))
+        original(controller)
+
+    with replaced("_maybe_update_trial_queue", update):
+        yield
+
+
+@contextlib.contextmanager
+def prepared_processes() -> Iterator[None]:
+    """Lets trials take the processes that a local Ray has prepared for them.
+
+    Tune asks for processes with environment variables of its own, which are there already where all is one machine,
+    and Ray would start others.
+    """
+
+    def get(cache: _ActorClassCache, trainable: Any) -> Any:
+        if trainable not in cache._cache:
+            cache._cache[trainable] = ray.remote(trainable)
+        return cache._cache[trainable]
+
+    original = _ActorClassCache.get
+    _ActorClassCache.get = get
+    try:
+        yield
+    finally:
+        _ActorClassCache.get = original
+
+
+def _room(search: SearchFile) -> int:
+    """Returns how many trials of a process each the cluster has room for."""
+    there = ray.cluster_resources()
+    return max(1, min(int(there.get(name, 0) / need) for name, need in resources_of(search.search).items() if need))
 
 
 def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:

@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import ray
-import torch
 from ray._private import ray_constants
 from ray._private.accelerators import get_accelerator_manager_for_resource
 
@@ -24,15 +24,27 @@ _TYPE = "accelerator_type:"
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
+_PRELOAD, _WORKER = "RAY_preload_python_modules", "vadtune.search.worker"
+
+
 @contextlib.contextmanager
-def local_ray() -> Iterator[None]:
-    """Starts a local Ray that listens on loopback only, without dashboard; one that runs already is used and left."""
+def local_ray(preload: str = "") -> Iterator[bool]:
+    """Starts a local Ray that listens on loopback only, without dashboard; one that runs already is used and left.
+
+    Args:
+        preload: A module that the processes for trials import as soon as Ray has started them, of which there is one
+            for every core.
+
+    Yields:
+        Whether it was started here.
+    """
     quiet()
     if ray.is_initialized():
-        yield
+        yield False
         return
     # Told 127.0.0.1, Ray would still look up the machine's network address and listen there, if it may join clusters.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[_PRELOAD] = preload
     ray.init(
         address="local",
         num_cpus=_cores(),
@@ -42,10 +54,25 @@ def local_ray() -> Iterator[None]:
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )
+    del os.environ[_PRELOAD]
     try:
-        yield
+        yield True
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def ray_ahead(config: SearchConfig) -> Iterator[Callable[[], bool]]:
+    """Starts a local Ray, see ``local_ray``, beside what the block does.
+
+    Yields:
+        What waits for it, and returns whether its processes for trials are prepared for them.
+    """
+    own_processes = not config.gpus_per_trial and config.pack in ("auto", 1)  # if not, thin ones: see packed_trial.py
+    # Ray's processes are to die with what started them, which is the thread: it must outlive them.
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
+        started = thread.submit(stack.enter_context, local_ray(_WORKER if own_processes else ""))
+        yield lambda: started.result() and own_processes
 
 
 def check_resources(config: SearchConfig) -> None:
@@ -54,7 +81,7 @@ def check_resources(config: SearchConfig) -> None:
     Raises:
         ConfigError: A trial asks for more than any node has, of a cluster that does not grow.
     """
-    there = nodes() if ray.is_initialized() else [_this_machine()]
+    there = nodes() if ray.is_initialized() else [_this_machine(config)]
     asked = resources_of(config)
     problems = [
         f"search.{key}: must be at most the {most:g} {kind}s there are, got {asked[kind]:g}; lower it"
@@ -78,9 +105,14 @@ def resources_of(config: SearchConfig) -> dict[str, float]:
     return resources | ({f"{_TYPE}{config.accelerator_type}": 0.001} if config.accelerator_type else {})
 
 
-def _this_machine() -> Node:
-    resources = {"CPU": float(_cores()), "GPU": float(torch.cuda.device_count())}
+def _this_machine(config: SearchConfig) -> Node:
+    gpus = 0
+    if config.gpus_per_trial:
+        import torch  # takes seconds, for which other searches need not wait here
+
+        gpus = torch.cuda.device_count()
     kind = get_accelerator_manager_for_resource("GPU").get_current_node_accelerator_type()
+    resources = {"CPU": float(_cores()), "GPU": float(gpus)}
     return Node("", "127.0.0.1", resources | ({f"{_TYPE}{kind}": 1.0} if kind else {}))
 
 

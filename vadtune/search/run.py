@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +18,13 @@ from ray import tune
 
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrackingError
-from vadtune.files import check_writable, write_atomically
+from vadtune.files import write_atomically
 from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.search.budget import GpuMeter
 from vadtune.search.callbacks import SearchCallback, WhenSpent
-from vadtune.search.cluster import check_shared, joined, nodes
-from vadtune.search.placement import patient_reuse, placed
-from vadtune.search.process import check_resources, local_ray, stop_signals
+from vadtune.search.cluster import joined
+from vadtune.search.placement import eager_start, patient_reuse, placed, prepared_processes
+from vadtune.search.process import check_resources, ray_ahead, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
@@ -31,7 +32,6 @@ from vadtune.search.schedulers import SCHEDULERS
 from vadtune.search.session import SESSIONS, Session
 from vadtune.search.snapshot import put_back, whole_snapshots
 from vadtune.search_file import SearchFile, load_search
-from vadtune.shapes import check_shapes
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -77,36 +77,21 @@ class SearchOutcome:
     logged: bool
 
 
-def start_search(
-    search: SearchFile, *, storage: str | Path, tracking_uri: str, address: str | None = None
+def run_search(
+    search: SearchFile, dataset: IncompleteDataset, storage: str, tracking_uri: str, ready: Callable[[], bool]
 ) -> SearchOutcome:
-    """Runs a search to its end.
+    """Runs a search to its end; see ``start.start_search``, which checks what is given here.
 
     Args:
         search: The search file.
-        storage: Folder in which the search gets a folder of its own, or a URI for what Ray keeps. On a cluster all
-            nodes share it.
+        dataset: What it names.
+        storage: Where the search gets a folder of its own.
         tracking_uri: The MLflow store.
-        address: Of a running Ray cluster; None for a Ray of this machine alone.
+        ready: Waits for Ray.
 
     Raises:
-        SearchError: There is no cluster at the address.
-        TrackingError: The store does not answer; nothing was started.
-        VadtuneError: The folder cannot be written, or is not shared; nothing was started.
-        ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
-            was started.
+        TrackingError: The store does not answer.
     """
-    with joined(address) if address else contextlib.nullcontext():
-        return _start(search, str(storage), tracking_uri, address)
-
-
-def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | None) -> SearchOutcome:
-    check_resources(search.search)
-    check_writable(local_folder(storage))
-    if is_uri(storage) or (address and len(nodes()) > 1):
-        check_shared(storage)
-    dataset = load_dataset(search.data)
-    check_shapes(search, len(dataset.feature_names))
     client = connect(tracking_uri)  # after whatever may be wrong: a store that is a file is made by connecting
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
@@ -128,7 +113,7 @@ def _start(search: SearchFile, storage: str, tracking_uri: str, address: str | N
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
     with only_here(folder):
-        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set())
+        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), ready)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -156,10 +141,11 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         dataset = load_dataset(search.data)
-        known = put_back(folder, run.tune)
-        tracker = Tracker(client, uri, search.name, run.run, folder)
-        tracker.reopen(run.parent_run_id, run.experiment_id)
-        return _run(search, dataset, tracker, folder, run.tune, known)
+        with ray_ahead(search.search) as ready:
+            known = put_back(folder, run.tune)
+            tracker = Tracker(client, uri, search.name, run.run, folder)
+            tracker.reopen(run.parent_run_id, run.experiment_id)
+            return _run(search, dataset, tracker, folder, run.tune, known, ready)
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -181,9 +167,16 @@ def _client(uri: str, run: Run) -> Any:
 
 
 def _run(
-    search: SearchFile, dataset: IncompleteDataset, tracker: Tracker, folder: Path, where: str, known: set[str]
+    search: SearchFile,
+    dataset: IncompleteDataset,
+    tracker: Tracker,
+    folder: Path,
+    where: str,
+    known: set[str],
+    ready: Callable[[], bool],
 ) -> SearchOutcome:
-    """Runs a search, from the snapshot put back in ``where`` if that knows trials, and logs how it ended."""
+    """Runs a search, from the snapshot put back in ``where`` if that knows trials, once Ray is ready, and logs how it
+    ended."""
     run = tracker.search
     start = time.monotonic()
     budget = search.search.time_budget_s
@@ -195,11 +188,13 @@ def _run(
         session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         SESSIONS[run] = session
         try:
+            prepared = ready()
             with (
-                local_ray(),
-                placed(search, dataset) as trainable,
+                placed(search, dataset) as (trainable, room),
                 bounded_retries(),
                 patient_reuse(),
+                eager_start(room),
+                prepared_processes() if prepared else contextlib.nullcontext(),
                 whole_snapshots(folder),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed

@@ -6,7 +6,7 @@ To add a scheduler: one factory here, one line in SCHEDULERS, its name in config
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -98,3 +98,8 @@ def report_epochs(search: SearchConfig, epochs: int) -> list[int]:
     if search.report != "rungs":
         due.update(range(search.report, epochs, search.report))
     return sorted(due)
+
+
+def next_report(due: Sequence[int], epoch: int) -> int:
+    """Returns the first of the epochs at which a report is due that comes after an epoch; the last, if none does."""
+    return next((report for report in due if report > epoch), due[-1])

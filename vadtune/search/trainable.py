@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
 from vadtune.data import HeldOut, Scaler, SearchData
-from vadtune.evaluation import Evaluation, evaluate
+from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
 from vadtune.model.products import use_threads
 from vadtune.search.recovery import Recoverable
-from vadtune.search.schedulers import EPOCH, report_epochs
+from vadtune.search.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search_file import SearchFile
 from vadtune.training import Population, State
 
 MODEL = "model"
 """The model folder inside a trial's checkpoint; the training state lies beside it."""
+POSTERIORS = "validation"
+"""In a training state: the posteriors of the validation rows, if the next report starts from them."""
 
 
 def write_checkpoint(
@@ -75,6 +78,7 @@ class TrainTrial(Recoverable):
         self._population = Population([trial_config], self._data.train, device)
         self._due = report_epochs(self._search.search, trial_config.train.epochs)
         self._evaluation: Evaluation | None = None
+        self._posteriors: Tensor | None = None  # of the validation rows, where the next report should start from them
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report and scores.
@@ -84,19 +88,21 @@ class TrainTrial(Recoverable):
         """
         population = self._population
         # A worker may die between its last checkpoint and its end: then nothing is left to train, only to report.
-        population.train_until(next((epoch for epoch in self._due if epoch > population.epoch), self._due[-1]))
-        (self._evaluation,) = evaluate(population, self._data)
+        population.train_until(next_report(self._due, population.epoch))
+        (self._evaluation,) = evaluate(population, self._data, start=self._posteriors)
+        shortly = follows_shortly(next_report(self._due, population.epoch), population.epoch)
+        self._posteriors = self._evaluation.posteriors if shortly else None
         return {**self._evaluation.scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the model folder, the training state and the held-out predictions."""
         (model,) = self._population.models()
-        described = model.described(self._scaler, self._feature_names)
-        write_checkpoint(
-            Path(checkpoint_dir), described, self._population.states()[0], self._evaluation, self._data.validation
-        )
+        described, state = model.described(self._scaler, self._feature_names), self._population.states()[0]
+        if self._posteriors is not None:
+            state[POSTERIORS] = self._posteriors
+        write_checkpoint(Path(checkpoint_dir), described, state, self._evaluation, self._data.validation)
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
         """Goes on from a checkpoint."""
         assert checkpoint_dir is not None
-        load_state(Path(checkpoint_dir), self._population)
+        self._posteriors = load_state(Path(checkpoint_dir), self._population).get(POSTERIORS)

@@ -1,0 +1,154 @@
+"""Which decoders are trained and fitted by machine code on a CPU, and the way there from PyTorch's tensors.
+
+PyTorch's operations do the same for all others. Shape comments: n rows, d features, k latent dimensions, s statistics,
+M parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vadtune.batches import Epoch
+from vadtune.config import TrialConfig
+from vadtune.model import Family
+from vadtune.model.objective import Prior
+from vadtune.model.products import on_threads
+from vadtune.native import kernels, run
+
+
+def trains(family: Family, config: TrialConfig) -> bool:
+    """Returns whether a configuration is trained by machine code: a decoder it knows, without encoder or dropout, in
+    float32, by Adam or AdamW."""
+    train = config.train
+    plain = not (family.amortised or config.model.dropout) and train.optimiser in ("adam", "adamw")
+    return plain and train.precision == "float32" and fits(family, config)
+
+
+def fits(family: Family, config: TrialConfig) -> bool:
+    """Returns whether the posteriors of new rows are fitted by machine code: where there is numba, under a decoder
+    without layer norm, by relu or tanh, unless ``train.compile`` is off."""
+    architecture = family.architecture
+    known = architecture.activation in ("", "relu", "tanh") and architecture.head == "plain"
+    plain = known and not (architecture.exact or architecture.layer_norm)
+    return plain and config.train.compile != "off" and kernels("decoder") is not None
+
+
+def train_epoch(
+    family: Family,
+    config: TrialConfig,
+    weights: tuple[Tensor, Tensor, Tensor],
+    rows: tuple[Tensor, Tensor],
+    x: Tensor,
+    epoch: Epoch,
+    index: int,
+) -> tuple[float, float, float]:
+    """Trains one member for an epoch.
+
+    Args:
+        family: Its family.
+        config: Its configuration, which ``trains`` knows.
+        weights: Its networks' parameters (M,), memory for their gradient (M,), the optimiser's moments (2, M); all
+            updated in place.
+        rows: The statistics of its rows (n, s) and their moments (2, n, s); updated in place.
+        x: The train rows (n, d), NaN where missing.
+        epoch: What the epoch sees.
+        index: Which of the epoch's members it is.
+
+    Returns:
+        The sum of squared errors, what the features' noise makes of it, the sum of KL divergences in nats.
+    """
+    native, train = kernels("decoder"), config.train
+    assert native is not None
+    (parameters, grad, moments), (statistics, row_moments) = weights, rows
+    noisy = family.architecture.noise == "learned"
+    errors, weighted, divergence = run(
+        native.train_epoch,
+        parameters.numpy(),
+        grad.numpy(),
+        *moments.numpy(),
+        statistics.numpy(),
+        *row_moments.numpy(),
+        *_decoder(family),
+        noisy,
+        *_posterior(family, config),
+        x.numpy(),
+        epoch.order.numpy(),
+        epoch.batch_size,
+        epoch.normaliser.numpy(),
+        epoch.noise.numpy(),
+        float(train.kl_weight),
+        epoch.epochs[index],
+        np.array([epoch.net_lr(step)[index] for step in range(epoch.steps)]),
+        float(epoch.latent_lr[index]),
+        float(train.weight_decay),
+        train.optimiser == "adamw",
+    )
+    return errors, weighted if noisy else errors, divergence
+
+
+def fit_rows(
+    family: Family,
+    config: TrialConfig,
+    weights: Tensor,
+    statistics: Tensor,
+    x: Tensor,
+    *,
+    precision: Tensor,
+    noise: Tensor,
+    kl_weight: float,
+    prior: Prior,
+    rates: Sequence[float],
+) -> None:
+    """Fits the posteriors of new rows to their observed cells under one model, with as many threads as PyTorch has.
+
+    Args:
+        family: Of the model.
+        config: Of the model, which ``fits`` knows.
+        weights: Of its networks (M,).
+        statistics: Where the posteriors start (n, s); updated in place.
+        x: The rows (n, d), NaN where missing.
+        precision: Of the features' noise, (d,).
+        noise: Standard normal draws of every step, the same for all rows, (steps, k).
+        kl_weight: Factor on the divergence from the prior.
+        prior: Of the latents, (k,) each.
+        rates: The learning rate of every step.
+    """
+    native = kernels("decoder")
+    assert native is not None
+    own, values = statistics.numpy(), x.numpy()
+    k = family.architecture.latent
+    mean, precise = (torch.as_tensor(value, dtype=torch.float32).expand(k).contiguous().numpy() for value in prior)
+    how = (*_decoder(family), precision.contiguous().numpy(), *_posterior(family, config))
+
+    def fit(rows: slice) -> None:
+        run(
+            native.fit_rows,
+            weights.contiguous().numpy(),
+            own[rows],
+            *how,
+            values[rows],
+            noise.contiguous().numpy(),
+            kl_weight,
+            mean,
+            precise,
+            np.array(rates, dtype=np.float64),
+        )
+
+    on_threads(fit, len(x), native.BLOCK)
+
+
+def _decoder(family: Family) -> tuple[np.ndarray, bool, bool]:
+    """Returns the decoder's widths, whether its activation is tanh, whether it has a skip."""
+    architecture = family.architecture
+    return np.array(family.networks["decoder"].sizes), architecture.activation == "tanh", architecture.skip
+
+
+def _posterior(family: Family, config: TrialConfig) -> tuple[bool, float]:
+    """Returns whether log variances are learned, and the fixed one."""
+    kind = family.architecture.posterior
+    return kind == "learned", -math.inf if kind == "none" else float(config.model.log_var)
