@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -260,14 +261,16 @@ def test_an_optimiser_is_torchs_with_each_members_hyperparameters(ours: Any, tor
     grad = torch.empty_like(start)
     both = [ours(parameter, grad, torch.zeros(2, P, 6), decay) for parameter in (on_cpu, elsewhere)]
     both[1]._fused = False  # as on a GPU
+    taken, rates = np.arange(5)[:, None].repeat(P, axis=1), np.tile(lr, (5, 1))
+    members = (slice(0, 2), slice(2, 3))
+    steps = [one.steps(some, taken[:, some], rates[:, some]) for one in both for some in members]
     for step in range(5):
         grad.copy_(randn(P, 6, seed=step + 1))
         for i, optimiser in enumerate(optimisers):
             theirs[i].grad = grad[i].clone()
             optimiser.step()
-        for optimiser in both:
-            optimiser.step_(slice(0, 2), [step] * 2, lr[:2])
-            optimiser.step_(slice(2, 3), [step], lr[2:])
+        for own in steps:
+            next(own)
     for parameter in (on_cpu, elsewhere):
         torch.testing.assert_close(parameter, torch.stack([row.detach() for row in theirs]), rtol=1e-5, atol=1e-6)
 

@@ -15,9 +15,10 @@ from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset
 from vadtune.errors import ConfigError
 from vadtune.evaluation import evaluate
+from vadtune.member import Member, State
 from vadtune.model.networks import ACTIVATIONS
 from vadtune.optimiser import OPTIMISERS, SCHEDULES
-from vadtune.training import Member, Population, State
+from vadtune.training import Population
 
 WIDTHS = [(1, 3), (3, 8), (2, 5), (3, 3), (4, 11)]  # latent, hidden
 KINDS = {
@@ -110,8 +111,11 @@ def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDa
     configs = [narrow(index, model, optimiser=optimiser, schedule=schedule, epochs=6) for index in range(5)]
     population = Population(configs, iris.train, pad=True)
     population.train_until(6)
-    stacks = {"weights": population._flat, "rows": population._rows}
-    stacks |= {"weight_moments": population._flat_moments[0], "row_moments": population._row_moments[0]}
+    stacks = {"weights": population._tensors["weights"], "rows": population._tensors["rows"]}
+    stacks |= {
+        "weight_moments": population._tensors["weight_moments"][0],
+        "row_moments": population._tensors["row_moments"][0],
+    }
     for i, member in enumerate(population.members):
         state, padding = population.state(member), population._paddings[i]
         assert_close(state, alone(member.config, iris, 6).states()[0])

@@ -19,11 +19,12 @@ from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate, follows_shortly
 from vadtune.inference import infer
+from vadtune.member import Member
 from vadtune.metrics import score
 from vadtune.model import MODELS, products
 from vadtune.model.objective import reconstruction
 from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
-from vadtune.training import Member, Population
+from vadtune.training import Population
 
 KINDS = [
     pytest.param({"family": family, "posterior": posterior}, id=f"{family}-{posterior}")
@@ -172,8 +173,8 @@ def test_compiled_agrees_with_as_it_is(family: str, iris: IncompleteDataset, cap
     model = {"family": family, "layers": 2, "activation": "silu"}  # unknown to the machine code
     train = {"batch_size": len(iris.train.x), "epochs": 4}  # one shape of batch is one compilation
     compiled = trained(trial_config(model=model, train={**train, "compile": "on"}), iris.train)
-    assert compiled._passes
-    assert all(passes.func is not reconstruction for passes in compiled._passes.values())
+    assert compiled._stacked._passes
+    assert all(passes.func is not reconstruction for passes in compiled._stacked._passes.values())
     plain = trained(trial_config(model=model, train={**train, "compile": "off"}), iris.train)
     for name in ("weights", "rows", "train_loss"):
         torch.testing.assert_close(compiled.states()[0][name], plain.states()[0][name], rtol=1e-4, atol=1e-5)
@@ -194,8 +195,8 @@ def test_without_a_compiler_training_goes_on_and_says_why(
 def test_on_a_cpu_auto_leaves_nothing_to_the_compiler(iris: IncompleteDataset) -> None:
     config = trial_config(model={"activation": "silu"}, train={"epochs": 10_000})
     population = trained(config, iris.train, epochs=1)
-    assert population._passes
-    assert all(passes.func is reconstruction for passes in population._passes.values())
+    assert population._stacked._passes
+    assert all(passes.func is reconstruction for passes in population._stacked._passes.values())
 
 
 def apart(index: int, model: dict[str, Any], **train: Any) -> TrialConfig:
@@ -398,7 +399,7 @@ def test_learned_noise_tells_which_column_is_noisy(iris: IncompleteDataset) -> N
         model={"noise": "learned", "latent": 1}, train={"epochs": 60, "net_lr": 1e-2, "kl_weight": 0.3}
     )
     population = trained(config, noisy, epochs=60)
-    log_noise = population.family.log_noise(population.family.layers(population._flat))
+    log_noise = population.family.log_noise(population.family.layers(population._tensors["weights"]))
     assert log_noise is not None
     torch.testing.assert_close(log_noise.sum(), torch.tensor(0.0), rtol=0, atol=1e-5)
     assert int(log_noise.argmax()) == 1
@@ -458,11 +459,11 @@ def test_a_report_may_start_from_the_posteriors_of_the_last(iris: IncompleteData
     assert last.posteriors.shape == (rows, 2 * config.model.latent)
     population.train_until(21)
     exact = infer(population.models(), iris.search_data.validation.given).statistics[0]
-    (near,) = evaluate(population, iris.search_data, start=last.posteriors)
-    (far,) = evaluate(population, iris.search_data, start=last.posteriors + 3.0)
+    (near,) = evaluate(population, iris.search_data, start=[last.posteriors])
+    (far,) = evaluate(population, iris.search_data, start=[last.posteriors + 3.0])
     assert (near.posteriors - exact).abs().mean() < 0.5 * (far.posteriors - exact).abs().mean()
     population.train_until(30)  # what is finished is inferred as new rows are
-    one, other = (evaluate(population, iris.search_data, start=start)[0] for start in (None, last.posteriors + 3.0))
+    one, other = (evaluate(population, iris.search_data, start=[start])[0] for start in (None, last.posteriors + 3.0))
     np.testing.assert_array_equal(one.held_out, other.held_out)
 
 
@@ -515,8 +516,8 @@ def test_captured_passes_agree_with_launched_ones(model: dict[str, Any], iris: I
         population.train_until(2)
         population.join(trial_config(model=model, train={"compile": how, "kl_weight": 0.2}))
         population.train_until(4)
-        assert population._passes
-        assert all(hasattr(p, "_graph") == (how == "on") for p in population._passes.values())
+        assert population._stacked._passes
+        assert all(hasattr(p, "_graph") == (how == "on") for p in population._stacked._passes.values())
         ends[how] = {member.config.train.kl_weight: population.state(member) for member in population.members}
     for weight, state in ends["off"].items():
         for name in ("weights", "rows"):

@@ -15,11 +15,13 @@ from functools import cached_property
 from itertools import repeat
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from vadtune.config import TrialConfig
+from vadtune.optimiser import Table
 from vadtune.randomness import Purpose, derived_generator, standard_normal
 
 _TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
@@ -35,8 +37,6 @@ class Batch(NamedTuple):
         mask: ([p,] b, d) float, 1 = observed.
         weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
         normaliser: Number of observed cells of the batch, ([p],).
-        taken: How many steps each member has taken before.
-        lr: The learning rate of each member's networks.
         dropout: Factors on the output of every hidden layer of the decoder (p, b, hidden); None without dropout.
     """
 
@@ -46,8 +46,6 @@ class Batch(NamedTuple):
     mask: Tensor
     weight: Tensor
     normaliser: Tensor
-    taken: list[int]
-    lr: list[float]
     dropout: list[Tensor] | None
 
 
@@ -71,6 +69,9 @@ class Epoch:
         order: Of the rows, ([p,] n).
         normaliser: Observed cells of every batch, ([p,] steps).
         noise: Standard normal draws ([p,] n, k), in row order.
+        taken: How many steps each member has taken before each of the epoch, (steps, p).
+        net_lr: The learning rate of each member's networks at each step, (steps, p).
+        latent_lr: That of each member's row posteriors, which move once an epoch, (p,).
         inverse_normaliser: 1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order.
     """
 
@@ -81,17 +82,20 @@ class Epoch:
         counts: Tensor,
         configs: Sequence[TrialConfig],
         epochs: Sequence[int],
-        schedule: Callable[[float], float],
+        schedule: Callable[[Table], Table],
         factors: Sequence[float],
         widths: tuple[int, int],
     ) -> None:
         self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
-        self._schedule, (latent, self._hidden) = schedule, widths
-        self._net_lr = [config.train.net_lr * factor for config, factor in zip(configs, factors, strict=True)]
-        self._latent_lr = [config.train.latent_lr * factor for config, factor in zip(configs, factors, strict=True)]
+        latent, self._hidden = widths
         train, n = configs[0].train, len(x)
         self.batch_size = min(train.batch_size, n)
         self._total, self.steps = train.epochs, -(-n // self.batch_size)
+        done = np.array(self.epochs)
+        self.taken = done * self.steps + np.arange(self.steps)[:, None]
+        self.net_lr = np.array([c.train.net_lr for c in configs]) * factors
+        self.net_lr = self.net_lr * schedule(self.taken / (self._total * self.steps))
+        self.latent_lr = np.array([c.train.latent_lr for c in configs]) * factors * schedule(done / self._total)
 
         def order(epoch: int) -> Tensor:
             return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
@@ -114,22 +118,6 @@ class Epoch:
         """How many batches the member that is least far has yet to see."""
         return (self._total - min(self.epochs)) * self.steps
 
-    def taken(self, step: int) -> list[int]:
-        """Returns how many batches each member has seen before this one of the epoch."""
-        return [epoch * self.steps + step for epoch in self.epochs]
-
-    def net_lr(self, step: int) -> list[float]:
-        """Returns the learning rate of each member's networks at a batch of the epoch."""
-        shares = [taken / (self._total * self.steps) for taken in self.taken(step)]
-        return [lr * self._schedule(share) for lr, share in zip(self._net_lr, shares, strict=True)]
-
-    @property
-    def latent_lr(self) -> list[float]:
-        """The learning rate of each member's row posteriors, which move once an epoch."""
-        return [
-            lr * self._schedule(epoch / self._total) for lr, epoch in zip(self._latent_lr, self.epochs, strict=True)
-        ]
-
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
         dropout, n = self._dropout(), len(self._x)
@@ -144,8 +132,7 @@ class Epoch:
                 index = (first + start) // self.batch_size
                 rows = slice(first + start, min(first + start + self.batch_size, n))
                 own = (..., slice(start, start + self.batch_size), slice(None))
-                numbers = self.normaliser[..., index], self.taken(index), self.net_lr(index)
-                yield Batch(index, rows, x[own], mask[own], weight[own], *numbers, next(dropout))
+                yield Batch(index, rows, x[own], mask[own], weight[own], self.normaliser[..., index], next(dropout))
 
     @cached_property
     def residual_norms(self) -> Tensor:

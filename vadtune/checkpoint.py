@@ -38,10 +38,11 @@ from vadtune.data import HeldOut, Scaler, mask_sha256
 from vadtune.errors import ModelFolderError
 from vadtune.files import NOT_ARRAYS
 from vadtune.inference import FittedModel
+from vadtune.member import State
 from vadtune.model import Architecture, Family, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search_file import load_trial
-from vadtune.training import Population, State
+from vadtune.training import Population
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

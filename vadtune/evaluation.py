@@ -12,10 +12,11 @@ from torch import Tensor
 
 from vadtune.data import SearchData
 from vadtune.errors import TrialDiverged
-from vadtune.inference import FittedModel, infer
+from vadtune.inference import infer
+from vadtune.member import Member
 from vadtune.metrics import score
 from vadtune.model import Architecture
-from vadtune.training import Member, Population
+from vadtune.training import Population
 
 _EARLY_EFFORT = 0.3
 """Share of the inference steps that is enough to rank unfinished trials: on random digits configurations after a ninth
@@ -48,12 +49,24 @@ class Evaluation(NamedTuple):
     posteriors: Tensor
 
 
+class _How(NamedTuple):
+    """What members must agree in to be inferred together; those that padding made one architecture are not."""
+
+    architecture: Architecture
+    finished: bool
+    nearby: bool  # from the posteriors of a report shortly before
+
+    @property
+    def effort(self) -> float:
+        return 1.0 if self.finished else _NEXT_EFFORT if self.nearby else _EARLY_EFFORT
+
+
 def evaluate(
     population: Population,
     data: SearchData,
     members: Sequence[Member] | None = None,
     *,
-    start: Tensor | None = None,
+    start: Sequence[Tensor | None] | None = None,
 ) -> list[Evaluation]:
     """Infers the validation rows without their held-out cells and scores every member, or those given.
 
@@ -64,7 +77,7 @@ def evaluate(
         population: The members.
         data: What a search sees.
         members: Some of them; all without it.
-        start: Posteriors of a report shortly before, of the one member that is given.
+        start: Posteriors of each member at a report shortly before, where there was one.
 
     Returns:
         The evaluation of each member. Errors are in the scaler's units; ``val_missing_*`` are over held-out observed
@@ -77,15 +90,17 @@ def evaluate(
     began = time.perf_counter()
     given, truth, held_out = data.validation
     members = population.members if members is None else members
-    finished = all(member.epoch >= member.config.train.epochs for member in members)
-    if finished or population.family.amortised:  # an encoder says where to start
-        start = None
-    models, from_there = population.models(members), None if start is None else [start]
-    effort = 1.0 if finished else _EARLY_EFFORT if start is None else _NEXT_EFFORT
+    models, amortised = population.models(members), population.family.amortised
+    starts = [None] * len(members) if start is None or amortised else start  # an encoder says where to start
+    groups: dict[_How, list[int]] = {}
+    for i, (model, member, near) in enumerate(zip(models, members, starts, strict=True)):
+        architecture = Architecture.of(model.config.model, given.x.shape[1])
+        groups.setdefault(_How(architecture, member.finished, near is not None and not member.finished), []).append(i)
     x_hat, posteriors = np.empty((len(models), *given.x.shape), np.float32), [torch.empty(0)] * len(models)
-    for same in _of_one_architecture(models, given.x.shape[1]):
-        found = infer([models[i] for i in same], given, effort=effort, start=from_there)
-        for index, i in enumerate(same):
+    for how, group in groups.items():
+        nearby = [near for i in group if (near := starts[i]) is not None] if how.nearby else None
+        found = infer([models[i] for i in group], given, effort=how.effort, start=nearby)
+        for index, i in enumerate(group):
             x_hat[i], posteriors[i] = found.x_hat[index], found.statistics[index]
     seconds = time.perf_counter() - began
     results = []
@@ -103,11 +118,3 @@ def evaluate(
         }
         results.append(Evaluation(scores, member_x_hat[held_out], posterior))
     return results
-
-
-def _of_one_architecture(models: Sequence[FittedModel], features: int) -> list[list[int]]:
-    """Returns the indices of the models of each architecture: those that padding made one are inferred apart."""
-    groups: dict[Architecture, list[int]] = {}
-    for i, model in enumerate(models):
-        groups.setdefault(Architecture.of(model.config.model, features), []).append(i)
-    return list(groups.values())

@@ -177,13 +177,13 @@ class _Inference:
         statistics = self._start(x, mask) if given is None else given
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(self.steps, 1, self.family.architecture.latent, generator=generator, device=self.device)
-        factors = [SCHEDULES["cosine"](step / self.steps) for step in range(self.steps)]
+        rates = SCHEDULES["cosine"](np.arange(self.steps)[:, None] / max(1, self.steps)) * self.lr  # (steps, p)
         by_machine_code = self.device.type == "cpu" and machine_code.fits(self.family, self.config)
-        (self._fit_by_machine_code if by_machine_code else self._fit_together)(statistics, x, mask, noise, factors)
+        (self._fit_by_machine_code if by_machine_code else self._fit_together)(statistics, x, mask, noise, rates)
         return statistics
 
     def _fit_by_machine_code(
-        self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, factors: list[float]
+        self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
     ) -> None:
         holed = x.masked_fill(mask == 0, torch.nan)
         precision = torch.as_tensor(self.precision).expand(len(statistics), 1, x.shape[1])
@@ -198,24 +198,26 @@ class _Inference:
                 noise=noise[:, 0],
                 kl_weight=float(self.kl_weight[i]),
                 prior=Prior(*(v if isinstance(v, float) else v[i, 0] for v in self.prior)),
-                rates=[self.lr[i] * factor for factor in factors],
+                rates=np.ascontiguousarray(rates[:, i]),
             )
 
-    def _fit_together(self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, factors: list[float]) -> None:
+    def _fit_together(self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray) -> None:
         moments, grad = torch.zeros(2, *statistics.shape, device=self.device), torch.empty_like(statistics)
         optimiser = AdamW(statistics, grad, moments)
         decoder, layers = self.family.networks["decoder"], self.networks["decoder"]
         workspace = decoder.workspace(len(statistics), len(x), statistics)
         learned = self.family.architecture.posterior == "learned"
         weight, everyone = 2.0 * mask * self.precision, slice(0, len(statistics))
-        for step, factor in enumerate(factors):
+        taken = np.broadcast_to(np.arange(len(rates))[:, None], rates.shape)
+        steps = optimiser.steps(everyone, taken, rates)
+        for step in range(len(rates)):
             posterior = self.family.posterior(statistics, self.log_var)
             z, deviation = draw(posterior, noise[step])
             _, grad_z = reconstruction(decoder, layers, z, x, weight, workspace=workspace)
             grad.copy_(
                 posterior_gradients(posterior, grad_z, deviation, self.kl_weight, learned=learned, prior=self.prior)
             )
-            optimiser.step_(everyone, [step] * len(statistics), [lr * factor for lr in self.lr])
+            next(steps)
 
     def _start(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.family.amortised:

@@ -7,7 +7,6 @@ M parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def train_epoch(
         epoch.noise.numpy(),
         float(train.kl_weight),
         epoch.epochs[index],
-        np.array([epoch.net_lr(step)[index] for step in range(epoch.steps)]),
+        np.ascontiguousarray(epoch.net_lr[:, index]),
         float(epoch.latent_lr[index]),
         float(train.weight_decay),
         train.optimiser == "adamw",
@@ -102,7 +101,7 @@ def fit_rows(
     noise: Tensor,
     kl_weight: float,
     prior: Prior,
-    rates: Sequence[float],
+    rates: np.ndarray,
 ) -> None:
     """Fits the posteriors of new rows to their observed cells under one model, with as many threads as PyTorch has.
 
@@ -116,7 +115,7 @@ def fit_rows(
         noise: Standard normal draws of every step, the same for all rows, (steps, k).
         kl_weight: Factor on the divergence from the prior.
         prior: Of the latents, (k,) each.
-        rates: The learning rate of every step.
+        rates: The learning rate of every step (steps,).
     """
     native = kernels("decoder")
     assert native is not None
@@ -136,7 +135,7 @@ def fit_rows(
             kl_weight,
             mean,
             precise,
-            np.array(rates, dtype=np.float64),
+            rates,
         )
 
     on_threads(fit, len(x), native.BLOCK)

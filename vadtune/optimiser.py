@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Table = NDArray[Any]
+"""Numbers of each step and member, (t, p)."""
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -27,23 +32,24 @@ class Optimiser(ABC):
 
     def __init__(self, parameter: Tensor, grad: Tensor, moments: Tensor, decay: Sequence[float] | None = None) -> None:
         self._parameter, self._grad, self._moments = parameter, grad, moments
-        self._decay = [0.0] * len(parameter) if decay is None else list(decay)
+        self._decay = np.zeros(len(parameter)) if decay is None else np.array(decay, dtype=np.float64)
 
     @abstractmethod
-    def step_(self, members: slice, taken: Sequence[int], lr: Sequence[float]) -> None:
-        """Takes one step.
+    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+        """Takes one step whenever asked for the next item. What follows from the arguments is computed once, so that a
+        step costs the same however many members there are.
 
         Args:
             members: Which members; contiguous.
-            taken: How many steps each of them has taken before.
-            lr: The learning rate of each of them.
+            taken: How many steps each of them has taken before each step (t, p).
+            lr: The learning rate of each of them at each step (t, p).
         """
 
-    def _columns(self, rows: list[tuple[float, ...]]) -> list[Tensor]:
-        """Returns numbers, a row for every member, as tensors (p, 1, ...), one for every column."""
-        table = torch.tensor(rows, dtype=self._parameter.dtype).to(self._parameter.device, non_blocking=True)
-        shape = len(rows), *[1] * (self._parameter.dim() - 1)
-        return [column.reshape(shape) for column in table.unbind(1)]
+    def _columns(self, *tables: Table) -> Tensor:
+        """Returns numbers of each step and member (t, p) as a tensor (t, tables, p, 1, ...), brought to the device in
+        one go."""
+        stacked = torch.from_numpy(np.stack(tables, axis=1)).to(self._parameter.dtype)
+        return stacked.view(*stacked.shape, *[1] * (self._parameter.dim() - 1)).to(self._parameter.device)
 
 
 class Adam(Optimiser):
@@ -66,50 +72,49 @@ class Adam(Optimiser):
             for i in range(len(parameter) if self._fused else 0)
         ]
 
-    def step_(self, members: slice, taken: Sequence[int], lr: Sequence[float]) -> None:
-        """Takes one step. See Optimiser."""
-        if not self._fused:
-            self._step_together(members, taken, lr)
-            return
-        indices = range(*members.indices(len(self._members)))
-        for i, before, rate in zip(indices, taken, lr, strict=True):
-            parameter, grad, first, second, count = self._members[i]
-            count[0].fill_(before + 1)
-            self._fused_step(
-                parameter,
-                grad,
-                first,
-                second,
-                [],
-                count,
-                lr=rate,
-                beta1=_BETA1,
-                beta2=_BETA2,
-                weight_decay=self._decay[i],
-                eps=_EPS,
-                amsgrad=False,
-                maximize=False,
-            )
+    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+        """Takes steps. See Optimiser."""
+        return (self._each if self._fused else self._together)(members, taken, lr)
 
-    def _step_together(self, members: slice, taken: Sequence[int], lr: Sequence[float]) -> None:
+    def _each(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+        indices = range(*members.indices(len(self._members)))
+        for before, rates in zip(taken.tolist(), lr.tolist(), strict=True):
+            for i, done, rate in zip(indices, before, rates, strict=True):
+                parameter, grad, first, second, count = self._members[i]
+                count[0].fill_(done + 1)
+                self._fused_step(
+                    parameter,
+                    grad,
+                    first,
+                    second,
+                    [],
+                    count,
+                    lr=rate,
+                    beta1=_BETA1,
+                    beta2=_BETA2,
+                    weight_decay=float(self._decay[i]),
+                    eps=_EPS,
+                    amsgrad=False,
+                    maximize=False,
+                )
+            yield
+
+    def _together(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
         parameter, grad = self._parameter[members], self._grad[members]
         first, second = self._moments[0, members], self._moments[1, members]
-        correction, rate, decay = self._columns(
-            [
-                (math.sqrt(1 - _BETA2 ** (before + 1)), rate / (1 - _BETA1 ** (before + 1)), self._shrink(rate, decay))
-                for before, rate, decay in zip(taken, lr, self._decay[members], strict=True)
-            ]
-        )
-        if self._decoupled:
-            parameter.mul_(decay)
-        else:
-            grad = torch.addcmul(grad, parameter, decay)
-        first.lerp_(grad, 1 - _BETA1)
-        second.mul_(_BETA2).addcmul_(grad, grad, value=1 - _BETA2)
-        parameter.sub_((first / second.sqrt().div_(correction).add_(_EPS)).mul_(rate))
-
-    def _shrink(self, lr: float, decay: float) -> float:
-        return 1 - lr * decay if self._decoupled else decay
+        decay = np.broadcast_to(self._decay[members], lr.shape)
+        kept_or_added = 1 - lr * decay if self._decoupled else decay
+        columns = self._columns(np.sqrt(1 - _BETA2 ** (taken + 1)), lr / (1 - _BETA1 ** (taken + 1)), kept_or_added)
+        for correction, rate, of_parameter in columns:
+            slope = grad
+            if self._decoupled:
+                parameter.mul_(of_parameter)
+            else:
+                slope = torch.addcmul(grad, parameter, of_parameter)
+            first.lerp_(slope, 1 - _BETA1)
+            second.mul_(_BETA2).addcmul_(slope, slope, value=1 - _BETA2)
+            parameter.sub_((first / second.sqrt().div_(correction).add_(_EPS)).mul_(rate))
+            yield
 
 
 class AdamW(Adam):
@@ -138,12 +143,13 @@ class SGD(Optimiser):
         super().__init__(parameter, grad, moments, decay)
         self._momentum = momentum
 
-    def step_(self, members: slice, taken: Sequence[int], lr: Sequence[float]) -> None:
-        """Takes one step. See Optimiser."""
-        parameter, direction = self._parameter[members], self._moments[0, members]
-        rate, decay = self._columns(list(zip(lr, self._decay[members], strict=True)))
-        direction.mul_(self._momentum).add_(self._grad[members]).addcmul_(parameter, decay)
-        parameter.addcmul_(direction, rate, value=-1)
+    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+        """Takes steps. See Optimiser."""
+        parameter, direction, grad = self._parameter[members], self._moments[0, members], self._grad[members]
+        for rate, decay in self._columns(lr, np.broadcast_to(self._decay[members], lr.shape)):
+            direction.mul_(self._momentum).add_(grad).addcmul_(parameter, decay)
+            parameter.addcmul_(direction, rate, value=-1)
+            yield
 
 
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
@@ -153,12 +159,12 @@ OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"adamw": AdamW, "adam": Adam,
 ROW_OPTIMISERS: dict[str, Callable[..., Optimiser]] = OPTIMISERS | {"sgd": partial(SGD, momentum=0.0)}
 """Name -> the optimiser of the train rows' posteriors."""
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "plateau": lambda progress: 1.0,
+SCHEDULES: dict[str, Callable[[Table], Table]] = {
+    "constant": lambda progress: np.ones_like(progress),
+    "cosine": lambda progress: 0.5 * (1 + np.cos(np.pi * progress)),
+    "plateau": lambda progress: np.ones_like(progress),
 }
-"""Name -> factor on the learning rates, given the share of the steps already taken (0 to 1). That of ``plateau`` is
+"""Name -> factors on the learning rates, given shares of the steps already taken (0 to 1). That of ``plateau`` is
 each member's own: see Plateau."""
 
 

@@ -25,8 +25,9 @@ from vadtune.config import HoldoutConfig, TrialConfig
 from vadtune.data import HeldOut, Part, hold_out
 from vadtune.errors import VadtuneError
 from vadtune.inference import FittedModel, reconstruct
+from vadtune.member import signature
 from vadtune.model.products import one_thread, use_threads
-from vadtune.training import Population, signature
+from vadtune.training import Population
 from vadtune.workers import worker_context
 
 logger = logging.getLogger(__name__)

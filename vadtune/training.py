@@ -4,94 +4,35 @@ Neighbours never matter. Randomness is common to all members and derived, never 
 noise and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
 same alone or packed, whenever its neighbours come and go, and a checkpoint needs no generator state to resume exactly.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dimensions, s statistics, M network parameters.
+Shape comments: p members, n rows, d features, k latent dimensions, s statistics, M network parameters.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vadtune import machine_code
-from vadtune.batches import Batch, Epoch
-from vadtune.compiled import Passes, decoder_passes
 from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
-from vadtune.model import Architecture, Family, Networks, build_family
-from vadtune.model.linear import NotSolved, iterate, regression
-from vadtune.model.networks import Workspace, side_by_side
-from vadtune.model.noise import log_variance_backward
-from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
-from vadtune.model.padding import Padding, agreement, widest
-from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, Plateau
+from vadtune.member import Member, State, signature
+from vadtune.model import Architecture, Family, build_family
+from vadtune.model.linear import regression
+from vadtune.model.padding import Padding, widest
+from vadtune.optimiser import Plateau
 from vadtune.randomness import Purpose, derived_generator
-
-State = dict[str, Tensor]
-"""All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
-progress (epoch, seconds), the sums of the last epoch, and what the schedule plateau has seen, as plateau (3,)."""
+from vadtune.stack import Stack, TrainRows
 
 _START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so
-# Below either, a solved model has settled: the change of an iteration, in units of the greatest weight; what the loss
-# changes, in units of kl_weight, which makes it nats for each observed cell. Of what still moves then (the noise of a
-# column that is all but solved, say) the held-out cells know nothing: digits moved by .0003 of .2 in 200 iterations.
-_SETTLED, _SETTLED_LOSS = 1e-3, 5e-5
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
 _MOST_PADDED = 2  # parameters of a population with its padding, in units of those its members have
 _CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
-
-
-class _Sums(NamedTuple):
-    """Of an epoch, (p,) each."""
-
-    squared_error: Tensor
-    weighted: Tensor  # the squared error in units of the features' noise, and what its log variances cost
-    kl: Tensor  # nats
-
-
-@dataclass(eq=False)
-class Member:
-    """One configuration in training; equal to none but itself.
-
-    Attributes:
-        config: The configuration.
-        epoch: Number of completed epochs.
-        train_seconds: Time spent training so far, shared evenly by the members trained together.
-        metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell, whatever the
-            noise), train_kl (nats per row).
-        plateau: What the schedule plateau has seen; untouched by others.
-    """
-
-    config: TrialConfig
-    epoch: int = 0
-    train_seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    plateau: Plateau = field(default_factory=Plateau)
-
-    def divergence(self) -> str | None:
-        """Returns why the member cannot go on, None if it can."""
-        for name, value in self.metrics.items():
-            if value != value or abs(value) == float("inf"):
-                return f"diverged: {name} became NaN or infinite in epoch {self.epoch}"
-        return None
-
-
-def signature(config: TrialConfig, features: int, *, pad: bool = False) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes (with ``pad``, those that padding does not
-    make equal) and activation (not with ``pad``), batches, optimiser, seed, precision, inference."""
-    train = config.train
-    shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
-    how = config.infer.steps, config.infer.start, config.infer.prior
-    architecture = Architecture.of(config.model, features)
-    return (*(agreement(architecture) if pad else architecture), *shared, *how)
 
 
 class Population:
@@ -119,17 +60,13 @@ class Population:
         self._features = train.x.shape[1]
         self._signature = signature(first, self._features, pad=pad)
         self._seed = first.train.seed
-        self._optimiser_name, self._schedule_name = first.train.optimiser, first.train.schedule
+        self._schedule_name = first.train.schedule
         self._bf16 = first.train.precision == "bf16"
         # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
         # costs nothing; elsewhere together, each with batches of its own.
         self._mixed = self.device.type != "cpu"
 
-        mask = torch.tensor(train.mask)
-        self._x = torch.tensor(train.x).masked_fill_(~mask, 0.0).to(self.device)  # (n, d)
-        self._mask = mask.float().to(self.device)  # (n, d)
-        self._counts = self._mask.sum(1)  # (n,)
-        self._cells = float(self._counts.sum())
+        self._data = TrainRows(train, self.device)
         self._initial: dict[tuple[Architecture, str], State] = {}
         self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
@@ -147,7 +84,7 @@ class Population:
         key = self._own(config), config.train.latent_init
         if key not in self._initial:
             architecture, how = key
-            family, x, mask = self._family_of(architecture), self._x.cpu(), self._mask.cpu()
+            family, x, mask = self._family_of(architecture), self._data.x.cpu(), self._data.mask.cpu()
             weights = family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
             rows = family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
             if architecture.exact:
@@ -189,25 +126,17 @@ class Population:
             values = [value(config) for config in configs]
             return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
-        flat, flat_moments = stacked("weights"), stacked("weight_moments", 1)  # (p, M), (2, p, M)
-        rows, row_moments = stacked("rows"), stacked("row_moments", 1)  # (p, n, s), (2, p, n, s)
-        grad, row_grad = torch.empty_like(flat), torch.empty_like(rows)
+        tensors = stacked("weights"), stacked("weight_moments", 1), stacked("rows"), stacked("row_moments", 1)
         log_var = vector(lambda c: c.model.log_var)
         if narrower:  # of the prior, where a member has no latent
             latents = torch.arange(common.latent, device=self.device)
             log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
+        members, activations = [member for member, _ in parts], [own.activation or "linear" for own in architectures]
+        stack = Stack(self._data, members, family, tensors, log_var, activations, padded=self._pad)
 
-        self.members, self.family, self._paddings = [member for member, _ in parts], family, paddings
-        self._activations = [own.activation or "linear" for own in architectures]
-        self._flat, self._flat_moments, self._grad = flat, flat_moments, grad
-        self._rows, self._row_moments, self._row_grad = rows, row_moments, row_grad
-        self._kl_weight, self._log_var = vector(lambda c: c.train.kl_weight), log_var
-        decay = [config.train.weight_decay for config in configs]
-        self._optimiser = OPTIMISERS[self._optimiser_name](flat, grad, flat_moments, decay)
-        self._row_optimiser = ROW_OPTIMISERS[self._optimiser_name](rows, row_grad, row_moments)
+        self.members, self.family, self._paddings = members, family, paddings
+        self._stacked, self._tensors = stack, dict(zip(_TENSORS, tensors, strict=True))
         self._initial = {key: state for key, state in self._initial.items() if key[0] in architectures}
-        self._workspaces: dict[tuple[int, int], Workspace] = {}
-        self._passes: dict[tuple[int, int, int], Passes] = {}
 
     def _place(self, part: tuple[Member, State]) -> tuple[tuple[int, bool], str, int]:
         """Returns what members are ordered by: those that train as a group are side by side, and among them those of
@@ -250,7 +179,7 @@ class Population:
 
     def _parameters(self, architecture: Architecture) -> int:
         family = build_family(architecture)
-        return family.n_parameters + len(self._x) * family.row_parameters
+        return family.n_parameters + len(self._data.x) * family.row_parameters
 
     def train_until(self, epoch: int) -> None:
         """Trains up to and including this epoch.
@@ -270,7 +199,7 @@ class Population:
             start = time.perf_counter()
             group = self.members[members]
             weights = [member.config.train.kl_weight for member in group]
-            told = self._train_group(members)
+            told = self._stacked.train_epoch(members)
             seconds = (time.perf_counter() - start) / len(group)
             for member, weight, sums in zip(group, weights, told, strict=True):
                 member.epoch += 1
@@ -279,9 +208,9 @@ class Population:
                     continue
                 error, weighted, divergence = sums
                 member.metrics = {
-                    "train_loss": (weighted + weight * divergence) / self._cells,
-                    "train_reconstruction": error / self._cells,
-                    "train_kl": divergence / len(self._x),
+                    "train_loss": (weighted + weight * divergence) / self._data.cells,
+                    "train_reconstruction": error / self._data.cells,
+                    "train_kl": divergence / len(self._data.x),
                 }
                 if self._schedule_name == "plateau" and not self.family.architecture.exact:
                     member.plateau.update(member.metrics["train_loss"])
@@ -292,176 +221,20 @@ class Population:
         if self._mixed:
             yield slice(0, len(self.members))
             return
-        most, start = max(1, _CACHE_BYTES // (16 * self._flat.shape[1])), 0
+        most, start = max(1, _CACHE_BYTES // (16 * self._tensors["weights"].shape[1])), 0
         for _, group in groupby(self.members, key=self._group_of):
             end = start + len(list(group))
             yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
             start = end
 
-    def _train_group(self, members: slice) -> list[list[float] | None]:
-        """Trains some members for an epoch; returns of each the sums of _Sums, None if it has settled."""
-        if self.family.architecture.exact:
-            return [self._solve(index) for index in range(*members.indices(len(self.members)))]
-        group = self.members[members]
-        configs, epochs = [member.config for member in group], [member.epoch for member in group]
-        factors = [member.plateau.factor for member in group]
-        schedule = SCHEDULES[self._schedule_name]
-        widths = self.family.architecture.latent, self.family.architecture.hidden
-        epoch = Epoch(self._x, self._mask, self._counts, configs, epochs, schedule, factors, widths)
-        if not (self._mixed or self._pad) and machine_code.trains(self.family, configs[0]):
-            return self._train_natively(members, epoch)
-        train = self._train_amortised if self.family.amortised else self._train_free
-        told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
-        return told
-
-    def _solve(self, index: int) -> list[float] | None:
-        """Takes one member an iteration of linear.py further, unless the last one changed next to nothing.
-
-        What it changed is kept where an optimiser would keep its first moment, and so is part of the state; nothing is
-        kept there when the loss has settled.
-        """
-        member, flat, change = self.members[index], self._flat[index], self._flat_moments[0, index]
-        if member.epoch > 0 and bool(change.abs().max() <= _SETTLED * flat.abs().max()):
-            return None
-        networks, train = self.family.layers(self._flat), member.config.train
-        ridge = train.weight_decay * self._cells / self._features
-        try:
-            done = iterate(self.family.linear(networks, index), self._x, self._mask, train.kl_weight, ridge)
-        except NotSolved:
-            flat.fill_(torch.nan)
-            return [torch.nan] * 3
-        change.copy_(flat)
-        self.family.set_linear(networks, index, done.decoder)
-        torch.sub(flat, change, out=change)
-        loss = (done.weighted + train.kl_weight * done.kl) / self._cells
-        if abs(loss - member.metrics.get("train_loss", torch.inf)) < _SETTLED_LOSS * train.kl_weight:
-            change.zero_()
-        self._rows[index] = done.means
-        return [done.squared_error, done.weighted, done.kl]
-
-    def _train_natively(self, members: slice, epoch: Epoch) -> list[list[float] | None]:
-        """Trains decoders and free row posteriors by machine code, one member after the other."""
-        indices = range(*members.indices(len(self.members)))
-        return [
-            list(
-                machine_code.train_epoch(
-                    self.family,
-                    self.members[i].config,
-                    (self._flat[i], self._grad[i], self._flat_moments[:, i]),
-                    (self._rows[i], self._row_moments[:, i]),
-                    self._holed,
-                    epoch,
-                    at,
-                )
-            )
-            for at, i in enumerate(indices)
-        ]
-
-    @cached_property
-    def _holed(self) -> Tensor:
-        """The train rows (n, d), NaN where missing."""
-        return self._x.masked_fill(self._mask == 0, torch.nan)
-
-    def _train_free(self, members: slice, epoch: Epoch) -> _Sums:
-        """Trains decoders and free row posteriors.
-
-        An epoch visits every row once, so a row's posterior does not change before its batch, and what its batch tells
-        about it is not needed before the next epoch: draws are made, and posteriors updated, for all rows at once.
-        """
-        posterior = self.family.posterior(self._rows[members], self._log_var[members])
-        z, deviation = draw(posterior, epoch.noise)  # (p, n, k)
-        z = epoch.shuffled(z)
-        grad_z = torch.empty_like(z)
-        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        for batch in epoch.batches():
-            self._decode(members, networks, into, epoch, batch, z[:, batch.rows], grad_z[:, batch.rows])
-            self._optimiser.step_(members, batch.taken, batch.lr)
-        weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
-        learned = self.family.architecture.posterior == "learned"
-        self._row_grad[members] = posterior_gradients(
-            posterior, epoch.in_row_order(grad_z), deviation, weight, learned=learned
-        )
-        kl = kl_divergence(posterior).sum(1)
-        self._row_optimiser.step_(members, epoch.epochs, epoch.latent_lr)
-        return self._sums(epoch, kl)
-
-    def _train_amortised(self, members: slice, epoch: Epoch) -> _Sums:
-        """Trains encoders and decoders."""
-        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        noise = epoch.shuffled(epoch.noise)
-        learned = self.family.architecture.posterior == "learned"
-        kl = torch.zeros(len(self._flat[members]), device=self.device)
-        for batch in epoch.batches():
-            statistics, tape = self.family.encode(networks, batch.x, batch.mask)
-            posterior = self.family.posterior(statistics, self._log_var[members])
-            z, deviation = draw(posterior, noise[..., batch.rows, :])
-            grad_z = self._decode(members, networks, into, epoch, batch, z)
-            kl += kl_divergence(posterior).sum(1)
-            weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
-            grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
-            self.family.encode_backward(networks, tape, grad, into)
-            self._optimiser.step_(members, batch.taken, batch.lr)
-        return self._sums(epoch, kl)
-
-    def _sums(self, epoch: Epoch, kl: Tensor) -> _Sums:
-        squared_error = epoch.squared_error()
-        noisy = "noise" in self.family.networks
-        return _Sums(squared_error, epoch.noisy_errors.sum(-1) if noisy else squared_error, kl)
-
-    def _decode(
-        self,
-        members: slice,
-        networks: Networks,
-        into: Networks,
-        epoch: Epoch,
-        batch: Batch,
-        z: Tensor,
-        grad_z: Tensor | bool = True,
-    ) -> Tensor:
-        """Decodes a batch, writes the gradients of decoder and noise, and lets the epoch know the errors.
-
-        Returns:
-            The gradient with respect to z (p, b, k).
-        """
-        log_noise = self.family.log_noise(networks)
-        passes = self._passes_of(members, batch.x.shape[-2], epoch)
-        residual, carried = passes(z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, log_noise=log_noise)
-        torch.linalg.vector_norm(residual, dim=(1, 2), out=epoch.residual_norms[:, batch.number])
-        if log_noise is not None:
-            weighted, grad = noise_gradient(
-                log_noise, residual, batch.weight, batch.normaliser, self._kl_weight[members]
-            )
-            epoch.noisy_errors[:, batch.number] = weighted
-            log_variance_backward(networks["noise"], grad, into["noise"])
-        return carried
-
-    def _passes_of(self, members: slice, b: int, epoch: Epoch) -> Passes:
-        """Returns the decoder's passes over some members and batches of b rows."""
-        p = members.stop - members.start
-        if (members.start, p, b) not in self._passes:
-            activation = side_by_side(self._activations[members])
-            decoder = replace(self.family.networks["decoder"], activation=activation)
-            if (p, b) not in self._workspaces:
-                self._workspaces[p, b] = decoder.workspace(p, b, self._flat)
-            layers, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-            self._passes[members.start, p, b] = decoder_passes(
-                decoder,
-                layers["decoder"],
-                into["decoder"],
-                self._workspaces[p, b],
-                how=self.members[0].config.train.compile,
-                steps=epoch.steps_left,
-            )
-        return self._passes[members.start, p, b]
-
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:
         """Returns the members, or some, as they are now, ready to impute; later training does not change them."""
-        chosen = [i for i, member in enumerate(self.members) if members is None or member in members]
-        tensors = [self._tensors(i) for i in chosen]
+        chosen = [self.members.index(member) for member in (self.members if members is None else members)]
+        tensors = [self._tensors_of(i) for i in chosen]
         latents = [own["rows"] for own in tensors]
         if self.family.amortised:
-            encoded, _ = self.family.encode(self.family.layers(self._flat), self._x, self._mask)
+            encoded, _ = self.family.encode(self.family.layers(self._tensors["weights"]), self._data.x, self._data.mask)
             latents = [encoded[i] for i in chosen]
         return [
             FittedModel(self.members[i].config, own["weights"].clone(), rows.clone())
@@ -475,20 +248,17 @@ class Population:
     def state(self, member: Member) -> State:
         """Returns one member's state; see ``states``."""
         return {
-            **self._tensors(self.members.index(member)),
+            **self._tensors_of(self.members.index(member)),
             "progress": torch.tensor([member.epoch, member.train_seconds], dtype=torch.float64),
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in member.metrics.items()},
             **({"plateau": member.plateau.to_tensor()} if self._schedule_name == "plateau" else {}),
         }
 
-    def _tensors(self, i: int) -> State:
+    def _tensors_of(self, i: int) -> State:
         """Returns the tensors of the i-th member's state."""
-        values = self._flat[i], self._flat_moments[:, i], self._rows[i], self._row_moments[:, i]
         padding = self._paddings[i]
-        return {
-            name: value if padding is None else padding.of(name).unpad(value)
-            for name, value in zip(_TENSORS, values, strict=True)
-        }
+        own = {name: tensor[:, i] if "moments" in name else tensor[i] for name, tensor in self._tensors.items()}
+        return own if padding is None else {name: padding.of(name).unpad(value) for name, value in own.items()}
 
     def load_states(self, states: Sequence[State]) -> None:
         """Goes on from where the states were taken, one for each member in the order of ``members``.
@@ -501,7 +271,11 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Returns the state, having set the member's progress to it."""
-        family, n, plateau = self._family_of(self._own(member.config)), len(self._x), self._schedule_name == "plateau"
+        family, n, plateau = (
+            self._family_of(self._own(member.config)),
+            len(self._data.x),
+            self._schedule_name == "plateau",
+        )
         weights, rows = (family.n_parameters,), (n, family.row_parameters)
         shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))
         for name, shape in {**shapes, **({"plateau": (3,)} if plateau else {})}.items():

@@ -18,7 +18,8 @@ from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import placement
-from vadtune.search.packing import Pack, calibrate
+from vadtune.search.calibration import calibrate
+from vadtune.search.packing import Pack
 from vadtune.search.trainable import MODEL, TrainTrial
 from vadtune.search_file import SearchFile, parse_search
 from vadtune.training import Population

@@ -60,7 +60,8 @@ def posteriors(
     n, features, k = len(x), x.shape[1], len(scaled)
     learn, log_det = len(second) > 0, 0.0
     seen, values = np.empty((BLOCK, features)), np.empty((BLOCK, features))
-    centred, extended = np.empty((LANES, features)), np.empty((BLOCK, k + 1))
+    centred, extended = np.empty((BLOCK, features)), np.empty((BLOCK, k + 1))
+    precisions, pulls = np.empty((len(outer), BLOCK)), np.empty((k, BLOCK))
     systems, inverses = np.empty((len(outer), LANES)), np.empty((len(outer), LANES))
     mean, reciprocal, sums = np.empty((k, LANES)), np.empty((k, LANES)), np.empty(LANES)
     moments, product = np.empty((len(second), BLOCK)), np.empty((len(second), features))
@@ -68,12 +69,13 @@ def posteriors(
 
     for start in range(0, n, BLOCK):
         _fill(x, mask, start, seen, values)
+        np.dot(outer, seen.T, precisions)
+        _centre(seen, values, bias, centred)
+        np.dot(scaled, centred.T, pulls)
         for first in range(0, BLOCK, LANES):
-            own_seen, own_values = seen[first : first + LANES], values[first : first + LANES]
             live = min(LANES, n - start - first)  # the others observe nothing, and are not counted
-            np.dot(outer, own_seen.T, systems)
-            _centre(own_seen, own_values, bias, centred)
-            np.dot(scaled, centred.T, mean)
+            _take(precisions, first, systems)
+            _take(pulls, first, mean)
             for i in range(k):
                 for v in range(LANES):
                     mean[i, v] += prior_pull[i]
@@ -119,9 +121,17 @@ def _fill(x, mask, start, seen, values):
 
 @part
 def _centre(seen, values, bias, centred):
-    for v in range(LANES):
+    for r in range(BLOCK):
         for f in range(len(bias)):
-            centred[v, f] = values[v, f] - bias[f] * seen[v, f]
+            centred[r, f] = values[r, f] - bias[f] * seen[r, f]
+
+
+@part
+def _take(block, first, lanes):
+    """Takes some columns of a matrix, so that they lie side by side."""
+    for i in range(len(block)):
+        for v in range(LANES):
+            lanes[i, v] = block[i, first + v]
 
 
 @part

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,23 +25,17 @@ from torch import Tensor
 
 from vadtune.checkpoint import parse_state
 from vadtune.config import TrialConfig
-from vadtune.data import Part, Scaler, SearchData
+from vadtune.data import Scaler, SearchData
 from vadtune.errors import CheckpointError, TrialDiverged
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
-from vadtune.model import Architecture
-from vadtune.search.draw import draw_configurations
+from vadtune.member import Member, State
 from vadtune.search.schedulers import next_report, report_epochs
 from vadtune.search.trainable import POSTERIORS, write_checkpoint
 from vadtune.search_file import SearchFile
-from vadtune.training import Member, Population, State
+from vadtune.training import Population
 
 logger = logging.getLogger(__name__)
-
-_DRAWN = 16  # configurations to choose the measured one from
-_CALIBRATED = (1, 4, 16, 64)
-_SHARE_TRAINED = 0.5  # of all epochs, under a scheduler that stops trials early
-_PROCESS_SECONDS = 2.0  # of a core, to start a trial's process
 
 
 @dataclass
@@ -202,34 +195,50 @@ class Pack:
         except torch.OutOfMemoryError:
             self._shrink(population)
             return
-        answered = []
+        arrived, answered = [], []
         for job in list(self._jobs.values()):
-            member = job.member
-            if member is None or member not in population.members:
+            if job.member is None or job.member not in population.members:
                 continue
-            reason = member.divergence()
-            if reason is None and member.epoch < job.epoch:
-                continue
-            try:
-                if reason is not None:
-                    raise TrialDiverged(reason)
-                (evaluation,) = await asyncio.to_thread(
-                    evaluate, population, self._data, [member], start=job.posteriors
-                )
-            except TrialDiverged as error:
-                if not job.done.done():
-                    job.done.set_exception(error)
+            if reason := job.member.divergence():
+                self._fail(job, TrialDiverged(reason))
+            elif job.member.epoch >= job.epoch:
+                arrived.append(job)
             else:
-                (model,) = population.models([member])
-                state = _copied(population, member)
-                if follows_shortly(next_report(self._due, member.epoch), member.epoch):
-                    state[POSTERIORS] = evaluation.posteriors.cpu()
-                self._aside[job.trial_id] = _Aside(state, model, evaluation)
-                if not job.done.done():
-                    job.done.set_result(evaluation.scores)
-            self._jobs.pop(job.trial_id, None)
-            answered.append(member)
+                continue
+            answered.append(job.member)
+        if arrived:
+            await self._answer(population, arrived)
+        for job in [job for job in self._jobs.values() if job.member in answered]:
+            del self._jobs[job.trial_id]
         self._remove(population, answered)
+
+    async def _answer(self, population: Population, jobs: Sequence[_Job]) -> None:
+        """Scores trials that are where they wanted to be, together, or apart where one of them or the memory fails."""
+        members, start = [job.member for job in jobs if job.member is not None], [job.posteriors for job in jobs]
+        try:
+            evaluations = await asyncio.to_thread(evaluate, population, self._data, members, start=start)
+        except (TrialDiverged, torch.OutOfMemoryError) as error:
+            if len(jobs) > 1:
+                for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
+                    await self._answer(population, half)
+            elif isinstance(error, TrialDiverged):
+                self._fail(jobs[0], error)
+            else:
+                raise
+            return
+        for job, member, model, evaluation in zip(jobs, members, population.models(members), evaluations, strict=True):
+            if job.done.done():  # it left meanwhile
+                continue
+            state = _copied(population, member)
+            if follows_shortly(next_report(self._due, member.epoch), member.epoch):
+                state[POSTERIORS] = evaluation.posteriors.cpu()
+            self._aside[job.trial_id] = _Aside(state, model, evaluation)
+            job.done.set_result(evaluation.scores)
+
+    @staticmethod
+    def _fail(job: _Job, error: Exception) -> None:
+        if not job.done.done():
+            job.done.set_exception(error)
 
     def _remove(self, population: Population, members: list[Member]) -> None:
         if len(members) == len(population.members):
@@ -262,31 +271,3 @@ class Pack:
 def _copied(population: Population, member: Member) -> State:
     """Returns a member's state, in memory of its own on the host."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in population.state(member).items()}
-
-
-def calibrate(search: SearchFile, train: Part, device: str, *, samples: int, cores: int) -> int:
-    """Measures an epoch of packs of growing size and returns the size with which the search should end first.
-
-    A configuration drawn from the space stands for all, one that takes batches if there is any. What a larger pack
-    saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
-    """
-    drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
-    solved = [Architecture.of(config.model, train.x.shape[1]).exact for config in drawn]
-    config = drawn[solved.index(False) if False in solved else 0]
-    epochs = samples * config.train.epochs * _SHARE_TRAINED
-    costs, told = {}, []
-    for p in _CALIBRATED:
-        if p > min(samples, 4 if device == "cpu" else samples):  # what a CPU gains shows at once
-            break
-        population = Population([config] * p, train, device)
-        population.train_epoch()
-        start = time.perf_counter()
-        population.train_epoch()
-        seconds = (time.perf_counter() - start) / p
-        told.append(f"{p} at once {1e3 * seconds:.1f} ms")
-        workers = 1 if device != "cpu" else cores if p == 1 else max(1, cores - 1)
-        processes = workers if p == 1 else workers * (p + 1)
-        costs[p] = epochs * seconds / workers + processes * _PROCESS_SECONDS / cores
-    chosen = min(costs, key=lambda p: costs[p])
-    logger.info("calibration on %s, an epoch of one configuration: %s; search.pack %d", device, ", ".join(told), chosen)
-    return chosen

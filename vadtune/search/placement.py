@@ -16,8 +16,9 @@ from ray.tune.experiment import Trial
 
 from vadtune.data import IncompleteDataset
 from vadtune.model.products import use_threads
+from vadtune.search.calibration import calibrate
 from vadtune.search.packed_trial import PackedTrial
-from vadtune.search.packing import Pack, calibrate
+from vadtune.search.packing import Pack
 from vadtune.search.patches import replaced
 from vadtune.search.process import resources_of
 from vadtune.search.samplers import sample_count
@@ -29,43 +30,54 @@ logger = logging.getLogger(__name__)
 _DEFAULT_GPU_PACK = 64
 
 
-@contextlib.contextmanager
-def placed(search: SearchFile, dataset: IncompleteDataset) -> Iterator[tuple[Any, int]]:
-    """Gives what Tune is to run for a trial, with its data and its resources, and for how many trials there is room at
-    once. Needs a running Ray.
+def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None) -> int:
+    """Returns how many trials train as one stack: ``search.pack``; 'auto' measures it, on the device they will use.
 
-    ``search.pack`` says how many trials train as one stack; 'auto' measures it, on the device the trials will use.
+    Args:
+        search: The search file.
+        dataset: Its data.
+        cores: Of a Ray that is being started; None for those of the one that runs.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if search.search.gpus_per_trial else 0
-    size = search.search.pack
-    if size == "auto":
-        size = _measured(search, dataset, gpus)
-    if size == 1:
-        yield _alone(search, dataset), _room(search)
-        return
-    data = [ray.put(dataset.search_data)]
-    packs = _packs(search, dataset, data, int(size), gpus)
-    try:
-        yield _packed(search, packs, data, int(size)), int(size) * len(packs)
-    finally:
-        for pack in packs:
-            ray.kill(pack)
-
-
-def _measured(search: SearchFile, dataset: IncompleteDataset, gpus: int) -> int:
-    if gpus and not torch.cuda.is_available():
+    if search.search.pack != "auto":
+        return int(search.search.pack)
+    there = ray.cluster_resources() if cores is None else {"CPU": cores, "GPU": torch.cuda.device_count()}
+    device = "cuda" if search.search.gpus_per_trial and there.get("GPU", 0) else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
         logger.info("search.pack %d: the GPUs are on other machines than this one", _DEFAULT_GPU_PACK)
         return _DEFAULT_GPU_PACK
     threads = torch.get_num_threads()
     use_threads(max(1, int(search.search.cpus_per_trial)))
     try:
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        return calibrate(search, dataset.train, "cuda" if gpus else "cpu", samples=sample_count(search), cores=cores)
+        count = int(there.get("CPU", 1))
+        return calibrate(search, dataset.train, device, samples=sample_count(search), cores=count)
     except (RuntimeError, MemoryError) as error:  # too large for the memory, say: its trial will tell
         logger.warning("search.pack 1: what was to be measured failed (%s)", " ".join(str(error).split())[:200])
         return 1
     finally:
         use_threads(threads)
+
+
+@contextlib.contextmanager
+def placed(search: SearchFile, dataset: IncompleteDataset, size: int) -> Iterator[tuple[Any, int]]:
+    """Gives what Tune is to run for a trial, with its data and its resources, and for how many trials there is room at
+    once. Needs a running Ray.
+
+    Args:
+        search: The search file.
+        dataset: Its data.
+        size: How many trials train as one stack.
+    """
+    if size == 1:
+        yield _alone(search, dataset), _room(search)
+        return
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if search.search.gpus_per_trial else 0
+    data = [ray.put(dataset.search_data)]
+    packs = _packs(search, dataset, data, size, gpus)
+    try:
+        yield _packed(search, packs, data, size), size * len(packs)
+    finally:
+        for pack in packs:
+            ray.kill(pack)
 
 
 @contextlib.contextmanager

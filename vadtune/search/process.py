@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
+from typing import NamedTuple
 
 import ray
 from ray._private import ray_constants
@@ -61,18 +62,27 @@ def local_ray(preload: str = "") -> Iterator[bool]:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def ray_ahead(config: SearchConfig) -> Iterator[Callable[[], bool]]:
-    """Starts a local Ray, see ``local_ray``, beside what the block does.
+class Ahead(NamedTuple):
+    """A Ray that is being started.
 
-    Yields:
-        What waits for it, and returns whether its processes for trials are prepared for them.
+    Attributes:
+        cores: How many it will have, if it is this machine's own; None if there was one already.
+        ready: Waits for it, and returns whether its processes for trials are prepared for them.
     """
+
+    cores: int | None
+    ready: Callable[[], bool]
+
+
+@contextlib.contextmanager
+def ray_ahead(config: SearchConfig) -> Iterator[Ahead]:
+    """Starts a local Ray, see ``local_ray``, beside what the block does."""
     own_processes = not config.gpus_per_trial and config.pack in ("auto", 1)  # if not, thin ones: see packed_trial.py
     # Ray's processes are to die with what started them, which is the thread: it must outlive them.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
+        cores = None if ray.is_initialized() else _cores()
         started = thread.submit(stack.enter_context, local_ray(_WORKER if own_processes else ""))
-        yield lambda: started.result() and own_processes
+        yield Ahead(cores, lambda: started.result() and own_processes)
 
 
 def check_resources(config: SearchConfig) -> None:

@@ -7,7 +7,6 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +22,8 @@ from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read
 from vadtune.search.budget import GpuMeter
 from vadtune.search.callbacks import SearchCallback, WhenSpent
 from vadtune.search.cluster import joined
-from vadtune.search.placement import eager_start, patient_reuse, placed, prepared_processes
-from vadtune.search.process import check_resources, ray_ahead, stop_signals
+from vadtune.search.placement import eager_start, pack_size, patient_reuse, placed, prepared_processes
+from vadtune.search.process import Ahead, check_resources, ray_ahead, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
 from vadtune.search.samplers import Searcher, sample_count
@@ -78,7 +77,7 @@ class SearchOutcome:
 
 
 def run_search(
-    search: SearchFile, dataset: IncompleteDataset, storage: str, tracking_uri: str, ready: Callable[[], bool]
+    search: SearchFile, dataset: IncompleteDataset, storage: str, tracking_uri: str, ahead: Ahead
 ) -> SearchOutcome:
     """Runs a search to its end; see ``start.start_search``, which checks what is given here.
 
@@ -87,7 +86,7 @@ def run_search(
         dataset: What it names.
         storage: Where the search gets a folder of its own.
         tracking_uri: The MLflow store.
-        ready: Waits for Ray.
+        ahead: The Ray that is being started.
 
     Raises:
         TrackingError: The store does not answer.
@@ -113,7 +112,7 @@ def run_search(
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
     with only_here(folder):
-        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), ready)
+        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), ahead)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -141,11 +140,11 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         dataset = load_dataset(search.data)
-        with ray_ahead(search.search) as ready:
+        with ray_ahead(search.search) as ahead:
             known = put_back(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
-            return _run(search, dataset, tracker, folder, run.tune, known, ready)
+            return _run(search, dataset, tracker, folder, run.tune, known, ahead)
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -173,7 +172,7 @@ def _run(
     folder: Path,
     where: str,
     known: set[str],
-    ready: Callable[[], bool],
+    ahead: Ahead,
 ) -> SearchOutcome:
     """Runs a search, from the snapshot put back in ``where`` if that knows trials, once Ray is ready, and logs how it
     ended."""
@@ -188,9 +187,10 @@ def _run(
         session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         SESSIONS[run] = session
         try:
-            prepared = ready()
+            size = pack_size(search, dataset, ahead.cores)
+            prepared = ahead.ready()
             with (
-                placed(search, dataset) as (trainable, room),
+                placed(search, dataset, size) as (trainable, room),
                 bounded_retries(),
                 patient_reuse(),
                 eager_start(room),

@@ -48,7 +48,7 @@ def start_search(
             check_shared(storage)
         dataset = load_dataset(search.data)
         check_shapes(search, len(dataset.feature_names))
-        with ray_ahead(search.search) as ready:
+        with ray_ahead(search.search) as ahead:
             from vadtune.search.run import run_search
 
-            return run_search(search, dataset, storage, tracking_uri, ready)
+            return run_search(search, dataset, storage, tracking_uri, ahead)

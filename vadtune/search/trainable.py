@@ -12,11 +12,12 @@ from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
+from vadtune.member import State
 from vadtune.model.products import use_threads
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search_file import SearchFile
-from vadtune.training import Population, State
+from vadtune.training import Population
 
 MODEL = "model"
 """The model folder inside a trial's checkpoint; the training state lies beside it."""
@@ -89,7 +90,7 @@ class TrainTrial(Recoverable):
         population = self._population
         # A worker may die between its last checkpoint and its end: then nothing is left to train, only to report.
         population.train_until(next_report(self._due, population.epoch))
-        (self._evaluation,) = evaluate(population, self._data, start=self._posteriors)
+        (self._evaluation,) = evaluate(population, self._data, start=[self._posteriors])
         shortly = follows_shortly(next_report(self._due, population.epoch), population.epoch)
         self._posteriors = self._evaluation.posteriors if shortly else None
         return {**self._evaluation.scores, EPOCH: population.epoch, "done": population.epoch >= self._due[-1]}
