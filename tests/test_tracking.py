@@ -147,7 +147,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
         patch.setattr(client, call, away)
         tracker.start_trial("t", "trial-0001", {"model.latent": 3})
         tracker.log_metrics("t", {"val_missing_rmse": 0.5}, epoch=1)
-        time.sleep(1.2)
+        time.sleep(2.2)
     assert "results are kept until it does" in caplog.text
     tracker.log_metrics("t", {"val_missing_rmse": 0.4}, epoch=2)
     tracker.end_trial("t", status="FINISHED", end="completed")

@@ -222,7 +222,7 @@ def test_a_grid_is_searched_whole(ray_here: None, tmp_path: Path) -> None:
 def test_a_time_budget_ends_a_search_and_its_best_so_far_is_exported(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = tiny(samples=500, time_budget="20s", scheduler="none", report=500)
+    tree = tiny(samples=500, time_budget="20s", scheduler="none", report=500, pack=1)
     tree["train"]["epochs"] = 1_000_000  # so that the budget ends in the middle of a trial
     found = Finished(tmp_path, tree)
     assert 0 < len(found.trials) < 500

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import ray
 from ray._private import ray_constants
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._private.node import Node as RayNode
 
 from vadtune.config import SearchConfig
 from vadtune.errors import ConfigError, unknown_name
@@ -26,6 +27,23 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 _PRELOAD, _WORKER = "RAY_preload_python_modules", "vadtune.search.worker"
+
+
+_NEEDLESS = "start_api_server", "start_monitor", "start_log_monitor"
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Lets Ray start without what one machine has no use for: a dashboard, which without its pages only reports usage,
+    an autoscaler, and a reader of logs that go nowhere. Each is a process of its own, and Ray waits for the first."""
+    originals = {name: getattr(RayNode, name) for name in _NEEDLESS}
+    for name in _NEEDLESS:
+        setattr(RayNode, name, lambda node, **options: None)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(RayNode, name, original)
 
 
 @contextlib.contextmanager
@@ -46,15 +64,16 @@ def local_ray(preload: str = "") -> Iterator[bool]:
     # Told 127.0.0.1, Ray would still look up the machine's network address and listen there, if it may join clusters.
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ[_PRELOAD] = preload
-    ray.init(
-        address="local",
-        num_cpus=_cores(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    with _lean():
+        ray.init(
+            address="local",
+            num_cpus=_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
     del os.environ[_PRELOAD]
     try:
         yield True

@@ -24,7 +24,7 @@ from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, hide_
 
 logger = logging.getLogger(__name__)
 
-_EVERY_SECONDS = 2.0  # a trial that takes no longer is one commit or two
+_EVERY_SECONDS = 1.0
 _LONGEST_PAUSE = 15.0  # between two attempts at a store that does not answer
 _PATIENCE = 20.0  # at the end of a search, without any progress
 _PACKAGES = ("ray", "optuna", "mlflow", "torch", "numpy")
