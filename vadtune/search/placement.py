@@ -116,8 +116,8 @@ def eager_start(room: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def prepared_processes() -> Iterator[None]:
-    """Lets trials take the processes that a local Ray has prepared for them.
+def started_processes() -> Iterator[None]:
+    """Lets trials take the processes that a local Ray has started, and prepared, for them.
 
     Tune asks for processes with environment variables of its own, which are there already where all is one machine,
     and Ray would start others.

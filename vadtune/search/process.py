@@ -86,7 +86,7 @@ class Ahead(NamedTuple):
 
     Attributes:
         cores: How many it will have, if it is this machine's own; None if there was one already.
-        ready: Waits for it, and returns whether its processes for trials are prepared for them.
+        ready: Waits for it, and returns whether it is this machine's own.
     """
 
     cores: int | None
@@ -96,12 +96,16 @@ class Ahead(NamedTuple):
 @contextlib.contextmanager
 def ray_ahead(config: SearchConfig) -> Iterator[Ahead]:
     """Starts a local Ray, see ``local_ray``, beside what the block does."""
-    own_processes = not config.gpus_per_trial and config.pack in ("auto", 1)  # if not, thin ones: see packed_trial.py
+    # Ray starts a process for every core. Those of packed trials are thin, and where there are fewer trials than cores
+    # most would never be needed.
+    own_processes = not config.gpus_per_trial and config.pack in ("auto", 1)
+    all_needed = config.cpus_per_trial <= 1 and (config.samples or _cores()) >= _cores()
+    preload = _WORKER if own_processes and all_needed else ""
     # Ray's processes are to die with what started them, which is the thread: it must outlive them.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
         cores = None if ray.is_initialized() else _cores()
-        started = thread.submit(stack.enter_context, local_ray(_WORKER if own_processes else ""))
-        yield Ahead(cores, lambda: started.result() and own_processes)
+        started = thread.submit(stack.enter_context, local_ray(preload))
+        yield Ahead(cores, started.result)
 
 
 def check_resources(config: SearchConfig) -> None:

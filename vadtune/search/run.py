@@ -22,7 +22,7 @@ from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read
 from vadtune.search.budget import GpuMeter
 from vadtune.search.callbacks import SearchCallback, WhenSpent
 from vadtune.search.cluster import joined
-from vadtune.search.placement import eager_start, pack_size, patient_reuse, placed, prepared_processes
+from vadtune.search.placement import eager_start, pack_size, patient_reuse, placed, started_processes
 from vadtune.search.process import Ahead, check_resources, ray_ahead, stop_signals
 from vadtune.search.progress import ProgressDisplay, duration
 from vadtune.search.recovery import MAX_RETRIES, bounded_retries
@@ -188,13 +188,13 @@ def _run(
         SESSIONS[run] = session
         try:
             size = pack_size(search, dataset, ahead.cores)
-            prepared = ahead.ready()
+            own = ahead.ready()
             with (
                 placed(search, dataset, size) as (trainable, room),
                 bounded_retries(),
                 patient_reuse(),
                 eager_start(room),
-                prepared_processes() if prepared else contextlib.nullcontext(),
+                started_processes() if own else contextlib.nullcontext(),
                 whole_snapshots(folder),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed
