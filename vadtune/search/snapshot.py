@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import time
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -28,11 +29,14 @@ from vadtune.search.patches import replaced
 logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
+_SHARE = 0.1  # of the search's own time, at most, to write snapshots
 
 
 @contextlib.contextmanager
 def whole_snapshots(folder: Path) -> Iterator[None]:
     """Keeps each snapshot of the search that runs as one file; Tune offers no hook after writing its own.
+
+    A snapshot holds all trials, so it takes the longer the more there are: then there are fewer of them.
 
     Args:
         folder: Of the search.
@@ -53,7 +57,17 @@ def whole_snapshots(folder: Path) -> Iterator[None]:
                 logger.warning("what a resume starts from cannot be written (%s); make room", error)
             warned.append(error)
 
-    with replaced("save_to_dir", save):
+    due = 0.0
+
+    def checkpoint(original: Any, controller: TuneController, force: bool = False, wait: bool = False) -> None:
+        nonlocal due
+        began = time.monotonic()
+        if force or began >= due:
+            original(controller, force=force, wait=wait)
+            ended = time.monotonic()
+            due = ended + (ended - began) * (1 / _SHARE - 1)
+
+    with replaced("save_to_dir", save), replaced("checkpoint", checkpoint):
         yield
 
 
