@@ -35,7 +35,7 @@ def start_search(
 
     Raises:
         SearchError: There is no cluster at the address.
-        TrackingError: The store does not answer; nothing was started.
+        TrackingError: The store does not answer; no trial was started, and Ray is gone again.
         VadtuneError: The folder cannot be written, or is not shared; nothing was started.
         ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
             was started.
