@@ -94,11 +94,18 @@ def test_a_resumed_search_finishes_every_sample_once(folder: Path, number: signa
 def test_an_interruption_before_the_first_trial_ends_quietly(folder: Path) -> None:
     process = interrupt(folder, signal.SIGINT, lambda: "8 trials" in (folder / "log.txt").read_text())
     log = (folder / "log.txt").read_text()
+    (run,) = [path.name for path in (folder / "runs").iterdir()]
     assert process.returncode == 130, log
-    assert "vadtune: interrupted" in log
+    assert f"resume it: vadtune resume {run}" in log
     assert "Traceback" not in log
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    assert resolve_search(connect(uri), uri, "tiny").status == "FAILED"
+    assert resolve_search(connect(uri), uri, "tiny").status == "KILLED"
+
+    done = subprocess.run(
+        command("resume", run), cwd=folder, env=environment(), capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(trial.status, trial.end) for trial in trials_of(folder)] == [("FINISHED", "completed")] * SAMPLES
 
 
 def test_an_unreachable_server_is_told_before_anything_starts(folder: Path) -> None:

@@ -202,9 +202,8 @@ def _run(
                     tuner = tune.Tuner.restore(where, trainable=trainable, resume_unfinished=True)
                 else:
                     tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
-                if interrupted:  # before Tune listens; there is nothing to save yet
-                    raise KeyboardInterrupt
-                tuner.fit()
+                if not interrupted:  # before Tune listens; a resume begins anew
+                    tuner.fit()
         except BaseException:
             tracker.abandon()
             raise
