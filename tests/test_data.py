@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import datasets
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from tests.conftest import trial_config
@@ -14,6 +18,7 @@ from tests.own_data import data_config
 from vadtune import config as config_module
 from vadtune.config import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
+from vadtune.data.bundled import read_bundled
 from vadtune.data.dataset import hold_out
 from vadtune.errors import ConfigError, DataError
 
@@ -37,6 +42,37 @@ def test_every_source_loads_split_and_standardised(source: str, tmp_path: Path) 
     elif dataset.layout.image is None:
         np.testing.assert_allclose(np.nanmean(dataset.train.x, axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(np.nanstd(dataset.train.x, axis=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine", "diabetes", "iris"])
+def test_bundled_tables_are_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
+    with monkeypatch.context() as patch:
+        patch.delattr(f"sklearn.datasets.load_{name}")  # so it is not they that are asked
+        x, feature_names = read_bundled(name)
+    assert (x.dtype, x.tobytes()) == (theirs.data.dtype, theirs.data.tobytes())
+    assert feature_names == list(theirs.feature_names)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"1,2\n3,4\n", b"<html>"])
+def test_bundled_tables_are_left_to_scikit_learn_where_its_files_have_changed(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "datasets" / "data"
+    folder.mkdir(parents=True)
+    if content is not None:
+        for name in ("iris.csv", "digits.csv.gz"):
+            (folder / name).write_bytes(content)
+    moved = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: moved)
+    assert read_bundled("iris")[0].tobytes() == datasets.load_iris().data.tobytes()
+    assert read_bundled("digits")[0].tobytes() == datasets.load_digits().data.tobytes()
+
+
+def test_bundled_tables_do_not_import_scikit_learn() -> None:
+    code = "import sys, vadtune.data.bundled as b; b.read_bundled('digits'); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_digits_are_split_and_masked_as_in_the_published_comparison() -> None:
