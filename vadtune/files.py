@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import tempfile
 import tokenize
@@ -32,6 +34,25 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.replace(path)
     except OSError as error:
         raise VadtuneError(f"{path}: cannot be written ({error.strerror}); name another place") from error
+
+
+def create_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is not there yet, whole or not at all; one that is there meanwhile stays as it is.
+
+    Raises:
+        OSError: It cannot be written, or its file system knows no hard links.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        temporary.write_bytes(content)
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+
+
+def cache_folder() -> Path:
+    """Returns where what can be made again is kept for this user."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "vadtune"
 
 
 def fetch_folder(uri: str, to: Path) -> None:

@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from vadtune.errors import TrackingError
+from vadtune.tracking.empty_store import begun_with_copy
 
 TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
@@ -149,7 +150,7 @@ def connect(uri: str) -> MlflowClient:
             return _within(_REACH_SECONDS, attempt)
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would try again for minutes
             raise OSError(f"{path} cannot be written")
-        with _one_at_a_time(path.parent):
+        with _one_at_a_time(path.parent), begun_with_copy(path):
             return attempt()  # a file answers sooner or later; making a new database on a busy disk takes its time
     except Exception as error:  # of many kinds, by store: no answer, no database, not MLflow's, damaged
         reason = hide_secrets(" ".join(str(getattr(error, "reason", None) or error).split())[:300], uri)
