@@ -72,7 +72,6 @@ class Epoch:
         taken: How many steps each member has taken before each of the epoch, (steps, p).
         net_lr: The learning rate of each member's networks at each step, (steps, p).
         latent_lr: That of each member's row posteriors, which move once an epoch, (p,).
-        inverse_normaliser: 1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order.
     """
 
     def __init__(
@@ -110,13 +109,17 @@ class Epoch:
         self.normaliser = (
             ordered.view(*ordered.shape[:-1], self.steps, self.batch_size).sum(-1).clamp_(min=1.0)
         )  # ([p,] steps)
-        inverse = self.normaliser.reciprocal().repeat_interleave(self.batch_size, dim=-1)[..., :n]
-        self.inverse_normaliser = inverse.unsqueeze(-1)
 
     @property
     def steps_left(self) -> int:
         """How many batches the member that is least far has yet to see."""
         return (self._total - min(self.epochs)) * self.steps
+
+    @cached_property
+    def inverse_normaliser(self) -> Tensor:
+        """1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order."""
+        inverse = self.normaliser.reciprocal().repeat_interleave(self.batch_size, dim=-1)
+        return inverse[..., : len(self._x)].unsqueeze(-1)
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""

@@ -1,8 +1,7 @@
 """Machine code for CPUs, compiled by Numba: decoders (decoder.py) and linear decoders that are solved (linear.py).
 
 The first process on a machine that needs it compiles it, which takes about 20 seconds; what was compiled is kept beside
-the files here, or else in the user's cache. Each is one file, because what is kept is made anew when that file changes,
-and knows of no other. Without numba PyTorch's operations do the same.
+the files here, or else in the user's cache, until one of them changes. Without numba PyTorch's operations do the same.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _WITHOUT_A_WORD = 3.0  # seconds
+_READY: set[Any] = set()
 
 
 @cache
@@ -38,12 +38,14 @@ def kernels(name: str) -> ModuleType | None:
 
 def run(kernel: Any, *arguments: Any) -> Any:
     """Calls machine code; tells why that takes so long if it has to be compiled first."""
-    if kernel.signatures:  # compiled, or loaded
+    if kernel in _READY:
         return kernel(*arguments)
     told = "compiling machine code for this processor, once: about half a minute"
     timer = threading.Timer(_WITHOUT_A_WORD, logger.info, (told,))
     timer.start()
     try:
-        return kernel(*arguments)
+        result = kernel(*arguments)
+        _READY.add(kernel)
+        return result
     finally:
         timer.cancel()

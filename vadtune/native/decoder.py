@@ -2,9 +2,8 @@
 
 The networks here are so small that on a CPU most of a batch's time goes into calling operations and into carrying their
 results through memory. Numba compiles an epoch, the optimiser's steps included, into one call, and the fitting of new
-rows into another: matrix products by SciPy's BLAS, and between them as few passes as it takes. Both compute what
-PyTorch's operations do in training.py and inference.py, with sums taken in another order. What was compiled is kept,
-see the package. machine_code.py calls both.
+rows into another: matrix products (products.py), and between them as few passes as it takes. Both compute what
+PyTorch's operations do in training.py and inference.py, with sums taken in another order. machine_code.py calls both.
 
 Shape comments: n rows, b batch rows, d features, k latent dimensions, i inputs, o outputs, M parameters.
 """
@@ -12,10 +11,10 @@ Shape comments: n rows, b batch rows, d features, k latent dimensions, i inputs,
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  # loaded now rather than at the first product, so that its threads can be set
 from numpy.typing import NDArray
 
 from vadtune.native.compiling import inlined, machine_code, part
+from vadtune.native.products import at, multiply, scratch
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -91,6 +90,7 @@ def train_epoch(
     last, features, steps = len(sizes) - 2, sizes[-1], len(rates)
     weights, inputs = _places(sizes, size)
     memory, spare = np.empty(inputs[last + 1], np.float32), np.empty((4, size * sizes.max()), np.float32)
+    room = scratch(max(size, sizes.max()))
     noisy_at = weights[last + 1] + (sizes[0] * features if skip else 0)
     log_noise, precision = np.zeros(features, np.float32), np.ones(features, np.float32)
     squares, counts = np.empty(features, np.float32), np.empty(features, np.float32)
@@ -102,7 +102,7 @@ def train_epoch(
         b = len(rows)
         given = _matrix(memory, 0, b, sizes[0])
         _draw(statistics, rows, noise, rows, learned, log_var, given)
-        out = _decode(parameters, sizes, weights, inputs, memory, spare, b, tanh, skip)
+        out = _decode(parameters, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
         if noisy:
             _log_variance(parameters[noisy_at:], log_noise, precision)
         bias = weights[last] + sizes[last] * features
@@ -120,7 +120,7 @@ def train_epoch(
                 normaliser[step],
                 grad[noisy_at:],
             )
-        back = _decode_backward(parameters, grad, sizes, weights, inputs, memory, spare, b, tanh, skip)
+        back = _decode_backward(parameters, grad, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
         divergences += _step_rows(
             statistics,
             row_first,
@@ -181,6 +181,7 @@ def fit_rows(
     block = min(BLOCK, len(x))
     weights, inputs = _places(sizes, block)
     memory, spare = np.empty(inputs[last + 1], np.float32), np.empty((4, block * sizes.max()), np.float32)
+    room = scratch(block)
     bias = weights[last] + sizes[last] * features
     nothing = np.empty(0, np.float32)
     squares, counts, sums = (
@@ -198,9 +199,9 @@ def fit_rows(
         for step in range(len(rates)):
             which[:] = step
             _draw(statistics, rows, noise, which, learned, log_var, given)
-            out = _decode(parameters, sizes, weights, inputs, memory, spare, b, tanh, skip)
+            out = _decode(parameters, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
             _residual(out, parameters[bias : bias + features], x, rows, _TWO, precision, squares, counts, sums)
-            back = _decode_backward(parameters, nothing, sizes, weights, inputs, memory, spare, b, tanh, skip)
+            back = _decode_backward(parameters, nothing, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
             _step_rows(
                 statistics,
                 first,
@@ -229,67 +230,54 @@ def _places(sizes, size):
 
 
 @part
-def _decode(parameters, sizes, weights, inputs, memory, spare, b, tanh, skip):
+def _decode(parameters, sizes, weights, inputs, memory, spare, room, b, tanh, skip):
     """Runs a decoder over b rows, from their latents at the start of memory, where hidden layers write to, too.
 
     Returns what its last layer gives (b, d) without that layer's bias, in the first part of spare.
     """
-    last = len(sizes) - 2
-    for index in range(last):
+    last, k, d = len(sizes) - 2, sizes[0], sizes[-1]
+    for index in range(last + 1):
         i, o = sizes[index], sizes[index + 1]
-        out = _matrix(memory, inputs[index + 1], b, o)
-        np.dot(_matrix(memory, inputs[index], b, i), _matrix(parameters, weights[index], i, o), out)
-        _activate(out, parameters[weights[index] + i * o :], tanh)
-    i, o = sizes[last], sizes[last + 1]
-    out = _matrix(spare[0], 0, b, o)
-    np.dot(_matrix(memory, inputs[last], b, i), _matrix(parameters, weights[last], i, o), out)
+        into = at(memory, inputs[index + 1]) if index < last else at(spare[0], 0)
+        multiply(at(memory, inputs[index]), False, at(parameters, weights[index]), False, b, i, o, False, into, room)
+        if index < last:
+            _activate(_matrix(memory, inputs[index + 1], b, o), parameters[weights[index] + i * o :], tanh)
     if skip:
-        linear = _matrix(spare[1], 0, b, o)
-        np.dot(_matrix(memory, 0, b, sizes[0]), _matrix(parameters, weights[last + 1], sizes[0], o), linear)
-        _add(out, linear)
-    return out
+        linear = at(parameters, weights[last + 1])
+        multiply(at(memory, 0), False, linear, False, b, k, d, True, at(spare[0], 0), room)
+    return _matrix(spare[0], 0, b, d)
 
 
 @part
-def _decode_backward(parameters, grad, sizes, weights, inputs, memory, spare, b, tanh, skip):
+def _decode_backward(parameters, grad, sizes, weights, inputs, memory, spare, room, b, tanh, skip):
     """Carries a gradient (b, d) in the first part of spare back to the latents (b, k), which it returns.
 
     The gradients of all parameters but the last bias go to grad, unless that is empty.
     """
-    last, k, learn = len(sizes) - 2, sizes[0], len(grad) > 0
-    out = _matrix(spare[0], 0, b, sizes[-1])
-    beside = _matrix(spare[2], 0, b, k)
+    last, k, d, learn = len(sizes) - 2, sizes[0], sizes[-1], len(grad) > 0
     if skip:
-        at = weights[last + 1]
+        latents, out, linear = at(memory, 0), at(spare[0], 0), at(parameters, weights[last + 1])
         if learn:
-            np.dot(_matrix(memory, 0, b, k).T, out, _matrix(grad, at, k, sizes[-1]))
-        np.dot(out, _matrix(parameters, at, k, sizes[-1]).T, beside)
+            multiply(latents, True, out, False, k, b, d, False, at(grad, weights[last + 1]), room)
+        multiply(out, False, linear, True, b, d, k, False, at(spare[2], 0), room)
     for index in range(last, -1, -1):
         i, o = sizes[index], sizes[index + 1]
-        into = _matrix(memory, inputs[index], b, i)
+        inputs_at, weights_at = inputs[index], weights[index]
+        out, back = spare[(last - index) % 2], spare[(last - index + 1) % 2] if index > 0 else spare[2]
         if learn:
-            np.dot(into.T, out, _matrix(grad, weights[index], i, o))
-        back = _matrix(spare[(last - index + 1) % 2], 0, b, i)
-        np.dot(out, _matrix(parameters, weights[index], i, o).T, back)
+            multiply(at(memory, inputs_at), True, at(out, 0), False, i, b, o, False, at(grad, weights_at), room)
+        weight, add = at(parameters, weights_at), skip and index == 0
+        multiply(at(out, 0), False, weight, True, b, o, i, add, at(back, 0), room)
         if index > 0:
-            _activate_backward(back, into, grad[weights[index] - i : weights[index]] if learn else spare[3], tanh)
-        out = back
-    if skip:
-        _add(out, beside)
-    return out
+            into = _matrix(memory, inputs_at, b, i)
+            bias_grad = grad[weights_at - i : weights_at] if learn else spare[3]
+            _activate_backward(_matrix(back, 0, b, i), into, bias_grad, tanh)
+    return _matrix(spare[2], 0, b, k)
 
 
 @inlined
 def _matrix(memory, start, rows, columns):
     return memory[start : start + rows * columns].reshape(rows, columns)
-
-
-@part
-def _add(out, other):
-    """Adds a matrix in place."""
-    for r in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[r, j] += other[r, j]
 
 
 @part

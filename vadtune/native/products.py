@@ -1,0 +1,260 @@
+"""Products of small matrices in machine code, for float32.
+
+A BLAS is made for large matrices: with the few dozen rows and columns of the networks here it spends up to half of its
+time on preparing. Here a product is made of tiles of the result, of ROWS × COLUMNS values that stay in registers, for
+each of which a panel of the second matrix, so many columns of it, is laid out side by side first (Goto & van de Geijn
+2008, ACM TOMS 34(3), without the blocks by which their method stays in the second cache). Each value is one sum
+in order, so that it hangs neither on the processor's vectors nor on what is computed beside it.
+
+A tile has to keep its sums in registers, which compiling loops does not ensure. So tiles are written in the language of
+the compiler behind Numba (LLVM), as are the steps around them that take whole vectors. Matrices are given as pointers:
+arrays as arguments cost more than a small tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+
+from vadtune.native.compiling import part
+
+ROWS = 6
+COLUMNS = 32 if binding.get_host_cpu_features().get("avx512f") else 16
+"""Of a tile: ROWS times two vectors of sums, two of the second matrix and one of the first fill the registers."""
+DEPTH = 256
+"""Rows of a panel, which then fits into the first cache."""
+_SQUARE = 8  # rows and columns that are turned at once
+
+_FLOAT, _INTEGER, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_POINTER = types.CPointer(types.float32)
+_FUSED = ("contract",)  # a product and a sum are rounded once
+
+
+@part
+def scratch(rows):
+    """Returns memory that ``multiply`` needs for results of up to so many rows."""
+    return np.empty((DEPTH + rows) * COLUMNS, np.float32)
+
+
+@intrinsic
+def at(context: Any, array: Any, index: Any) -> Any:
+    """Returns a pointer into a contiguous array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.gep(array.data, [arguments[1]])
+
+    return _POINTER(array, types.int64), generate
+
+
+@intrinsic
+def _beyond(context: Any, pointer: Any, count: Any) -> Any:
+    """Returns a pointer to so many floats further on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return _POINTER(_POINTER, types.int64), generate
+
+
+def _load(builder: Any, pointer: Any, count: int) -> Any:
+    return builder.load(builder.bitcast(pointer, ir.VectorType(_FLOAT, count).as_pointer()), align=4)
+
+
+def _store(builder: Any, vector: Any, pointer: Any) -> None:
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=4)
+
+
+def _repeated(builder: Any, value: Any) -> Any:
+    """Returns a vector of COLUMNS times a value."""
+    nothing = ir.Constant(ir.VectorType(_FLOAT, COLUMNS), ir.Undefined)
+    places = ir.Constant(ir.VectorType(_SHORT, COLUMNS), [0] * COLUMNS)
+    return builder.shuffle_vector(builder.insert_element(nothing, value, _SHORT(0)), nothing, places)
+
+
+def _rows(builder: Any, pointer: Any, width: Any, count: int) -> list[Any]:
+    """Returns pointers to rows that are ``width`` floats apart."""
+    return [builder.gep(pointer, [builder.mul(width, _INTEGER(r))]) for r in range(count)]
+
+
+def _tile_of(rows: int) -> Any:
+    """Returns the function that computes a tile of so many rows."""
+
+    @intrinsic
+    def tile(
+        context: Any, one: Any, row: Any, step: Any, panel: Any, depth: Any, add: Any, out: Any, width: Any
+    ) -> Any:
+        """Writes one @ panel, (rows, COLUMNS), or adds it. Rows of the first matrix are ``row`` floats apart and its
+        columns, of which there are ``depth`` > 0, ``step``; rows of the result are ``width`` floats apart."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            one, row, step, panel, depth, add, out, width = arguments
+            nothing = ir.Constant(ir.VectorType(_FLOAT, COLUMNS), [0.0] * COLUMNS)
+            ones = [builder.mul(row, _INTEGER(r)) for r in range(rows)]
+            with builder.if_else(builder.trunc(add, ir.IntType(1))) as (further, anew):
+                with further:
+                    before = [_load(builder, target, COLUMNS) for target in _rows(builder, out, width, rows)]
+                    added = builder.block
+                with anew:
+                    empty = builder.block
+            sums = [builder.phi(nothing.type) for _ in range(rows)]
+            for total, value in zip(sums, before, strict=True):
+                total.add_incoming(value, added)
+                total.add_incoming(nothing, empty)
+            start, loop = builder.block, builder.append_basic_block("loop")
+            end = builder.append_basic_block("end")
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            moving = [builder.phi(value.type) for value in (depth, one, panel, *sums)]
+            for phi, value in zip(moving, (depth, one, panel, *sums), strict=True):
+                phi.add_incoming(value, start)
+            left, here, there, *totals = moving
+            vector = _load(builder, there, COLUMNS)
+            values = [_repeated(builder, builder.load(builder.gep(here, [place]))) for place in ones]
+            totals = [
+                builder.fadd(builder.fmul(value, vector, flags=_FUSED), total, flags=_FUSED)
+                for value, total in zip(values, totals, strict=True)
+            ]
+            left = builder.sub(left, _INTEGER(1))
+            here, there = builder.gep(here, [step]), builder.gep(there, [_INTEGER(COLUMNS)])
+            for phi, value in zip(moving, (left, here, there, *totals), strict=True):
+                phi.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed(">", left, _INTEGER(0)), loop, end)
+
+            builder.position_at_end(end)
+            for total, target in zip(totals, _rows(builder, out, width, rows), strict=True):
+                _store(builder, total, target)
+            return context.get_dummy_value()
+
+        number = types.int64
+        return types.void(_POINTER, number, number, _POINTER, number, types.boolean, _POINTER, number), generate
+
+    return tile
+
+
+_tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = (_tile_of(rows) for rows in range(1, ROWS + 1))
+
+
+@intrinsic
+def _copy_row(context: Any, source: Any, out: Any) -> Any:
+    """Copies COLUMNS floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        _store(builder, _load(builder, arguments[0], COLUMNS), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(_POINTER, _POINTER), generate
+
+
+@intrinsic
+def _turn(context: Any, source: Any, row: Any, out: Any) -> Any:
+    """Writes the transpose of a square of which the rows are ``row`` floats apart into a panel."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        source, row, out = arguments
+        half = _SQUARE // 2
+        rows = [_load(builder, builder.gep(source, [builder.mul(row, _INTEGER(r))]), _SQUARE) for r in range(_SQUARE)]
+        # As often as 2 goes into the rows, each is shuffled like cards with the one half of them further on.
+        places = [[place for i in part for place in (i, i + _SQUARE)] for part in (range(half), range(half, _SQUARE))]
+        masks = [ir.Constant(ir.VectorType(_SHORT, _SQUARE), place) for place in places]
+        for _ in range(_SQUARE.bit_length() - 1):
+            rows = [builder.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in masks]
+        for r, vector in enumerate(rows):
+            _store(builder, vector, builder.gep(out, [_INTEGER(r * COLUMNS)]))
+        return context.get_dummy_value()
+
+    return types.void(_POINTER, types.int64, _POINTER), generate
+
+
+@part
+def multiply(one, turned_one, other, turned_other, rows, depth, columns, add, out, memory):
+    """Writes the product of two matrices, (rows, depth) @ (depth, columns), or adds it to what is there.
+
+    Args:
+        one: Pointer to the first matrix, row by row.
+        turned_one: Whether that is its transpose.
+        other: Pointer to the second.
+        turned_other: Whether that is its transpose.
+        rows: Of the result.
+        depth: Terms of every sum.
+        columns: Of the result.
+        add: Whether it is added.
+        out: Pointer to the result (rows, columns).
+        memory: See ``scratch``.
+    """
+    row, step = (1, rows) if turned_one else (depth, 1)
+    panel, edge = at(memory, 0), at(memory, DEPTH * COLUMNS)
+    for begin in range(0, depth, DEPTH):
+        deep, more = min(DEPTH, depth - begin), add or begin > 0
+        for first in range(0, columns, COLUMNS):
+            wide = min(COLUMNS, columns - first)
+            if turned_other:
+                _pack_turned(_beyond(other, first * depth + begin), depth, deep, wide, panel)
+            else:
+                _pack(_beyond(other, begin * columns + first), columns, deep, wide, panel)
+            here, target = _beyond(one, begin * step), _beyond(out, first)
+            if wide == COLUMNS:
+                _column(here, row, step, panel, deep, rows, more, target, columns)
+                continue
+            if more:
+                _copy(target, columns, edge, COLUMNS, rows, wide)
+            _column(here, row, step, panel, deep, rows, more, edge, COLUMNS)
+            _copy(edge, COLUMNS, target, columns, rows, wide)
+
+
+@part
+def _copy(source, width, target, target_width, rows, columns):
+    """Copies a matrix between places where its rows are so many floats apart."""
+    for r in range(rows):
+        for j in range(columns):
+            target[r * target_width + j] = source[r * width + j]
+
+
+@part
+def _column(one, row, step, panel, depth, rows, add, out, width):
+    """Computes the tiles of a panel, of about equally many rows."""
+    for left in range(-(-rows // ROWS), 0, -1):
+        high = -(-rows // left)
+        if high == 6:
+            _tile_6(one, row, step, panel, depth, add, out, width)
+        elif high == 5:
+            _tile_5(one, row, step, panel, depth, add, out, width)
+        elif high == 4:
+            _tile_4(one, row, step, panel, depth, add, out, width)
+        elif high == 3:
+            _tile_3(one, row, step, panel, depth, add, out, width)
+        elif high == 2:
+            _tile_2(one, row, step, panel, depth, add, out, width)
+        else:
+            _tile_1(one, row, step, panel, depth, add, out, width)
+        rows -= high
+        one, out = _beyond(one, high * row), _beyond(out, high * width)
+
+
+@part
+def _pack(other, row, deep, wide, panel):
+    """Lays a panel out, from rows that are ``row`` floats apart; what it lacks in columns is 0."""
+    for k in range(deep):
+        if wide == COLUMNS:
+            _copy_row(_beyond(other, k * row), _beyond(panel, k * COLUMNS))
+        else:
+            for j in range(COLUMNS):
+                panel[k * COLUMNS + j] = other[k * row + j] if j < wide else np.float32(0.0)
+
+
+@part
+def _pack_turned(other, column, deep, wide, panel):
+    """The same from columns that are ``column`` floats apart."""
+    squares, whole = deep // _SQUARE * _SQUARE, wide // _SQUARE * _SQUARE
+    for j in range(0, whole, _SQUARE):
+        for k in range(0, squares, _SQUARE):
+            _turn(_beyond(other, j * column + k), column, _beyond(panel, k * COLUMNS + j))
+    for j in range(COLUMNS):
+        for k in range(squares if j < whole else 0, deep):
+            panel[k * COLUMNS + j] = other[j * column + k] if j < wide else np.float32(0.0)
