@@ -12,7 +12,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from vadtune.native.compiling import HOW
-from vadtune.native.products import COLUMNS, DEPTH, ROWS, at, multiply, scratch
+from vadtune.native.products import COLUMNS, DEPTH, ROWS, multiply, scratch
+from vadtune.native.vectors import at
 
 Floats = NDArray[np.float32]
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vadtune.native.compiling import inlined, machine_code, part
-from vadtune.native.products import at, multiply, scratch
+from vadtune.native.products import multiply, scratch
+from vadtune.native.vectors import at
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

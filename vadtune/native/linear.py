@@ -1,25 +1,39 @@
 """Posteriors under a linear decoder, in machine code: the sums over rows that expectation-maximisation needs.
 
 See model/linear.py for the mathematics. Every row has a small system of its own. Libraries solve them one after the
-other, at a fraction of the processor's speed; here LANES rows are solved side by side, each step of the elimination
-being one step of a vector. Of symmetric matrices the lower half is kept, row after row.
+other, at a fraction of the processor's speed; here LANES rows are solved side by side, each number being a vector. As
+in products.py, what takes the time is done in tiles whose sums stay in registers. For these the systems are as large
+as the next multiple of SIDE, with latents that have no part in anything.
 
-Shape comments: n rows, d features, k latent dimensions; t = k (k + 1) / 2, and u = (k + 1) (k + 2) / 2 of z̃ = (z, 1).
+Shape comments: n rows, d features, k latent dimensions, K of them with those that fill up, v lanes; t = k (k + 1) / 2,
+and u = (k + 1) (k + 2) / 2 of z̃ = (z, 1), of symmetric matrices the lower half, row after row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  # loaded now rather than at the first product, so that its threads can be set
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from vadtune.native.compiling import inlined, machine_code, part
+from vadtune.native.compiling import machine_code, part
+from vadtune.native.vectors import BYTES, INTEGER, at, less_product, load, rows_from, store, vector_of
 
 Doubles = NDArray[np.float64]
 
-LANES = 16
-BLOCK = 4 * LANES
+LANES = BYTES // 8
+BLOCK = 64
 """Rows whose moments are summed in one product."""
+SIDE = 4
+"""Columns of a tile, which has half as many rows: eight vectors of sums."""
+
+_POINTER = types.CPointer(types.float64)
 
 
 @machine_code
@@ -62,8 +76,9 @@ def posteriors(
     seen, values = np.empty((BLOCK, features)), np.empty((BLOCK, features))
     centred, extended = np.empty((BLOCK, features)), np.empty((BLOCK, k + 1))
     precisions, pulls = np.empty((len(outer), BLOCK)), np.empty((k, BLOCK))
-    systems, inverses = np.empty((len(outer), LANES)), np.empty((len(outer), LANES))
-    mean, reciprocal, sums = np.empty((k, LANES)), np.empty((k, LANES)), np.empty(LANES)
+    wide = -(-k // SIDE) * SIDE
+    systems, inverses = np.zeros((wide, wide, LANES)), np.zeros((wide, wide, LANES))
+    mean, reciprocal = np.zeros((wide, LANES)), np.empty((wide, LANES))
     moments, product = np.empty((len(second), BLOCK)), np.empty((len(second), features))
     crossed = np.empty((features, k + 1))
 
@@ -73,16 +88,11 @@ def posteriors(
         _centre(seen, values, bias, centred)
         np.dot(scaled, centred.T, pulls)
         for first in range(0, BLOCK, LANES):
-            live = min(LANES, n - start - first)  # the others observe nothing, and are not counted
-            _take(precisions, first, systems)
-            _take(pulls, first, mean)
-            for i in range(k):
-                for v in range(LANES):
-                    mean[i, v] += prior_pull[i]
-                    systems[i * (i + 1) // 2 + i, v] += prior_precision[i]
+            live = min(LANES, n - start - first)  # the others observe nothing
+            _take(precisions, pulls, first, prior_precision, prior_pull, systems, mean)
             if not _factor(systems, reciprocal):
                 return np.nan
-            _solve(systems, reciprocal, mean, sums)
+            _solve(systems, reciprocal, mean)
             for v in range(live):
                 for i in range(k):
                     means[start + first + v, i] = mean[i, v]
@@ -90,17 +100,17 @@ def posteriors(
             if learn:
                 for v in range(LANES):
                     for i in range(k):
-                        extended[first + v, i] = mean[i, v] if v < live else 0.0
-                    extended[first + v, k] = 1.0 if v < live else 0.0
+                        extended[first + v, i] = mean[i, v]
+                    extended[first + v, k] = 1.0
                 _invert(systems, reciprocal, inverses)
-                _moments(inverses, mean, live, first, moments, sums)
+                _moments(inverses, mean, first, systems, moments)
         if learn:
             np.dot(moments, seen, product)
             np.dot(values.T, extended, crossed)
             for row in range(len(second)):
                 for f in range(features):
                     second[row, f] += product[row, f]
-                for v in range(BLOCK):
+                for v in range(min(BLOCK, n - start)):
                     spread[row] += moments[row, v]
             for f in range(features):
                 for i in range(k + 1):
@@ -127,103 +137,162 @@ def _centre(seen, values, bias, centred):
 
 
 @part
-def _take(block, first, lanes):
-    """Takes some columns of a matrix, so that they lie side by side."""
-    for i in range(len(block)):
+def _take(precisions, pulls, first, prior_precision, prior_pull, systems, mean):
+    """Takes the systems of some rows, A (K, K, v) and A times the posterior mean (K, v), from those of a block."""
+    k = len(pulls)
+    for i in range(len(systems)):
+        for j in range(i + 1):
+            for v in range(LANES):
+                systems[i, j, v] = precisions[i * (i + 1) // 2 + j, first + v] if i < k else 0.0
         for v in range(LANES):
-            lanes[i, v] = block[i, first + v]
+            systems[i, i, v] += prior_precision[i] if i < k else 1.0
+            mean[i, v] = pulls[i, first + v] + prior_pull[i] if i < k else 0.0
+
+
+def _tile_of(rows: int, columns: int) -> Any:
+    """Returns the function that computes a tile of so many rows and columns."""
+
+    @intrinsic
+    def tile(context: Any, one: Any, other: Any, depth: Any, width: Any, anew: Any, out: Any) -> Any:
+        """Subtracts the products of rows of two matrices of vectors, their first ``depth`` columns, from a third, or
+        from 0: out - one @ otherᵀ. Rows of all three are ``width`` vectors apart."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+            one, other, depth, width, anew, out = arguments
+            nothing = ir.Constant(vector_of(ir.DoubleType(), LANES), [0.0] * LANES)
+            width = builder.mul(width, INTEGER(LANES))
+            targets = [
+                builder.gep(row, [INTEGER(LANES * c)])
+                for row in rows_from(builder, out, width, rows)
+                for c in range(columns)
+            ]
+            places = rows_from(builder, one, width, rows) + rows_from(builder, other, width, columns)
+            sums = [cgutils.alloca_once_value(builder, nothing) for _ in targets]
+            with builder.if_then(builder.not_(anew)):
+                for total, target in zip(sums, targets, strict=True):
+                    builder.store(load(builder, target, LANES), total)
+            with cgutils.for_range(builder, depth) as loop:
+                shift = builder.mul(loop.index, INTEGER(LANES))
+                values = [load(builder, builder.gep(place, [shift]), LANES) for place in places]
+                pairs = [(values[r], values[rows + c]) for r in range(rows) for c in range(columns)]
+                for total, pair in zip(sums, pairs, strict=True):
+                    builder.store(less_product(builder, *pair, builder.load(total)), total)
+            for total, target in zip(sums, targets, strict=True):
+                store(builder, builder.load(total), target)
+            return context.get_dummy_value()
+
+        number = types.int64
+        return types.void(_POINTER, _POINTER, number, number, types.boolean, _POINTER), generate
+
+    return tile
+
+
+_tile, _single = _tile_of(SIDE // 2, SIDE), _tile_of(1, 1)
+
+
+@intrinsic
+def _finish(context: Any, row: Any, factor: Any, width: Any, reciprocal: Any) -> Any:
+    """Solves y @ factorᵀ = row, in place, for a row of SIDE vectors and a lower triangular factor of as many rows,
+    which are ``width`` vectors apart; of its diagonal the reciprocals are given."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        row, factor, width, reciprocal = arguments
+        rows = rows_from(builder, factor, builder.mul(width, INTEGER(LANES)), SIDE)
+        solved: list[Any] = []
+        for c in range(SIDE):
+            value = load(builder, builder.gep(row, [INTEGER(LANES * c)]), LANES)
+            for p, before in enumerate(solved):
+                other = load(builder, builder.gep(rows[c], [INTEGER(LANES * p)]), LANES)
+                value = less_product(builder, before, other, value)
+            scale = load(builder, builder.gep(reciprocal, [INTEGER(LANES * c)]), LANES)
+            solved.append(builder.fmul(value, scale))
+        for c, value in enumerate(solved):
+            store(builder, value, builder.gep(row, [INTEGER(LANES * c)]))
+        return context.get_dummy_value()
+
+    return types.void(_POINTER, _POINTER, types.int64, _POINTER), generate
 
 
 @part
 def _factor(systems, reciprocal):
-    """Turns matrices (t, lanes) into their Cholesky factors; the reciprocals of the diagonals go to (k, lanes).
+    """Turns matrices (K, K, v) into their Cholesky factors, in the lower half; the reciprocals of the diagonals go to
+    (K, v).
 
     Returns whether all are positive definite.
     """
-    good = True
-    for i in range(len(reciprocal)):
-        row = i * (i + 1) // 2
-        for j in range(i + 1):
-            target, other = systems[row + j], j * (j + 1) // 2
-            _subtract(target, systems, row, systems, other, j)
-            scale = reciprocal[j]
-            if j < i:
+    wide, good = len(systems), True
+    for j in range(0, wide, SIDE):
+        for i in range(j, wide, SIDE // 2):
+            _tile(_place(systems, i, 0), _place(systems, j, 0), j, wide, False, _place(systems, i, j))
+        for i in range(j, j + SIDE):
+            for c in range(j, i + 1):
+                _single(_place(systems, i, j), _place(systems, c, j), c - j, wide, False, _place(systems, i, c))
                 for v in range(LANES):
-                    target[v] *= scale[v]
-            else:
-                for v in range(LANES):
-                    good = good and target[v] > 0
-                    target[v] = np.sqrt(target[v])
-                    scale[v] = 1.0 / target[v]
+                    if c < i:
+                        systems[i, c, v] *= reciprocal[c, v]
+                    else:
+                        good = good and systems[i, i, v] > 0
+                        systems[i, i, v] = np.sqrt(systems[i, i, v])
+                        reciprocal[i, v] = 1.0 / systems[i, i, v]
+        for i in range(j + SIDE, wide):
+            _finish(_place(systems, i, j), _place(systems, j, j), wide, at(reciprocal, j * LANES))
     return good
 
 
 @part
-def _solve(factors, reciprocal, right, sums):
-    """Solves the systems of which these are the factors for right sides (k, lanes), in place."""
-    k = len(reciprocal)
-    for i in range(k):
-        _subtract(right[i], factors, i * (i + 1) // 2, right, 0, i)
+def _place(matrices, i, j):
+    return at(matrices, (i * matrices.shape[1] + j) * LANES)
+
+
+@part
+def _solve(factors, reciprocal, right):
+    """Solves the systems of which these are the factors for right sides (K, v), in place."""
+    wide = len(right)
+    for i in range(wide):
+        _single(_place(factors, i, 0), at(right, 0), i, wide, False, at(right, i * LANES))
         for v in range(LANES):
             right[i, v] *= reciprocal[i, v]
-    for i in range(k - 1, -1, -1):
+    for i in range(wide - 1, -1, -1):
         for v in range(LANES):
-            sums[v] = right[i, v]
-        for j in range(i + 1, k):
-            for v in range(LANES):
-                sums[v] -= factors[j * (j + 1) // 2 + i, v] * right[j, v]
-        for v in range(LANES):
-            right[i, v] = sums[v] * reciprocal[i, v]
+            right[i, v] *= reciprocal[i, v]
+        for j in range(i):
+            _single(_place(factors, i, j), at(right, i * LANES), 1, wide, False, at(right, j * LANES))
 
 
 @part
 def _invert(factors, reciprocal, inverses):
-    """Writes the inverses of factors (t, lanes), column after column."""
-    k = len(reciprocal)
-    for j in range(k):
-        column = j * k - j * (j - 1) // 2
-        for v in range(LANES):
-            inverses[column, v] = reciprocal[j, v]
-        for i in range(j + 1, k):
-            target = inverses[column + i - j]
-            for v in range(LANES):
-                target[v] = 0.0
-            _subtract(target, factors, i * (i + 1) // 2 + j, inverses, column, i - j)
-            for v in range(LANES):
-                target[v] *= reciprocal[i, v]
+    """Writes the transposes of the inverses of factors, (K, K, v)."""
+    wide = len(factors)
+    for i in range(0, wide, SIDE):
+        for j in range(0, i, SIDE):
+            for row in (j, j + SIDE // 2):
+                _tile(_place(inverses, row, j), _place(factors, i, j), i - j, wide, True, _place(inverses, row, i))
+        for j in range(i, i + SIDE):
+            for c in range(i, i + SIDE):
+                for v in range(LANES):
+                    inverses[j, c, v] = 1.0 if c == j else 0.0
+        for j in range(i + SIDE):
+            _finish(_place(inverses, j, i), _place(factors, i, i), wide, at(reciprocal, i * LANES))
 
 
 @part
-def _moments(inverses, mean, live, first, moments, sums):
-    """Writes E[z̃ z̃ᵀ] (u, lanes) of posteriors of these means (k, lanes), given the inverses of their factors."""
-    k = len(mean)
+def _moments(inverses, mean, first, room, moments):
+    """Writes E[z̃ z̃ᵀ] (u, v) of posteriors of these means (K, v) to their place in a block, given the transposed
+    inverses of their factors."""
+    wide, k = len(mean), 0
+    while (k + 1) * (k + 2) // 2 < len(moments):
+        k += 1
+    for i in range(0, wide, SIDE // 2):
+        start = i // SIDE * SIDE  # before that the inverses are 0
+        for j in range(0, i + 1, SIDE):
+            one, other = _place(inverses, i, start), _place(inverses, j, start)
+            _tile(one, other, wide - start, wide, True, _place(room, i, j))  # less the covariance
     for i in range(k):
-        one = i * k - i * (i - 1) // 2
         for j in range(i + 1):
             for v in range(LANES):
-                sums[v] = 0.0  # less the covariance
-            _subtract(sums, inverses, one, inverses, j * k - j * (j - 1) // 2 + i - j, k - i)
-            for v in range(LANES):
-                moments[i * (i + 1) // 2 + j, first + v] = mean[i, v] * mean[j, v] - sums[v] if v < live else 0.0
+                moments[i * (i + 1) // 2 + j, first + v] = mean[i, v] * mean[j, v] - room[i, j, v]
     row = k * (k + 1) // 2
     for v in range(LANES):
         for j in range(k):
-            moments[row + j, first + v] = mean[j, v] if v < live else 0.0
-        moments[row + k, first + v] = 1.0 if v < live else 0.0
-
-
-@inlined
-def _subtract(target, one, i, other, j, count):
-    """Subtracts the products of so many rows of two matrices, from the i-th and the j-th on, four at a time."""
-    p = 0
-    while p + 4 <= count:
-        a, b, c, d = one[i + p], one[i + p + 1], one[i + p + 2], one[i + p + 3]
-        e, f, g, h = other[j + p], other[j + p + 1], other[j + p + 2], other[j + p + 3]
-        for v in range(LANES):
-            target[v] -= (a[v] * e[v] + b[v] * f[v]) + (c[v] * g[v] + d[v] * h[v])
-        p += 4
-    while p < count:
-        a, e = one[i + p], other[j + p]
-        for v in range(LANES):
-            target[v] -= a[v] * e[v]
-        p += 1
+            moments[row + j, first + v] = mean[j, v]
+        moments[row + k, first + v] = 1.0

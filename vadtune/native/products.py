@@ -6,9 +6,6 @@ each of which a panel of the second matrix, so many columns of it, is laid out s
 2008, ACM TOMS 34(3), without the blocks by which their method stays in the second cache). Each value is one sum
 in order, so that it hangs neither on the processor's vectors nor on what is computed beside it.
 
-A tile has to keep its sums in registers, which compiling loops does not ensure. So tiles are written in the language of
-the compiler behind Numba (LLVM), as are the steps around them that take whole vectors. Matrices are given as pointers:
-arrays as arguments cost more than a small tile.
 """
 
 from __future__ import annotations
@@ -17,69 +14,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vadtune.native.compiling import part
+from vadtune.native.vectors import (
+    BYTES,
+    INTEGER,
+    added_product,
+    at,
+    beyond,
+    load,
+    repeated,
+    rows_from,
+    shuffled,
+    store,
+    vector_of,
+)
 
 ROWS = 6
-COLUMNS = 32 if binding.get_host_cpu_features().get("avx512f") else 16
+COLUMNS = 2 * BYTES // 4
 """Of a tile: ROWS times two vectors of sums, two of the second matrix and one of the first fill the registers."""
 DEPTH = 256
 """Rows of a panel, which then fits into the first cache."""
 _SQUARE = 8  # rows and columns that are turned at once
 
-_FLOAT, _INTEGER, _SHORT = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _POINTER = types.CPointer(types.float32)
-_FUSED = ("contract",)  # a product and a sum are rounded once
 
 
 @part
 def scratch(rows):
     """Returns memory that ``multiply`` needs for results of up to so many rows."""
     return np.empty((DEPTH + rows) * COLUMNS, np.float32)
-
-
-@intrinsic
-def at(context: Any, array: Any, index: Any) -> Any:
-    """Returns a pointer into a contiguous array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.gep(array.data, [arguments[1]])
-
-    return _POINTER(array, types.int64), generate
-
-
-@intrinsic
-def _beyond(context: Any, pointer: Any, count: Any) -> Any:
-    """Returns a pointer to so many floats further on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        return builder.gep(arguments[0], [arguments[1]])
-
-    return _POINTER(_POINTER, types.int64), generate
-
-
-def _load(builder: Any, pointer: Any, count: int) -> Any:
-    return builder.load(builder.bitcast(pointer, ir.VectorType(_FLOAT, count).as_pointer()), align=4)
-
-
-def _store(builder: Any, vector: Any, pointer: Any) -> None:
-    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=4)
-
-
-def _repeated(builder: Any, value: Any) -> Any:
-    """Returns a vector of COLUMNS times a value."""
-    nothing = ir.Constant(ir.VectorType(_FLOAT, COLUMNS), ir.Undefined)
-    places = ir.Constant(ir.VectorType(_SHORT, COLUMNS), [0] * COLUMNS)
-    return builder.shuffle_vector(builder.insert_element(nothing, value, _SHORT(0)), nothing, places)
-
-
-def _rows(builder: Any, pointer: Any, width: Any, count: int) -> list[Any]:
-    """Returns pointers to rows that are ``width`` floats apart."""
-    return [builder.gep(pointer, [builder.mul(width, _INTEGER(r))]) for r in range(count)]
 
 
 def _tile_of(rows: int) -> Any:
@@ -94,42 +62,20 @@ def _tile_of(rows: int) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
             one, row, step, panel, depth, add, out, width = arguments
-            nothing = ir.Constant(ir.VectorType(_FLOAT, COLUMNS), [0.0] * COLUMNS)
-            ones = [builder.mul(row, _INTEGER(r)) for r in range(rows)]
-            with builder.if_else(builder.trunc(add, ir.IntType(1))) as (further, anew):
-                with further:
-                    before = [_load(builder, target, COLUMNS) for target in _rows(builder, out, width, rows)]
-                    added = builder.block
-                with anew:
-                    empty = builder.block
-            sums = [builder.phi(nothing.type) for _ in range(rows)]
-            for total, value in zip(sums, before, strict=True):
-                total.add_incoming(value, added)
-                total.add_incoming(nothing, empty)
-            start, loop = builder.block, builder.append_basic_block("loop")
-            end = builder.append_basic_block("end")
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            moving = [builder.phi(value.type) for value in (depth, one, panel, *sums)]
-            for phi, value in zip(moving, (depth, one, panel, *sums), strict=True):
-                phi.add_incoming(value, start)
-            left, here, there, *totals = moving
-            vector = _load(builder, there, COLUMNS)
-            values = [_repeated(builder, builder.load(builder.gep(here, [place]))) for place in ones]
-            totals = [
-                builder.fadd(builder.fmul(value, vector, flags=_FUSED), total, flags=_FUSED)
-                for value, total in zip(values, totals, strict=True)
-            ]
-            left = builder.sub(left, _INTEGER(1))
-            here, there = builder.gep(here, [step]), builder.gep(there, [_INTEGER(COLUMNS)])
-            for phi, value in zip(moving, (left, here, there, *totals), strict=True):
-                phi.add_incoming(value, loop)
-            builder.cbranch(builder.icmp_signed(">", left, _INTEGER(0)), loop, end)
-
-            builder.position_at_end(end)
-            for total, target in zip(totals, _rows(builder, out, width, rows), strict=True):
-                _store(builder, total, target)
+            nothing = ir.Constant(vector_of(ir.FloatType(), COLUMNS), [0.0] * COLUMNS)
+            ones = [builder.mul(row, INTEGER(r)) for r in range(rows)]
+            sums = [cgutils.alloca_once_value(builder, nothing) for _ in range(rows)]
+            with builder.if_then(add):
+                for total, target in zip(sums, rows_from(builder, out, width, rows), strict=True):
+                    builder.store(load(builder, target, COLUMNS), total)
+            with cgutils.for_range(builder, depth) as loop:
+                here = builder.gep(one, [builder.mul(loop.index, step)])
+                vector = load(builder, builder.gep(panel, [builder.mul(loop.index, INTEGER(COLUMNS))]), COLUMNS)
+                for place, total in zip(ones, sums, strict=True):
+                    value = repeated(builder, builder.load(builder.gep(here, [place])), COLUMNS)
+                    builder.store(added_product(builder, value, vector, builder.load(total)), total)
+            for total, target in zip(sums, rows_from(builder, out, width, rows), strict=True):
+                store(builder, builder.load(total), target)
             return context.get_dummy_value()
 
         number = types.int64
@@ -146,7 +92,7 @@ def _copy_row(context: Any, source: Any, out: Any) -> Any:
     """Copies COLUMNS floats."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        _store(builder, _load(builder, arguments[0], COLUMNS), arguments[1])
+        store(builder, load(builder, arguments[0], COLUMNS), arguments[1])
         return context.get_dummy_value()
 
     return types.void(_POINTER, _POINTER), generate
@@ -159,14 +105,13 @@ def _turn(context: Any, source: Any, row: Any, out: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
         source, row, out = arguments
         half = _SQUARE // 2
-        rows = [_load(builder, builder.gep(source, [builder.mul(row, _INTEGER(r))]), _SQUARE) for r in range(_SQUARE)]
+        rows = [load(builder, place, _SQUARE) for place in rows_from(builder, source, row, _SQUARE)]
         # As often as 2 goes into the rows, each is shuffled like cards with the one half of them further on.
-        places = [[place for i in part for place in (i, i + _SQUARE)] for part in (range(half), range(half, _SQUARE))]
-        masks = [ir.Constant(ir.VectorType(_SHORT, _SQUARE), place) for place in places]
+        decks = [[place for i in part for place in (i, i + _SQUARE)] for part in (range(half), range(half, _SQUARE))]
         for _ in range(_SQUARE.bit_length() - 1):
-            rows = [builder.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in masks]
-        for r, vector in enumerate(rows):
-            _store(builder, vector, builder.gep(out, [_INTEGER(r * COLUMNS)]))
+            rows = [shuffled(builder, rows[i], rows[i + half], deck) for i in range(half) for deck in decks]
+        for vector, place in zip(rows, rows_from(builder, out, INTEGER(COLUMNS), _SQUARE), strict=True):
+            store(builder, vector, place)
         return context.get_dummy_value()
 
     return types.void(_POINTER, types.int64, _POINTER), generate
@@ -195,10 +140,10 @@ def multiply(one, turned_one, other, turned_other, rows, depth, columns, add, ou
         for first in range(0, columns, COLUMNS):
             wide = min(COLUMNS, columns - first)
             if turned_other:
-                _pack_turned(_beyond(other, first * depth + begin), depth, deep, wide, panel)
+                _pack_turned(beyond(other, first * depth + begin), depth, deep, wide, panel)
             else:
-                _pack(_beyond(other, begin * columns + first), columns, deep, wide, panel)
-            here, target = _beyond(one, begin * step), _beyond(out, first)
+                _pack(beyond(other, begin * columns + first), columns, deep, wide, panel)
+            here, target = beyond(one, begin * step), beyond(out, first)
             if wide == COLUMNS:
                 _column(here, row, step, panel, deep, rows, more, target, columns)
                 continue
@@ -234,7 +179,7 @@ def _column(one, row, step, panel, depth, rows, add, out, width):
         else:
             _tile_1(one, row, step, panel, depth, add, out, width)
         rows -= high
-        one, out = _beyond(one, high * row), _beyond(out, high * width)
+        one, out = beyond(one, high * row), beyond(out, high * width)
 
 
 @part
@@ -242,7 +187,7 @@ def _pack(other, row, deep, wide, panel):
     """Lays a panel out, from rows that are ``row`` floats apart; what it lacks in columns is 0."""
     for k in range(deep):
         if wide == COLUMNS:
-            _copy_row(_beyond(other, k * row), _beyond(panel, k * COLUMNS))
+            _copy_row(beyond(other, k * row), beyond(panel, k * COLUMNS))
         else:
             for j in range(COLUMNS):
                 panel[k * COLUMNS + j] = other[k * row + j] if j < wide else np.float32(0.0)
@@ -254,7 +199,7 @@ def _pack_turned(other, column, deep, wide, panel):
     squares, whole = deep // _SQUARE * _SQUARE, wide // _SQUARE * _SQUARE
     for j in range(0, whole, _SQUARE):
         for k in range(0, squares, _SQUARE):
-            _turn(_beyond(other, j * column + k), column, _beyond(panel, k * COLUMNS + j))
+            _turn(beyond(other, j * column + k), column, beyond(panel, k * COLUMNS + j))
     for j in range(COLUMNS):
         for k in range(squares if j < whole else 0, deep):
             panel[k * COLUMNS + j] = other[j * column + k] if j < wide else np.float32(0.0)
