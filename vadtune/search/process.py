@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
-from ray._private import ray_constants
+from ray import NodeID
+from ray._private import ray_constants, services
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.node import Node as RayNode
 
@@ -24,24 +26,34 @@ logger = logging.getLogger(__name__)
 
 _TYPE = "accelerator_type:"
 _OBJECT_STORE_BYTES = 512 * 2**20
-
-
 _PRELOAD, _WORKER = "RAY_preload_python_modules", "vadtune.search.worker"
-
-
+_NODE_SECONDS = 10.0  # after which Ray looks in its own way
+_IDLE_MS = 60_000  # Ray would end idle processes after a second, in the moment in which trials have the cores already
 _NEEDLESS = "start_api_server", "start_monitor", "start_log_monitor"
 
 
 @contextlib.contextmanager
 def _lean() -> Iterator[None]:
     """Lets Ray start without what one machine has no use for: a dashboard, which without its pages only reports usage,
-    an autoscaler, and a reader of logs that go nowhere. Each is a process of its own, and Ray waits for the first."""
-    originals = {name: getattr(RayNode, name) for name in _NEEDLESS}
+    an autoscaler, and a reader of logs that go nowhere. Each is a process of its own, and Ray waits for the first.
+
+    Ray looks once a second whether its node is there; here it looks more often.
+    """
+    originals, look = {name: getattr(RayNode, name) for name in _NEEDLESS}, services.get_node
     for name in _NEEDLESS:
         setattr(RayNode, name, lambda node, **options: None)
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        gcs, end = services.GcsClient(address=gcs_address), time.monotonic() + _NODE_SECONDS
+        while NodeID.from_hex(node_id) not in gcs.get_all_node_info() and time.monotonic() < end:
+            time.sleep(0.05)
+        return look(gcs_address, node_id)
+
+    services.get_node = get_node
     try:
         yield
     finally:
+        services.get_node = look
         for name, original in originals.items():
             setattr(RayNode, name, original)
 
@@ -73,6 +85,7 @@ def local_ray(preload: str = "") -> Iterator[bool]:
             logging_level=logging.CRITICAL,
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
+            _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MS},
         )
     del os.environ[_PRELOAD]
     try:
