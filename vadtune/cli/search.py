@@ -49,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
     search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
     from vadtune.search.start import start_search
-    from vadtune.tracking import tracking_uri
 
-    store = tracking_uri(args.tracking_uri)
-    return report(start_search(search, storage=args.storage, tracking_uri=store, address=args.address), args)
+    outcome = start_search(search, storage=args.storage, tracking_uri=args.tracking_uri, address=args.address)
+    return report(outcome, args)
 
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:

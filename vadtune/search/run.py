@@ -41,6 +41,7 @@ from vadtune.tracking import (
     sqlite_path,
     store_of,
     sync,
+    tracking_uri,
     without_secrets,
 )
 
@@ -77,7 +78,7 @@ class SearchOutcome:
 
 
 def run_search(
-    search: SearchFile, dataset: IncompleteDataset, storage: str, tracking_uri: str, ahead: Ahead
+    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, ahead: Ahead
 ) -> SearchOutcome:
     """Runs a search to its end; see ``start.start_search``, which checks what is given here.
 
@@ -85,18 +86,19 @@ def run_search(
         search: The search file.
         dataset: What it names.
         storage: Where the search gets a folder of its own.
-        tracking_uri: The MLflow store.
+        store: The MLflow store, if it is named; see ``tracking.tracking_uri``.
         ahead: The Ray that is being started.
 
     Raises:
         TrackingError: The store does not answer.
     """
-    client = connect(tracking_uri)  # after whatever may be wrong: a store that is a file is made by connecting
+    uri = tracking_uri(store)
+    client = connect(uri)  # after whatever may be wrong: a store that is a file is made by connecting
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
     write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
-    tracker = Tracker(client, tracking_uri, search.name, run, folder)
+    tracker = Tracker(client, uri, search.name, run, folder)
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
     tracker.start(
@@ -108,7 +110,7 @@ def run_search(
         },
         artifacts=[folder / SEARCH_FILE],
     )
-    shown = without_secrets(tracking_uri)
+    shown = without_secrets(uri)
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
     with only_here(folder):

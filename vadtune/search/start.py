@@ -6,6 +6,9 @@ To import what a search needs takes as long as to start Ray: this module imports
 from __future__ import annotations
 
 import contextlib
+import gc
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def start_search(
-    search: SearchFile, *, storage: str | Path, tracking_uri: str, address: str | None = None
+    search: SearchFile, *, storage: str | Path, tracking_uri: str | None, address: str | None = None
 ) -> SearchOutcome:
     """Runs a search to its end.
 
@@ -30,7 +33,7 @@ def start_search(
         search: The search file.
         storage: Folder in which the search gets a folder of its own, or a URI for what Ray keeps. On a cluster all
             nodes share it.
-        tracking_uri: The MLflow store.
+        tracking_uri: The MLflow store; None for the one that ``tracking.tracking_uri`` returns.
         address: Of a running Ray cluster; None for a Ray of this machine alone.
 
     Raises:
@@ -49,6 +52,16 @@ def start_search(
         dataset = load_dataset(search.data)
         check_shapes(search, len(dataset.feature_names))
         with ray_ahead(search.search) as ahead:
-            from vadtune.search.run import run_search
+            return _run_search()(search, dataset, storage, tracking_uri, ahead)
 
-            return run_search(search, dataset, storage, tracking_uri, ahead)
+
+@cache
+def _run_search() -> Callable[..., SearchOutcome]:
+    """Imports what a search needs, MLflow and Tune above all."""
+    gc.disable()  # what is imported stays; to look through it again and again for garbage takes time
+    try:
+        from vadtune.search.run import run_search
+    finally:
+        gc.enable()
+    gc.freeze()
+    return run_search
