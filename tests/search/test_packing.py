@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
+from vadtune import machine_code
 from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
+from vadtune.model import Architecture, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
-from vadtune.search import placement
+from vadtune.search import packing
 from vadtune.search.calibration import calibrate
 from vadtune.search.packing import Pack
-from vadtune.search.trainable import MODEL, TrainTrial
+from vadtune.search.placement import pack_size, trained_one_by_one
+from vadtune.search.single import MODEL
+from vadtune.search.trainable import TrainTrial
 from vadtune.search_file import SearchFile, parse_search
 from vadtune.training import Population
 
@@ -90,7 +96,7 @@ def test_reports_in_close_order_start_from_each_other_packed_or_alone_resumed_or
 
     first, second, reports = trial(), trial(), []
     for epoch in range(1, 28):
-        assert (first._posteriors is not None) == (epoch > 10)
+        assert (first._single.posteriors is not None) == (epoch > 10)
         reports.append(first.step())
         if epoch == 20:
             first.save_checkpoint(str(tmp_path))
@@ -212,8 +218,53 @@ def test_a_trial_that_leaves_makes_room() -> None:
 
 def test_calibration_does_not_pack_what_is_soon_done(iris: IncompleteDataset, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    assert calibrate(searched(), iris.train, "cpu", samples=10, cores=2) == 1
+    configs = [searched().trial_config(sample) for sample in SAMPLES]
+    assert calibrate(configs, iris.train, "cpu", samples=10, cores=2) == 1
     assert "search.pack 1" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["vad", "vae"])
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"model": {"posterior": "fixed"}},
+        {"model": {"activation": "tanh"}},
+        {"model": {"activation": "gelu"}},
+        {"model": {"layer_norm": True}},
+        {"model": {"head": "projection"}},
+        {"model": {"dropout": 0.5}},
+        {"train": {"optimiser": "adam"}},
+        {"train": {"optimiser": "sgd"}},
+        {"train": {"precision": "bf16"}},
+        {"train": {"compile": "off"}},
+        {"train": {"compile": "on"}},
+    ],
+    ids=str,
+)
+def test_what_is_trained_one_by_one_is_known_without_pytorch(
+    changed: dict[str, dict[str, Any]], layers: int, family: str
+) -> None:
+    sections = {"model": {"family": family, "layers": layers}, "train": {}}
+    try:
+        config = trial_config(**{name: {**values, **changed.get(name, {})} for name, values in sections.items()})
+    except ValidationError:
+        pytest.skip("no such configuration")
+    architecture = Architecture.of(config.model, 4)
+    by_machine_code = machine_code.trains(build_family(architecture), config)
+    assert trained_one_by_one(config) == (architecture.exact or by_machine_code)
+
+
+@pytest.mark.parametrize(("family", "told"), [("vad", "one by one"), ("vae", "calibration on cpu")])
+def test_a_cpu_is_measured_where_packing_might_pay(
+    family: str, told: str, iris: IncompleteDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tree = tiny()
+    tree["model"]["family"] = family
+    assert pack_size(parse_search(tree), iris, 2) == 1
+    assert told in caplog.text
 
 
 @pytest.mark.ray
@@ -237,7 +288,7 @@ def test_a_killed_pack_fails_no_trial(
 ) -> None:
     """Its trials go on from their last checkpoints in a new one, whatever they were asking of it."""
 
-    class Killed(placement._RemotePack):
+    class Killed(packing.RemotePack):
         """Waits until three trials have reported and go on, and dies at the next moment of a kind, once."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -279,7 +330,7 @@ def test_a_killed_pack_fails_no_trial(
 
     options = {"sampler": "random", "scheduler": "none", "report": 3, "cpus_per_trial": 1}
     samples = 3 if moment in ("advance", "checkpoint") else 5
-    monkeypatch.setattr(placement, "_RemotePack", Killed)
+    monkeypatch.setattr(packing, "RemotePack", Killed)
     found = Finished(tmp_path / "killed-search", tiny(**options, samples=samples, pack=3))
     assert len(list(tmp_path.glob("pack-*"))) == 2
     assert found.outcome.failures == {}

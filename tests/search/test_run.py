@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from vadtune.checkpoint import load_model
 from vadtune.cli import main
@@ -19,7 +23,7 @@ from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search
 from vadtune.search.start import start_search
 from vadtune.search_file import parse_search
-from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.tracking import Trial, connect, list_searches, list_trials, resolve_search
 from vadtune.training import Population
 
 pytestmark = pytest.mark.ray
@@ -306,7 +310,7 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
 
     class Breaks(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._population.members[0].config.model.layers:
+            if self._single.population.members[0].config.model.layers:
                 raise RuntimeError("no memory left")
             return super().step()
 
@@ -318,6 +322,37 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
     assert by_name["trial-0001"].status == "FAILED"
     assert by_name["trial-0001"].end.startswith("error: RuntimeError")
     assert by_name["trial-0002"].status == "FINISHED"
+
+
+def test_a_search_on_a_cpu_waits_for_neither_pytorch_nor_scikit_learn(tmp_path: Path) -> None:
+    """Its trials need them, in processes of their own; and no store need be named."""
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(tiny(samples=2, cpus_per_trial=1)))
+    code = (
+        "import sys; from vadtune.cli import main; ended = main(['search', 'search.yaml']); "
+        "print(ended, sorted({'torch', 'sklearn', 'numba'} & {*sys.modules}))"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert len(list_searches(connect(uri), uri)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"data": {"source": "file", "path": "nowhere.csv"}}, "nowhere.csv"),
+        ({"model": {"latent": 2, "head": "projection"}, "data": {"source": "wine"}}, "points of two columns"),
+    ],
+)
+def test_mistakes_are_told_before_ray_starts(
+    changed: dict[str, Any], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("vadtune.search.start.ray_ahead")
+    with pytest.raises(VadtuneError, match=error):
+        start_search(parse_search({**tiny(), **changed}), storage=tmp_path / "runs", tracking_uri=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_started_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
+from vadtune.config import TrialConfig
 from vadtune.data import Part
 from vadtune.model import Architecture
-from vadtune.search.draw import draw_configurations
-from vadtune.search_file import SearchFile
 from vadtune.training import Population
 
 logger = logging.getLogger(__name__)
 
-_DRAWN = 16  # configurations to choose the measured one from
 _CALIBRATED = (1, 4, 16, 64)
 _SHARE_TRAINED = 0.5  # of all epochs, under a scheduler that stops trials early
 _PROCESS_SECONDS = 2.0  # of a core, to start a trial's process
 
 
-def calibrate(search: SearchFile, train: Part, device: str, *, samples: int, cores: int) -> int:
+def calibrate(drawn: Sequence[TrialConfig], train: Part, device: str, *, samples: int, cores: int) -> int:
     """Measures an epoch of packs of growing size and returns the size with which the search should end first.
 
-    A configuration drawn from the space stands for all, one that takes batches if there is any. What a larger pack
-    saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
+    One of the configurations drawn from the space stands for all, one that takes batches if there is any. What a larger
+    pack saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
     """
-    drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
     solved = [Architecture.of(config.model, train.x.shape[1]).exact for config in drawn]
     config = drawn[solved.index(False) if False in solved else 0]
     epochs = samples * config.train.epochs * _SHARE_TRAINED

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
 import torch
 from torch import Tensor
 
@@ -30,8 +31,9 @@ from vadtune.errors import CheckpointError, TrialDiverged
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
 from vadtune.member import Member, State
+from vadtune.model.products import use_threads
 from vadtune.search.schedulers import next_report, report_epochs
-from vadtune.search.trainable import POSTERIORS, write_checkpoint
+from vadtune.search.single import POSTERIORS, write_checkpoint
 from vadtune.search_file import SearchFile
 from vadtune.training import Population
 
@@ -266,6 +268,14 @@ class Pack:
         logger.warning("out of memory on %s: packs of at most %d from now on", self._device, capacity)
         if self._device != "cpu":
             torch.cuda.empty_cache()
+
+
+class RemotePack(Pack):
+    """A pack whose data comes from the object store, by a reference in a list, so that a new one can be started."""
+
+    def __init__(self, search: SearchFile, data: list[Any], *args: Any, **options: Any) -> None:
+        use_threads(1)
+        super().__init__(search, ray.get(data[0]), *args, **options)
 
 
 def _copied(population: Population, member: Member) -> State:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
+from vadtune.config import TrialConfig, is_exact
 from vadtune.data import IncompleteDataset
-from vadtune.model.products import use_threads
-from vadtune.search.calibration import calibrate
+from vadtune.search.draw import draw_configurations
 from vadtune.search.packed_trial import PackedTrial
-from vadtune.search.packing import Pack
 from vadtune.search.patches import replaced
 from vadtune.search.process import resources_of
 from vadtune.search.samplers import sample_count
@@ -28,10 +27,12 @@ from vadtune.search_file import SearchFile
 logger = logging.getLogger(__name__)
 
 _DEFAULT_GPU_PACK = 64
+_DRAWN = 16  # configurations to choose the measured one from
 
 
 def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None) -> int:
-    """Returns how many trials train as one stack: ``search.pack``; 'auto' measures it, on the device they will use.
+    """Returns how many trials train as one stack: ``search.pack``; 'auto' measures it, on the device they will use,
+    unless it is a CPU on which a stack gains nothing: then there is no PyTorch to wait for.
 
     Args:
         search: The search file.
@@ -40,21 +41,49 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     """
     if search.search.pack != "auto":
         return int(search.search.pack)
-    there = ray.cluster_resources() if cores is None else {"CPU": cores, "GPU": torch.cuda.device_count()}
-    device = "cuda" if search.search.gpus_per_trial and there.get("GPU", 0) else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    on_gpu = bool(search.search.gpus_per_trial and _gpus(cores))
+    drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
+    if not on_gpu and all(map(trained_one_by_one, drawn)):
+        logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
+        return 1
+    import torch
+
+    from vadtune.model.products import use_threads
+    from vadtune.search.calibration import calibrate
+
+    if on_gpu and not torch.cuda.is_available():
         logger.info("search.pack %d: the GPUs are on other machines than this one", _DEFAULT_GPU_PACK)
         return _DEFAULT_GPU_PACK
-    threads = torch.get_num_threads()
+    device, count, threads = "cuda" if on_gpu else "cpu", sample_count(search), torch.get_num_threads()
     use_threads(max(1, int(search.search.cpus_per_trial)))
     try:
-        count = int(there.get("CPU", 1))
-        return calibrate(search, dataset.train, device, samples=sample_count(search), cores=count)
+        there = cores or int(ray.cluster_resources().get("CPU", 1))
+        return calibrate(drawn, dataset.train, device, samples=count, cores=there)
     except (RuntimeError, MemoryError) as error:  # too large for the memory, say: its trial will tell
         logger.warning("search.pack 1: what was to be measured failed (%s)", " ".join(str(error).split())[:200])
         return 1
     finally:
         use_threads(threads)
+
+
+def trained_one_by_one(config: TrialConfig) -> bool:
+    """Returns whether a CPU trains the members of a stack of such configurations one after the other: it solves them,
+    or has machine code for them. Without PyTorch; tests hold it to ``machine_code.trains``."""
+    model, train = config.model, config.train
+    if is_exact(model.family, model.layers, model.head, model.posterior):
+        return True
+    network = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
+    known = model.family == "vad" and model.head == "plain" and network and not model.dropout
+    trained = train.optimiser in ("adam", "adamw") and train.precision == "float32" and train.compile != "off"
+    return known and trained and find_spec("numba") is not None
+
+
+def _gpus(cores: int | None) -> int:
+    if cores is None:
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @contextlib.contextmanager
@@ -155,10 +184,12 @@ def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:
 
 def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size: int, gpus: int) -> list[Any]:
     """Starts one pack for each GPU, or for each core but one."""
+    from vadtune.search.packing import RemotePack  # PyTorch, which other searches need not wait for here
+
     cores = int(ray.cluster_resources().get("CPU", 1))
     count = gpus or max(1, cores - 1)
     resources = {"num_cpus": 1 if cores > count else 0, "num_gpus": 1 if gpus else 0}
-    remote = ray.remote(_RemotePack).options(**resources, max_restarts=-1, max_concurrency=10_000)
+    remote = ray.remote(RemotePack).options(**resources, max_restarts=-1, max_concurrency=10_000)
     logger.info("%d packs of up to %d trials, on a %s each", count, size, "GPU" if gpus else "core")
     described = dataset.scaler, dataset.feature_names
     device = "cuda" if gpus else "cpu"
@@ -172,11 +203,3 @@ def _packed(search: SearchFile, packs: list[Any], data: list[Any], size: int) ->
     share = min(1.0, max(0.001, int(1000 * left / (size * len(packs))) / 1000))
     with_packs = tune.with_parameters(PackedTrial, search=search, packs=packs, data=data)
     return tune.with_resources(with_packs, {"CPU": share})
-
-
-class _RemotePack(Pack):
-    """A pack whose data comes from the object store, by a reference in a list, so that a new one can be started."""
-
-    def __init__(self, search: SearchFile, data: list[Any], *args: Any, **options: Any) -> None:
-        use_threads(1)
-        super().__init__(search, ray.get(data[0]), *args, **options)

@@ -5,9 +5,12 @@ Ray imports this module in each process it starts; see process.local_ray.
 
 import gc
 
-import vadtune.search.trainable  # noqa: F401
 from vadtune.native import kernels
+
+gc.disable()  # what is imported stays; to look through it again and again for garbage takes a second
+from vadtune.search import single, trainable  # noqa: E402, F401
 
 for name in ("decoder", "linear"):
     kernels(name)
-gc.freeze()  # what was imported stays; to look through it again and again for garbage takes time
+gc.freeze()
+gc.enable()
