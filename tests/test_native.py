@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from numba import njit
 from threadpoolctl import threadpool_info
 
 from tests.conftest import trial_config
-from vadtune import machine_code
+from vadtune import machine_code, native
 from vadtune.data import IncompleteDataset, Part
 from vadtune.errors import TrialDiverged
 from vadtune.inference import reconstruct
@@ -191,3 +194,37 @@ def test_its_products_keep_to_the_threads_there_are(iris: IncompleteDataset) -> 
     libraries = [library for library in threadpool_info() if library["internal_api"] == "openblas"]
     assert len(libraries) >= 2
     assert {library["num_threads"] for library in libraries} == {1}
+
+
+def test_what_has_to_be_compiled_is_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    caplog.set_level("INFO")
+    folder = tmp_path / "native"
+    shutil.copytree(Path(decoder.__file__).parent, folder, ignore=shutil.ignore_patterns("*.pyc"))
+    monkeypatch.setattr(native, "_FOLDER", folder)
+    index = folder / "__pycache__" / "decoder.train_epoch-1.nbi"
+    index.parent.mkdir(exist_ok=True)
+    for file in index.parent.glob("*.nbi"):
+        file.unlink()
+
+    native.announce(["decoder"])
+    assert "compiling" in caplog.text
+    caplog.clear()
+    index.write_bytes(pickle.dumps((native.state(), {})))
+    native.announce(["decoder"])
+    assert not caplog.text
+    native.announce(["decoder", "linear"])
+    assert "compiling" in caplog.text
+    caplog.clear()
+    index.write_bytes(pickle.dumps(("of other files", {})))
+    native.announce(["decoder"])
+    assert "compiling" in caplog.text
+
+
+@one_thread()
+def test_what_is_compiled_is_kept_for_the_next_process(iris: IncompleteDataset) -> None:
+    trained(iris.train, KNOWN["relu"], 1)
+    kept = [path.read_bytes() for path in Path(decoder.train_epoch._cache.cache_path).glob("decoder.train_epoch*.nbi")]
+    assert any(native.state().encode() in content for content in kept)

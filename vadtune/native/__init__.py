@@ -1,20 +1,27 @@
 """Machine code for CPUs, compiled by Numba: decoders (decoder.py) and linear decoders that are solved (linear.py).
 
-The first process on a machine that needs it compiles it, which takes about 20 seconds; what was compiled is kept beside
-the files here, or else in the user's cache, until one of them changes. Without numba PyTorch's operations do the same.
+The first process on a machine that needs it compiles it, which takes about half a minute; what was compiled is kept
+beside the files here, or else in the user's cache, until one of them changes. Without numba PyTorch's operations do the
+same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
+import os
 import threading
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_COMPILING = "compiling machine code for this processor, once: about half a minute"
+_FOLDER = Path(__file__).parent
 _WITHOUT_A_WORD = 3.0  # seconds
 _READY: set[Any] = set()
 
@@ -40,8 +47,7 @@ def run(kernel: Any, *arguments: Any) -> Any:
     """Calls machine code; tells why that takes so long if it has to be compiled first."""
     if kernel in _READY:
         return kernel(*arguments)
-    told = "compiling machine code for this processor, once: about half a minute"
-    timer = threading.Timer(_WITHOUT_A_WORD, logger.info, (told,))
+    timer = threading.Timer(_WITHOUT_A_WORD, logger.info, (_COMPILING,))
     timer.start()
     try:
         result = kernel(*arguments)
@@ -49,3 +55,19 @@ def run(kernel: Any, *arguments: Any) -> Any:
         return result
     finally:
         timer.cancel()
+
+
+@cache
+def state() -> str:
+    """Returns what the files here are, in short."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.py")))).hexdigest()
+
+
+def announce(names: Iterable[str]) -> None:
+    """Tells that other processes will compile these modules, unless what they need lies beside the files here. Takes no
+    time, as it does without numba."""
+    kept = _FOLDER / "__pycache__"
+    elsewhere = "NUMBA_CACHE_DIR" in os.environ or not os.access(kept if kept.exists() else _FOLDER, os.W_OK)
+    indices = {name: kept.glob(f"{name}.*.nbi") for name in names}
+    if not elsewhere and not all(any(state().encode() in i.read_bytes() for i in own) for own in indices.values()):
+        logger.info(_COMPILING)

@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial
 
 from vadtune.config import TrialConfig, is_exact
 from vadtune.data import IncompleteDataset
+from vadtune.native import announce
 from vadtune.search.draw import draw_configurations
 from vadtune.search.packed_trial import PackedTrial
 from vadtune.search.patches import replaced
@@ -45,6 +46,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
     if not on_gpu and all(map(trained_one_by_one, drawn)):
         logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
+        announce({"linear" if _solved(config) else "decoder" for config in drawn})
         return 1
     import torch
 
@@ -70,12 +72,17 @@ def trained_one_by_one(config: TrialConfig) -> bool:
     """Returns whether a CPU trains the members of a stack of such configurations one after the other: it solves them,
     or has machine code for them. Without PyTorch; tests hold it to ``machine_code.trains``."""
     model, train = config.model, config.train
-    if is_exact(model.family, model.layers, model.head, model.posterior):
+    if _solved(config):
         return True
     network = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
     known = model.family == "vad" and model.head == "plain" and network and not model.dropout
     trained = train.optimiser in ("adam", "adamw") and train.precision == "float32" and train.compile != "off"
     return known and trained and find_spec("numba") is not None
+
+
+def _solved(config: TrialConfig) -> bool:
+    model = config.model
+    return is_exact(model.family, model.layers, model.head, model.posterior)
 
 
 def _gpus(cores: int | None) -> int:
