@@ -72,7 +72,7 @@ def main() -> None:
     best: dict[str, list[Found]] = {"fast": [], "plain": []}
     print("seed    fast: validation     test   seconds    plain: validation     test   seconds")
     for seed in range(args.seeds):
-        search = load_search(FILE, [f"search.seed={seed}", "search.sampler=random"])
+        search = load_search(FILE, [f"search.seed={seed}", "search.sampler=random", "search.initial=[]"])
         dataset = load_dataset(search.data)
         samples = draw_configurations(search, args.samples)
         line = f"{seed:4}"

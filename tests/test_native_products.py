@@ -17,21 +17,31 @@ from vadtune.native.vectors import at
 
 Floats = NDArray[np.float32]
 
+_GUARD, _MARK = 64, np.float32(12345.0)
+
 
 @njit(**HOW)  # type: ignore[untyped-decorator]
 def _multiply(
     one: Floats, turned_one: bool, other: Floats, turned_other: bool, depth: int, add: bool, out: Floats
-) -> None:
+) -> bool:
+    """Returns whether what lies around the result and behind the memory it may use is as it was."""
     rows, columns = out.shape
-    room = scratch(rows)
-    multiply(at(one, 0), turned_one, at(other, 0), turned_other, rows, depth, columns, add, at(out, 0), room)
+    around = np.full(out.size + 2 * _GUARD, _MARK)
+    around[_GUARD:-_GUARD] = out.ravel()
+    needed = scratch(rows)
+    room = np.full(len(needed) + _GUARD, _MARK)
+    multiply(at(one, 0), turned_one, at(other, 0), turned_other, rows, depth, columns, add, at(around, _GUARD), room)
+    out[:] = around[_GUARD:-_GUARD].reshape(out.shape)
+    return (
+        (around[:_GUARD] == _MARK).all() and (around[-_GUARD:] == _MARK).all() and (room[len(needed) :] == _MARK).all()
+    )
 
 
 def product(one: Floats, other: Floats, turned_one: bool, turned_other: bool, out: Floats | None = None) -> Floats:
     """Returns one @ other, or adds it to ``out``; the factors that are turned are given as their transposes."""
     result = np.full((len(one), other.shape[1]), np.nan, np.float32) if out is None else out.copy()
     given = [np.ascontiguousarray(m.T if turned else m) for m, turned in ((one, turned_one), (other, turned_other))]
-    _multiply(given[0], turned_one, given[1], turned_other, one.shape[1], out is not None, result)
+    assert _multiply(given[0], turned_one, given[1], turned_other, one.shape[1], out is not None, result)
     return result
 
 

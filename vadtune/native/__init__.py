@@ -1,7 +1,7 @@
 """Machine code for CPUs, compiled by Numba: decoders (decoder.py) and linear decoders that are solved (linear.py).
 
 The first process on a machine that needs it compiles it, which takes about half a minute; what was compiled is kept
-beside the files here, or else in the user's cache, until one of them changes. Without numba PyTorch's operations do the
+beside the files here, or else in the user's cache, until a file here changes. Without numba PyTorch's operations do the
 same.
 """
 
@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,8 +65,10 @@ def state() -> str:
 
 
 def announce(names: Iterable[str]) -> None:
-    """Tells that other processes will compile these modules, unless what they need lies beside the files here. Takes no
-    time, as it does without numba."""
+    """Tells that other processes will compile these modules, unless what they need lies beside the files here, or
+    somewhere else, perhaps. Does not import numba, which takes time."""
+    if find_spec("numba") is None:
+        return
     kept = _FOLDER / "__pycache__"
     elsewhere = "NUMBA_CACHE_DIR" in os.environ or not os.access(kept if kept.exists() else _FOLDER, os.W_OK)
     indices = {name: kept.glob(f"{name}.*.nbi") for name in names}

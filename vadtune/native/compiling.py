@@ -14,8 +14,8 @@ HOW: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract
 
 
 def machine_code(function: Callable[..., Any]) -> Any:
-    """Compiles what is called from Python, and keeps it until a file of this package changes; other threads run while
-    it does."""
+    """Compiles what is called from Python, and keeps it until a file of this package changes. Other threads run while
+    it is called."""
     try:
         compiled = njit(cache=True, nogil=True, **HOW)(function)
     except RuntimeError:  # there is no place to keep it
@@ -25,6 +25,6 @@ def machine_code(function: Callable[..., Any]) -> Any:
 
 
 part = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **HOW)
-"""Of what that calls, and is kept with it."""
+"""For what such functions call; it is compiled and kept with them."""
 inlined = njit(inline="always", **HOW)
-"""Of what becomes part of the loops it stands in."""
+"""For what becomes part of the loops it stands in."""

@@ -4,8 +4,7 @@ A BLAS is made for large matrices: with the few dozen rows and columns of the ne
 time on preparing. Here a product is made of tiles of the result, of ROWS × COLUMNS values that stay in registers, for
 each of which a panel of the second matrix, so many columns of it, is laid out side by side first (Goto & van de Geijn
 2008, ACM TOMS 34(3), without the blocks by which their method stays in the second cache). Each value is one sum
-in order, so that it hangs neither on the processor's vectors nor on what is computed beside it.
-
+in order, so that it depends neither on the processor's vectors nor on what is computed beside it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ from vadtune.native.vectors import (
 
 ROWS = 6
 COLUMNS = 2 * BYTES // 4
-"""Of a tile: ROWS times two vectors of sums, two of the second matrix and one of the first fill the registers."""
-DEPTH = 256
-"""Rows of a panel, which then fits into the first cache."""
+"""Of a tile: ROWS times two vectors of sums, two of the second matrix and one of the first fill AVX2's registers."""
+DEPTH = 8192 // BYTES
+"""Rows of a panel, which then takes half of the first cache."""
 _SQUARE = 8  # rows and columns that are turned at once
 
 _POINTER = types.CPointer(types.float32)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+BYTES = 64 if "+avx512f" in get_host_cpu_features().split(",") else 32
 """Of a vector that processors here have; NEON's and SSE's, half as long, are taken two at a time."""
 INTEGER = ir.IntType(64)
 _PLACE = ir.IntType(32)

@@ -28,7 +28,7 @@ from vadtune.search_file import SearchFile
 logger = logging.getLogger(__name__)
 
 _DEFAULT_GPU_PACK = 64
-_DRAWN = 16  # configurations to choose the measured one from
+_DRAWN = 16  # configurations to judge a space by
 
 
 def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None) -> int:

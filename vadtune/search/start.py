@@ -58,10 +58,12 @@ def start_search(
 @cache
 def _run_search() -> Callable[..., SearchOutcome]:
     """Imports what a search needs, MLflow and Tune above all."""
+    collected = gc.isenabled()
     gc.disable()  # what is imported stays; to look through it again and again for garbage takes time
     try:
         from vadtune.search.run import run_search
     finally:
-        gc.enable()
+        if collected:
+            gc.enable()
     gc.freeze()
     return run_search

@@ -36,7 +36,8 @@ def begun_with_copy(path: Path) -> Iterator[None]:
             copied = True
     yield
     if not copied:
-        with contextlib.suppress(OSError, sqlite3.Error, RuntimeError, VadtuneError):
+        # AttributeError: an older SQLite cannot give a database's bytes.
+        with contextlib.suppress(OSError, sqlite3.Error, RuntimeError, VadtuneError, AttributeError):
             _keep(path)
 
 
