@@ -178,7 +178,7 @@ class _Inference:
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(self.steps, 1, self.family.architecture.latent, generator=generator, device=self.device)
         rates = SCHEDULES["cosine"](np.arange(self.steps)[:, None] / max(1, self.steps)) * self.lr  # (steps, p)
-        by_machine_code = self.device.type == "cpu" and machine_code.fits(self.family, self.config)
+        by_machine_code = self.device.type == "cpu" and machine_code.fits(self.config)
         (self._fit_by_machine_code if by_machine_code else self._fit_together)(statistics, x, mask, noise, rates)
         return statistics
 

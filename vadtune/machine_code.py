@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadtune import native
 from vadtune.batches import Epoch
 from vadtune.config import TrialConfig
 from vadtune.model import Family
@@ -20,21 +21,15 @@ from vadtune.model.products import on_threads
 from vadtune.native import kernels, run
 
 
-def trains(family: Family, config: TrialConfig) -> bool:
-    """Returns whether a configuration is trained by machine code: a decoder it knows, without encoder or dropout, in
-    float32, by Adam or AdamW."""
-    train = config.train
-    plain = not (family.amortised or config.model.dropout) and train.optimiser in ("adam", "adamw")
-    return plain and train.precision == "float32" and fits(family, config)
+def trains(config: TrialConfig) -> bool:
+    """Returns whether a configuration is trained by machine code: one it knows, where there is numba."""
+    return native.trains(config) and kernels("decoder") is not None
 
 
-def fits(family: Family, config: TrialConfig) -> bool:
-    """Returns whether the posteriors of new rows are fitted by machine code: where there is numba, under a decoder
-    without layer norm, by relu or tanh, unless ``train.compile`` is off."""
-    architecture = family.architecture
-    known = architecture.activation in ("", "relu", "tanh") and architecture.head == "plain"
-    plain = known and not (architecture.exact or architecture.layer_norm)
-    return plain and config.train.compile != "off" and kernels("decoder") is not None
+def fits(config: TrialConfig) -> bool:
+    """Returns whether the posteriors of new rows are fitted by machine code: under a decoder it knows, where there is
+    numba."""
+    return native.fits(config) and kernels("decoder") is not None
 
 
 def train_epoch(
@@ -61,12 +56,12 @@ def train_epoch(
     Returns:
         The sum of squared errors, what the features' noise makes of it, the sum of KL divergences in nats.
     """
-    native, train = kernels("decoder"), config.train
-    assert native is not None
+    code, train = kernels("decoder"), config.train
+    assert code is not None
     (parameters, grad, moments), (statistics, row_moments) = weights, rows
     noisy = family.architecture.noise == "learned"
     errors, weighted, divergence = run(
-        native.train_epoch,
+        code.train_epoch,
         parameters.numpy(),
         grad.numpy(),
         *moments.numpy(),
@@ -117,8 +112,8 @@ def fit_rows(
         prior: Of the latents, (k,) each.
         rates: The learning rate of every step (steps,).
     """
-    native = kernels("decoder")
-    assert native is not None
+    code = kernels("decoder")
+    assert code is not None
     own, values = statistics.numpy(), x.numpy()
     k = family.architecture.latent
     mean, precise = (torch.as_tensor(value, dtype=torch.float32).expand(k).contiguous().numpy() for value in prior)
@@ -126,7 +121,7 @@ def fit_rows(
 
     def fit(rows: slice) -> None:
         run(
-            native.fit_rows,
+            code.fit_rows,
             weights.contiguous().numpy(),
             own[rows],
             *how,
@@ -138,7 +133,7 @@ def fit_rows(
             rates,
         )
 
-    on_threads(fit, len(x), native.BLOCK)
+    on_threads(fit, len(x), code.BLOCK)
 
 
 def _decoder(family: Family) -> tuple[np.ndarray, bool, bool]:

@@ -121,7 +121,7 @@ class Stack:
         widths = self.family.architecture.latent, self.family.architecture.hidden
         epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors, widths)
         alike = not self._padded and len(set(epochs)) == 1 and self._flat.is_cpu
-        if alike and all(machine_code.trains(self.family, config) for config in configs):
+        if alike and all(machine_code.trains(config) for config in configs):
             return self._train_by_machine_code(members, epoch)
         train = self._train_amortised if self.family.amortised else self._train_free
         told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device

@@ -19,7 +19,7 @@ from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
-from vadtune.model import Architecture, build_family
+from vadtune.model import Architecture
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import packing
 from vadtune.search.calibration import calibrate
@@ -252,7 +252,7 @@ def test_what_is_trained_one_by_one_is_known_without_pytorch(
     except ValidationError:
         pytest.skip("no such configuration")
     architecture = Architecture.of(config.model, 4)
-    by_machine_code = machine_code.trains(build_family(architecture), config)
+    by_machine_code = machine_code.trains(config)
     assert trained_one_by_one(config) == (architecture.exact or by_machine_code)
 
 

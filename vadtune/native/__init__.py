@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vadtune.config import TrialConfig
+
 logger = logging.getLogger(__name__)
 
 _COMPILING = "compiling machine code for this processor, once: about half a minute"
@@ -44,6 +46,27 @@ def kernels(name: str) -> ModuleType | None:
     return module
 
 
+def is_there() -> bool:
+    """Returns whether numba is, without importing it."""
+    return find_spec("numba") is not None
+
+
+def trains(config: TrialConfig) -> bool:
+    """Returns whether a configuration is one that decoder.py trains: without encoder or dropout, in float32, by Adam or
+    AdamW."""
+    model, train = config.model, config.train
+    plain = model.family == "vad" and not model.dropout and train.optimiser in ("adam", "adamw")
+    return plain and train.precision == "float32" and fits(config)
+
+
+def fits(config: TrialConfig) -> bool:
+    """Returns whether decoder.py fits new rows under models of a configuration: decoders without layer norm, by relu or
+    tanh, that are not solved, unless ``train.compile`` is off."""
+    model = config.model
+    known = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
+    return known and model.head == "plain" and not model.exact and config.train.compile != "off"
+
+
 def run(kernel: Any, *arguments: Any) -> Any:
     """Calls machine code; tells why that takes so long if it has to be compiled first."""
     if kernel in _READY:
@@ -67,7 +90,7 @@ def state() -> str:
 def announce(names: Iterable[str]) -> None:
     """Tells that other processes will compile these modules, unless what they need lies beside the files here, or
     somewhere else, perhaps. Does not import numba, which takes time."""
-    if find_spec("numba") is None:
+    if not is_there():
         return
     kept = _FOLDER / "__pycache__"
     elsewhere = "NUMBA_CACHE_DIR" in os.environ or not os.access(kept if kept.exists() else _FOLDER, os.W_OK)

@@ -103,7 +103,7 @@ def posteriors(
                         extended[first + v, i] = mean[i, v]
                     extended[first + v, k] = 1.0
                 _invert(systems, reciprocal, inverses)
-                _moments(inverses, mean, first, systems, moments)
+                _moments(inverses, mean, k, first, systems, moments)
         if learn:
             np.dot(moments, seen, product)
             np.dot(values.T, extended, crossed)
@@ -276,12 +276,10 @@ def _invert(factors, reciprocal, inverses):
 
 
 @part
-def _moments(inverses, mean, first, room, moments):
+def _moments(inverses, mean, k, first, room, moments):
     """Writes E[z̃ z̃ᵀ] (u, v) of posteriors of these means (K, v) to their place in a block, given the transposed
     inverses of their factors."""
-    wide, k = len(mean), 0
-    while (k + 1) * (k + 2) // 2 < len(moments):
-        k += 1
+    wide = len(mean)
     for i in range(0, wide, SIDE // 2):
         start = i // SIDE * SIDE  # before that the inverses are 0
         for j in range(0, i + 1, SIDE):

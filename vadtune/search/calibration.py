@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from vadtune.config import TrialConfig
 from vadtune.data import Part
-from vadtune.model import Architecture
 from vadtune.training import Population
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ def calibrate(drawn: Sequence[TrialConfig], train: Part, device: str, *, samples
     One of the configurations drawn from the space stands for all, one that takes batches if there is any. What a larger
     pack saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
     """
-    solved = [Architecture.of(config.model, train.x.shape[1]).exact for config in drawn]
+    solved = [config.model.exact for config in drawn]
     config = drawn[solved.index(False) if False in solved else 0]
     epochs = samples * config.train.epochs * _SHARE_TRAINED
     clock = time.thread_time if device == "cpu" else time.perf_counter  # the former whatever else goes on

@@ -1,4 +1,4 @@
-"""Methods of Tune's controller in another form for a while: where Tune offers no hook."""
+"""Functions of Ray and Tune in another form for a while: where they offer no hook."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ray.tune.execution.tune_controller import TuneController
-
 
 @contextlib.contextmanager
-def replaced(name: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in the place of a method of Tune's controller, until the block ends.
+def replaced(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in the place of one of a class or a module, until the block ends.
 
     Args:
-        name: Of the method.
-        around: Takes the method there was, the controller, and what the method is called with.
+        owner: The class or module.
+        name: Of its function.
+        around: Takes the function there was and what that is called with, of a method its object first.
     """
-    original = getattr(TuneController, name)
+    original = getattr(owner, name)
 
-    def method(controller: TuneController, *arguments: Any, **named: Any) -> Any:
-        return around(original, controller, *arguments, **named)
+    def function(*arguments: Any, **named: Any) -> Any:
+        return around(original, *arguments, **named)
 
-    setattr(TuneController, name, method)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        setattr(TuneController, name, original)
+        setattr(owner, name, original)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -14,9 +13,9 @@ from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from vadtune.config import TrialConfig, is_exact
+from vadtune import native
+from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset
-from vadtune.native import announce
 from vadtune.search.draw import draw_configurations
 from vadtune.search.packed_trial import PackedTrial
 from vadtune.search.patches import replaced
@@ -46,7 +45,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
     if not on_gpu and all(map(trained_one_by_one, drawn)):
         logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
-        announce({"linear" if _solved(config) else "decoder" for config in drawn})
+        native.announce({"linear" if config.model.exact else "decoder" for config in drawn})
         return 1
     import torch
 
@@ -70,19 +69,8 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
 
 def trained_one_by_one(config: TrialConfig) -> bool:
     """Returns whether a CPU trains the members of a stack of such configurations one after the other: it solves them,
-    or has machine code for them. Without PyTorch; tests hold it to ``machine_code.trains``."""
-    model, train = config.model, config.train
-    if _solved(config):
-        return True
-    network = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
-    known = model.family == "vad" and model.head == "plain" and network and not model.dropout
-    trained = train.optimiser in ("adam", "adamw") and train.precision == "float32" and train.compile != "off"
-    return known and trained and find_spec("numba") is not None
-
-
-def _solved(config: TrialConfig) -> bool:
-    model = config.model
-    return is_exact(model.family, model.layers, model.head, model.posterior)
+    or has machine code for them. Without PyTorch."""
+    return config.model.exact or (native.trains(config) and native.is_there())
 
 
 def _gpus(cores: int | None) -> int:
@@ -131,7 +119,7 @@ def patient_reuse() -> Iterator[None]:
             return False
         return bool(original(controller, trial))
 
-    with replaced("_maybe_reuse_cached_actor", reuse):
+    with replaced(TuneController, "_maybe_reuse_cached_actor", reuse):
         yield
 
 
@@ -147,7 +135,7 @@ def eager_start(room: int) -> Iterator[None]:
         controller.update_max_pending_trials(max(1, room - len(controller._running_trials)))
         original(controller)
 
-    with replaced("_maybe_update_trial_queue", update):
+    with replaced(TuneController, "_maybe_update_trial_queue", update):
         yield
 
 
@@ -159,17 +147,13 @@ def started_processes() -> Iterator[None]:
     and Ray would start others.
     """
 
-    def get(cache: _ActorClassCache, trainable: Any) -> Any:
+    def get(original: Any, cache: _ActorClassCache, trainable: Any) -> Any:
         if trainable not in cache._cache:
             cache._cache[trainable] = ray.remote(trainable)
         return cache._cache[trainable]
 
-    original = _ActorClassCache.get
-    _ActorClassCache.get = get
-    try:
+    with replaced(_ActorClassCache, "get", get):
         yield
-    finally:
-        _ActorClassCache.get = original
 
 
 def _room(search: SearchFile) -> int:

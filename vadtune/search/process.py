@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from ray._private.node import Node as RayNode
 from vadtune.config import SearchConfig
 from vadtune.errors import ConfigError, unknown_name
 from vadtune.search.cluster import Node, grows, nodes, quiet
+from vadtune.search.patches import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -33,29 +35,38 @@ _NEEDLESS = "start_api_server", "start_monitor", "start_log_monitor"
 
 
 @contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """Collects no garbage during a block that imports a lot: what is imported stays, and to look through it again and
+    again takes a second or two."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if collected:
+            gc.enable()
+
+
+@contextlib.contextmanager
 def _lean() -> Iterator[None]:
     """Lets Ray start without what one machine has no use for: a dashboard, which without its pages only reports usage,
     an autoscaler, and a reader of logs that go nowhere. Each is a process of its own, and Ray waits for the first.
 
     Ray looks once a second whether its node is there; here it looks more often.
     """
-    originals, look = {name: getattr(RayNode, name) for name in _NEEDLESS}, services.get_node
-    for name in _NEEDLESS:
-        setattr(RayNode, name, lambda node, **options: None)
 
-    def get_node(gcs_address: str, node_id: str) -> Any:
+    def get_node(look: Any, gcs_address: str, node_id: str) -> Any:
         gcs, end = services.GcsClient(address=gcs_address), time.monotonic() + _NODE_SECONDS
         while NodeID.from_hex(node_id) not in gcs.get_all_node_info() and time.monotonic() < end:
             time.sleep(0.05)
         return look(gcs_address, node_id)
 
-    services.get_node = get_node
-    try:
+    with contextlib.ExitStack() as stack:
+        for name in _NEEDLESS:
+            stack.enter_context(replaced(RayNode, name, lambda start, node, **options: None))
+        stack.enter_context(replaced(services, "get_node", get_node))
         yield
-    finally:
-        services.get_node = look
-        for name, original in originals.items():
-            setattr(RayNode, name, original)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def bounded_retries() -> Iterator[None]:
             trial.max_failures = 0
         original(controller, trial, exception)
 
-    with replaced("_process_trial_failure", process):
+    with replaced(TuneController, "_process_trial_failure", process):
         yield
 
 

@@ -67,7 +67,7 @@ def whole_snapshots(folder: Path) -> Iterator[None]:
             ended = time.monotonic()
             due = ended + (ended - began) * (1 / _SHARE - 1)
 
-    with replaced("save_to_dir", save), replaced("checkpoint", checkpoint):
+    with replaced(TuneController, "save_to_dir", save), replaced(TuneController, "checkpoint", checkpoint):
         yield
 
 

@@ -6,7 +6,6 @@ To import what a search needs takes as long as to start Ray: this module imports
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from vadtune.data import load_dataset
 from vadtune.files import check_writable
 from vadtune.runs import is_uri, local_folder
 from vadtune.search.cluster import check_shared, joined, nodes
-from vadtune.search.process import check_resources, ray_ahead
+from vadtune.search.process import check_resources, imports, ray_ahead
 from vadtune.search_file import SearchFile
 from vadtune.shapes import check_shapes
 
@@ -58,12 +57,6 @@ def start_search(
 @cache
 def _run_search() -> Callable[..., SearchOutcome]:
     """Imports what a search needs, MLflow and Tune above all."""
-    collected = gc.isenabled()
-    gc.disable()  # what is imported stays; to look through it again and again for garbage takes time
-    try:
+    with imports():
         from vadtune.search.run import run_search
-    finally:
-        if collected:
-            gc.enable()
-    gc.freeze()
     return run_search

@@ -3,16 +3,11 @@
 Ray imports this module in each process it starts; see process.local_ray.
 """
 
-import gc
+from vadtune.search.process import imports
 
-from vadtune.native import kernels
-
-gc.disable()  # what is imported stays; to look through it again and again for garbage takes a second
-try:
+with imports():
+    from vadtune.native import kernels
     from vadtune.search import single, trainable  # noqa: F401
 
     for name in ("decoder", "linear"):
         kernels(name)
-    gc.freeze()
-finally:
-    gc.enable()
