@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vadtune.metrics import score
+from vadtune.core.metrics import score
 
 Impute = Callable[[np.ndarray], np.ndarray]
 """Takes rows (n, d), NaN where missing; returns a value for every cell, float64 (n, d)."""

@@ -41,8 +41,8 @@ import numpy as np
 from _peers import PEERS, Rows, Tuned, tuned
 
 from vadtune.config import DataConfig
+from vadtune.core.metrics import score
 from vadtune.data import SOURCES
-from vadtune.metrics import score
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "vadtune"

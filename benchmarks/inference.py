@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from vadtune.config import TrialConfig
+from vadtune.core.metrics import score
 from vadtune.data import Part, load_dataset
 from vadtune.inference import FittedModel, reconstruct
-from vadtune.metrics import score
 from vadtune.model import Architecture, build_family
 from vadtune.training import Population
 

@@ -35,8 +35,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
+from vadtune.core.metrics import score
 from vadtune.data import Part, SearchData, load_dataset
-from vadtune.metrics import score
 from vadtune.search.space import suggest
 from vadtune.search_file import SearchFile, load_search
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from plain_search import train
 
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset
-from vadtune.metrics import score
 from vadtune.search.draw import draw_configurations
 from vadtune.search_file import SearchFile, load_search
 from vadtune.training import Population

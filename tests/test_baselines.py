@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vadtune.baselines import BASELINES, observed_range
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part
-from vadtune.metrics import score
 
 
 @pytest.mark.parametrize("name", BASELINES)

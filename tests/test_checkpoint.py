@@ -25,8 +25,8 @@ from vadtune.checkpoint import (
     save_state,
     write_manifest,
 )
+from vadtune.core.errors import ModelFolderError
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
-from vadtune.errors import ModelFolderError
 from vadtune.search_file import load_trial
 from vadtune.training import Population
 

@@ -16,7 +16,7 @@ import yaml
 from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.compare import Cell, plan, run_comparison
-from vadtune.errors import ConfigError, ModelFolderError, SearchError
+from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.plots import _curve_colours, _curves, comparison_plot
 from vadtune.retest import run_retest
 

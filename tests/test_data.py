@@ -17,10 +17,10 @@ from tests.conftest import trial_config
 from tests.own_data import data_config
 from vadtune import config as config_module
 from vadtune.config import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
+from vadtune.core.errors import ConfigError, DataError
 from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.data.bundled import read_bundled
 from vadtune.data.dataset import hold_out
-from vadtune.errors import ConfigError, DataError
 
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:

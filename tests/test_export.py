@@ -26,14 +26,14 @@ from vadtune.checkpoint import (
 )
 from vadtune.cli import main
 from vadtune.config import REFITS, SELECTABLE_METRICS
+from vadtune.core.errors import ModelFolderError
+from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, Part, load_dataset, mask_sha256
 from vadtune.ensemble_folder import REGRESSION_FILE, read_ensemble
-from vadtune.errors import ModelFolderError
 from vadtune.export import export_best
 from vadtune.impute import ModelAverage
 from vadtune.kernel_regression import Choice
 from vadtune.masks import MaskKey
-from vadtune.metrics import score
 from vadtune.preview import make_preview
 from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked

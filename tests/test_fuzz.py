@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.own_data import write_published
 from vadtune.config import DataConfig
+from vadtune.core.errors import VadtuneError
 from vadtune.data import load_dataset
 from vadtune.data.tables import read_mask
-from vadtune.errors import VadtuneError
 from vadtune.table_files import TABLES, read_table
 
 ROWS, COLUMNS = 24, ["a", "b", "c"]

@@ -10,8 +10,8 @@ import yaml
 
 from vadtune.cli import main
 from vadtune.config import TrialConfig
+from vadtune.core.errors import ConfigError
 from vadtune.data import load_dataset
-from vadtune.errors import ConfigError
 from vadtune.import_config import import_settings, read_settings
 from vadtune.search_file import load_trial
 from vadtune.training import Population

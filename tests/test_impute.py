@@ -15,8 +15,8 @@ from tests.conftest import trial_config
 from tests.test_retest import save_trained
 from vadtune.checkpoint import find_model_folders, load_model
 from vadtune.cli import main
+from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import Part
-from vadtune.errors import DataError, ModelFolderError
 from vadtune.impute import ModelAverage
 
 NAMES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]

@@ -11,9 +11,9 @@ from tests.conftest import trial_config
 from tests.test_training import KINDS, trained
 from vadtune import inference
 from vadtune.config import STARTS
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import FittedModel, reconstruct
-from vadtune.metrics import score
 
 
 def fitted(rows: Part, **sections: dict[str, object]) -> FittedModel:

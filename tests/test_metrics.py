@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vadtune.metrics import score
+from vadtune.core.metrics import score
 
 
 def test_scores_are_over_the_chosen_cells_alone() -> None:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vadtune.core.errors import DataError
 from vadtune.data import MECHANISMS, Layout
 from vadtune.data.missingness import draw_mask
-from vadtune.errors import DataError
 
 N, D = 200, 50
 LAYOUTS = [Layout(image=(5, 10), point_dims=2), Layout(point_dims=5), Layout(image=(10, 5), point_dims=1)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from vadtune import config as config_module
-from vadtune.errors import ConfigError
+from vadtune.core.errors import ConfigError
 from vadtune.model import MODELS, Architecture, build_family
 from vadtune.model.heads import HEADS
 from vadtune.model.networks import ACTIVATIONS, MLP, side_by_side

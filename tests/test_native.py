@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_info
 
 from tests.conftest import trial_config
 from vadtune import machine_code, native
+from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, Part
-from vadtune.errors import TrialDiverged
 from vadtune.inference import reconstruct
 from vadtune.model.products import one_thread, use_threads
 from vadtune.native import decoder

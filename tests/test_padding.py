@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import trial_config
 from vadtune.config import TrialConfig
+from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
-from vadtune.errors import ConfigError
 from vadtune.evaluation import evaluate
 from vadtune.member import Member, State
 from vadtune.model.networks import ACTIVATIONS

@@ -8,7 +8,7 @@ import pytest
 
 from tests.finished_search import RUN, TRIALS, FinishedSearch
 from vadtune.cli import main
-from vadtune.errors import TrackingError
+from vadtune.core.errors import TrackingError
 from vadtune.results import find_results, main_columns, ranked, trial_rows
 
 

@@ -17,9 +17,9 @@ from vadtune.baselines import BASELINES
 from vadtune.checkpoint import find_model_folders, load_model, save_model
 from vadtune.cli import main
 from vadtune.config import TrialConfig
+from vadtune.core.errors import ConfigError, ModelFolderError
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256
-from vadtune.errors import ConfigError, ModelFolderError
-from vadtune.metrics import score
 from vadtune.retest import METRICS, Retest, parse_ratios, run_retest
 from vadtune.training import Population
 

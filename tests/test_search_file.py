@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import trial_config
 from vadtune.config import TrialConfig, flatten, unflatten
-from vadtune.errors import ConfigError, VadtuneError
+from vadtune.core.errors import ConfigError, VadtuneError
 from vadtune.search_file import load_search, load_trial, parse_search
 
 SEARCH_SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))

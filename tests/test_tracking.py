@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from vadtune.errors import TrackingError
-from vadtune.files import create_atomically
+from vadtune.core.errors import TrackingError
+from vadtune.core.files import create_atomically
 from vadtune.tracking import (
     Tracker,
     connect,

@@ -15,12 +15,12 @@ from tests.conftest import trial_config
 from vadtune.batches import Epoch
 from vadtune.compiled import _by_compiler
 from vadtune.config import REPORTED_METRICS, TrialConfig
+from vadtune.core.errors import ConfigError, TrialDiverged
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset
-from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.evaluation import evaluate, follows_shortly
 from vadtune.inference import infer
 from vadtune.member import Member
-from vadtune.metrics import score
 from vadtune.model import MODELS, products
 from vadtune.model.objective import reconstruction
 from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vadtune.core.metrics import score
 from vadtune.data import Part, SearchData
-from vadtune.metrics import score
 
 Impute = Callable[[np.ndarray], np.ndarray]
 """Takes rows (n, d), NaN where missing; returns them filled, float64 (n, d)."""

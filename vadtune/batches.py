@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vadtune.config import TrialConfig
+from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.optimiser import Table
-from vadtune.randomness import Purpose, derived_generator, standard_normal
 
 _TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
 

@@ -34,9 +34,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from vadtune import __version__
+from vadtune.core.errors import ModelFolderError
+from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256
-from vadtune.errors import ModelFolderError
-from vadtune.files import NOT_ARRAYS
 from vadtune.inference import FittedModel
 from vadtune.member import State
 from vadtune.model import Architecture, Family, build_family

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vadtune.errors import ConfigError, ModelFolderError, SearchError
+from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
+from vadtune.core.files import write_atomically
 from vadtune.export import export_best
-from vadtune.files import write_atomically
 from vadtune.results import find_results
 from vadtune.retest import run_retest
 from vadtune.runs import run_folders

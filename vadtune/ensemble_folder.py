@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.checkpoint import MANIFEST, find_model_folders
-from vadtune.errors import ModelFolderError
+from vadtune.core.errors import ModelFolderError
 from vadtune.kernel_regression import KernelRegression
 
 ENSEMBLE_FILE = "ensemble.json"

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadtune.core.errors import TrialDiverged
+from vadtune.core.metrics import score
 from vadtune.data import SearchData
-from vadtune.errors import TrialDiverged
 from vadtune.inference import infer
 from vadtune.member import Member
-from vadtune.metrics import score
 from vadtune.model import Architecture
 from vadtune.training import Population
 

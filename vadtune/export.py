@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from vadtune.checkpoint import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
 from vadtune.config import REFITS
+from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
+from vadtune.core.files import check_writable
 from vadtune.data import IncompleteDataset, Part, mask_sha256
 from vadtune.ensemble import weighted_sum
 from vadtune.ensemble_folder import (
@@ -26,8 +28,6 @@ from vadtune.ensemble_folder import (
     write_ensemble,
     write_regression,
 )
-from vadtune.errors import ConfigError, ModelFolderError, unknown_name
-from vadtune.files import check_writable
 from vadtune.impute import REFIT, SEEN_TEST_MASK
 from vadtune.inference import FittedModel
 from vadtune.kernel_regression import Choice

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.config import TrialConfig, unflatten
+from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import load_dataset
-from vadtune.errors import ConfigError, unknown_name
 from vadtune.search_file import parse_trial
 
 FLAG_DEFAULTS: dict[str, Any] = {

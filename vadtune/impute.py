@@ -11,10 +11,10 @@ import numpy as np
 
 from vadtune.checkpoint import find_model_folders, load_model, read_manifest
 from vadtune.config import REFITS, DataConfig, flatten
+from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.ensemble import weighted_sum
 from vadtune.ensemble_folder import Ensemble, read_ensemble, read_regression
-from vadtune.errors import DataError, ModelFolderError
 from vadtune.inference import FittedModel
 from vadtune.kernel_regression import KernelRegression
 from vadtune.masks import MaskKey

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from vadtune import machine_code
 from vadtune.config import TrialConfig
+from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import Part, Scaler
 from vadtune.model import Architecture, Family, Networks, build_family
 from vadtune.model.linear import NotSolved, posterior_means
 from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
 from vadtune.optimiser import SCHEDULES, AdamW
-from vadtune.randomness import Purpose, derived_generator, standard_normal
 
 _NEAR_ROWS = 256  # whose distances to all train rows are in the cache together
 _CHUNK_FLOATS = 2**22  # bounds the memory of a chunk's largest intermediate; small enough to stay near the caches

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vadtune.core.errors import ConfigError, ModelFolderError
+from vadtune.core.files import NOT_ARRAYS, write_atomically
 from vadtune.data import IncompleteDataset, mask_sha256
-from vadtune.errors import ConfigError, ModelFolderError
-from vadtune.files import NOT_ARRAYS, write_atomically
 
 FORMAT_VERSION = 1
 

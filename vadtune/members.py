@@ -16,10 +16,10 @@ import numpy as np
 
 from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
 from vadtune.config import TrialConfig
+from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
+from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
-from vadtune.errors import ConfigError, ModelFolderError, VadtuneError
-from vadtune.files import fetch_folder
 from vadtune.impute import shared_dataset
 from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
 from vadtune.refit import Fit, Trainer, same_steps

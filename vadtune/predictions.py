@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
-from vadtune.errors import ConfigError
 from vadtune.masks import MaskKey, Masks
 
 _KINDS = (".npz", ".h5")

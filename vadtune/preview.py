@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vadtune.core.errors import ConfigError
 from vadtune.data import Part
-from vadtune.errors import ConfigError
 from vadtune.impute import ModelAverage
 from vadtune.masks import MaskKey, cells_to_score, draw_masks
 

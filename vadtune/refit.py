@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from vadtune.config import HoldoutConfig, TrialConfig
+from vadtune.core.errors import VadtuneError
+from vadtune.core.processes import worker_context
 from vadtune.data import HeldOut, Part, hold_out
-from vadtune.errors import VadtuneError
 from vadtune.inference import FittedModel, reconstruct
 from vadtune.member import signature
 from vadtune.model.products import one_thread, use_threads
 from vadtune.training import Population
-from vadtune.workers import worker_context
 
 logger = logging.getLogger(__name__)
 

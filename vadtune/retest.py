@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 
 from vadtune.baselines import BASELINES, Impute
+from vadtune.core.errors import ConfigError, unknown_name
+from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, mask_sha256
-from vadtune.errors import ConfigError, unknown_name
 from vadtune.impute import ModelAverage
 from vadtune.masks import MaskKey, cells_to_score, draw_masks, stored_masks
-from vadtune.metrics import score
 from vadtune.predictions import Predictions
 
 METRICS = (

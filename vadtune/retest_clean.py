@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vadtune.core.errors import DataError
+from vadtune.core.metrics import score
 from vadtune.data import Part
-from vadtune.errors import DataError
 from vadtune.impute import ModelAverage
 from vadtune.masks import MaskKey
-from vadtune.metrics import score
 from vadtune.retest import named_models, reconstructions
 
 

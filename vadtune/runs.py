@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vadtune.errors import SearchError, unknown_name
-from vadtune.files import write_atomically
+from vadtune.core.errors import SearchError, unknown_name
+from vadtune.core.files import write_atomically
 
 SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
 STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"

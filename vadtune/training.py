@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from vadtune.config import TrialConfig
+from vadtune.core.errors import ConfigError, TrialDiverged
+from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import Part
-from vadtune.errors import ConfigError, TrialDiverged
 from vadtune.inference import FittedModel
 from vadtune.member import Member, State, signature
 from vadtune.model import Architecture, Family, build_family
 from vadtune.model.linear import regression
 from vadtune.model.padding import Padding, widest
 from vadtune.optimiser import Plateau
-from vadtune.randomness import Purpose, derived_generator
 from vadtune.stack import Stack, TrainRows
 
 _START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so

@@ -16,8 +16,8 @@ from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
 from vadtune import machine_code
 from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
+from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.errors import TrialDiverged
 from vadtune.evaluation import evaluate
 from vadtune.model import Architecture
 from vadtune.runs import STATE_FILE, STATE_HASH

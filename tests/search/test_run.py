@@ -16,8 +16,8 @@ import yaml
 from vadtune.checkpoint import load_model
 from vadtune.cli import main
 from vadtune.config import REPORTED_METRICS, SCHEDULERS
+from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
-from vadtune.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.evaluation import evaluate
 from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
-from vadtune.errors import VadtuneError
+from vadtune.core.errors import VadtuneError
 from vadtune.runs import SNAPSHOT_FILE
 from vadtune.search.snapshot import put_back, whole_snapshots
 

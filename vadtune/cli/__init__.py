@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vadtune import __version__
-from vadtune.errors import ConfigError, VadtuneError
+from vadtune.core.errors import ConfigError, VadtuneError
 
 COMMANDS = (
     "init",

@@ -55,7 +55,7 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
 
     try:
         torch.empty(0, device=device)
@@ -91,7 +91,7 @@ def add_job_address(parser: argparse.ArgumentParser) -> None:
 
 def find(args: argparse.Namespace) -> SearchResults:
     """Returns the search that the arguments name."""
-    from vadtune.errors import TrackingError
+    from vadtune.core.errors import TrackingError
     from vadtune.results import find_results
     from vadtune.tracking import tracking_uri
 
@@ -114,7 +114,7 @@ def console(*, to_file: bool = False) -> Console:
 
 def emit(rows: Rows, kind: str, table: Callable[[Console], str], out: Path | None = None) -> None:
     """Prints rows as CSV, JSON or a table, or writes them to a file."""
-    from vadtune.files import write_atomically
+    from vadtune.core.files import write_atomically
     from vadtune.report import to_csv, to_json
 
     match kind:

@@ -48,8 +48,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not done, draws, prints."""
-    from vadtune.errors import ConfigError
-    from vadtune.files import check_writable, write_atomically
+    from vadtune.core.errors import ConfigError
+    from vadtune.core.files import check_writable, write_atomically
 
     if args.seeds < 1:
         raise ConfigError(f"--seeds: takes a number of masks above 0, got {args.seeds}")

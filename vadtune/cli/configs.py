@@ -34,7 +34,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes; prints the paths."""
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
     from vadtune.search_file import load_search
 
     if args.samples is not None and args.samples < 1:

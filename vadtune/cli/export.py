@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.cli._shared import add_ensemble_argument, add_search_arguments, check_device, console, find
-from vadtune.workers import start_server
+from vadtune.core.processes import start_server
 
 logger = logging.getLogger(__name__)
 

@@ -44,8 +44,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Translates; prints or writes the YAML."""
-    from vadtune.errors import ConfigError
-    from vadtune.files import check_writable, write_atomically
+    from vadtune.core.errors import ConfigError
+    from vadtune.core.files import check_writable, write_atomically
     from vadtune.import_config import import_settings, read_settings
 
     if args.out is not None:

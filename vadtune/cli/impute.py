@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Reads, fills, writes."""
     import numpy as np
 
-    from vadtune.errors import DataError
-    from vadtune.files import check_writable, write_atomically
+    from vadtune.core.errors import DataError
+    from vadtune.core.files import check_writable, write_atomically
     from vadtune.table_files import Cells, check_columns, open_table
 
     _check_out(args.table, args.out)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_out(table: Path, out: Path) -> None:
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
 
     if out.is_dir():
         raise ConfigError(f"--out: takes a file, got the folder {out}; name a file in it")

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from vadtune.config import SOURCES, TrialConfig
+    from vadtune.core.files import check_writable, write_atomically
     from vadtune.default_space import default_space, to_text
-    from vadtune.files import check_writable, write_atomically
     from vadtune.search_file import parse_search, parse_trial
 
     _check(args)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     from vadtune.config import SOURCES
-    from vadtune.errors import ConfigError, unknown_name
+    from vadtune.core.errors import ConfigError, unknown_name
 
     if args.out.exists():
         raise ConfigError(f"--out: takes a new file, got {args.out}, which exists; name another")

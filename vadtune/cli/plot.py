@@ -34,8 +34,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Imputes, draws, prints the errors."""
-    from vadtune.errors import ConfigError
-    from vadtune.files import check_writable, write_atomically
+    from vadtune.core.errors import ConfigError
+    from vadtune.core.files import check_writable, write_atomically
 
     if not 0 < args.ratio < 1:
         raise ConfigError(f"--ratio: takes a share of cells above 0 and below 1, got {args.ratio}")

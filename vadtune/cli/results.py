@@ -31,7 +31,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints or writes the trials."""
-    from vadtune.files import check_writable
+    from vadtune.core.files import check_writable
     from vadtune.report import to_text
     from vadtune.results import ENSEMBLE_TAG, main_columns, trial_rows
 

@@ -58,7 +58,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retests, writes, prints, logs."""
     from vadtune.checkpoint import find_model_folders
-    from vadtune.files import check_writable
+    from vadtune.core.files import check_writable
 
     _check_options(args)
     models = find_model_folders(args.folder)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
     from vadtune.baselines import BASELINES
-    from vadtune.files import check_writable, write_atomically
+    from vadtune.core.files import check_writable, write_atomically
     from vadtune.predictions import Predictions, check_predictions_file
     from vadtune.report import retest_plot, retest_text, to_csv
     from vadtune.retest import parse_ratios, run_retest
@@ -118,7 +118,7 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
-    from vadtune.files import write_atomically
+    from vadtune.core.files import write_atomically
     from vadtune.report import to_csv, to_text
     from vadtune.retest_clean import run_clean_retest
 
@@ -134,7 +134,7 @@ def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> i
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
 
     masked = ("ratios", "seeds", "missing_mode", "seed", "baselines", "save_predictions")
     given = [f"--{name.replace('_', '-')}" for name in masked if getattr(args, name) is not None]
@@ -143,7 +143,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _mask_seeds(args: argparse.Namespace) -> list[int]:
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
     from vadtune.retest import fresh_seed
 
     count = 5 if args.seeds is None else args.seeds

@@ -32,7 +32,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Submits and prints the job's id."""
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
     from vadtune.search_file import load_search
 
     search = load_search(args.file, args.overrides)

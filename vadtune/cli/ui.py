@@ -36,7 +36,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Becomes MLflow's server, or says where the remote one is."""
-    from vadtune.errors import ConfigError, TrackingError
+    from vadtune.core.errors import ConfigError, TrackingError
     from vadtune.tracking import sqlite_path, tracking_uri, without_secrets
 
     uri = tracking_uri(args.tracking_uri)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_port(host: str, port: int) -> None:
-    from vadtune.errors import ConfigError
+    from vadtune.core.errors import ConfigError
 
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port: takes a port from 1 to 65535, got {port}")

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_columns(search: SearchFile) -> None:
     """Checks what depends on the data, where the data is there: a file may be checked on another machine."""
+    from vadtune.core.errors import DataError
     from vadtune.data import load_dataset
-    from vadtune.errors import DataError
     from vadtune.shapes import check_shapes
 
     try:

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.config import STORED, DataConfig, HoldoutConfig, MissingConfig
+from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.data.missingness import draw_mask, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import TABLE, Layout, PartName, Source
 from vadtune.data.sources import SOURCES
 from vadtune.data.tables import read_mask
-from vadtune.errors import ConfigError, DataError, unknown_name
 
 logger = logging.getLogger(__name__)
 

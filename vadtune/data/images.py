@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from vadtune.config import DataConfig
+from vadtune.core.errors import DataError
 from vadtune.data.published import load_published
 from vadtune.data.source import Layout, Source, pixel_names, split_of_train_rows
-from vadtune.errors import DataError
 
 _CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 _DEFAULT_FOLDER = "~/.cache/vadtune"

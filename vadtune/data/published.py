@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.config import STORED, DataConfig, MissingConfig
+from vadtune.core.errors import DataError
 from vadtune.data.source import TABLE, Layout, PartName, Source, pixel_names, split_of_train_rows
 from vadtune.data.tables import as_mask
-from vadtune.errors import DataError
 
 _MOST_UNPACKED = 1100  # times the size of a file; deflate, which packs best, does not reach that
 _IMAGES = ("mnist", "fashion_mnist")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.config import DataConfig
+from vadtune.core.errors import DataError
 from vadtune.data.source import Layout, Source
-from vadtune.errors import DataError
 from vadtune.table_files import read_table
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vadtune.config import ModelConfig, is_exact
-from vadtune.errors import ConfigError
+from vadtune.core.errors import ConfigError
 from vadtune.model.heads import HEADS
 from vadtune.model.linear import Linear
 from vadtune.model.networks import ACTIVATIONS, MLP, Layer

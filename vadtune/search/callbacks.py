@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from vadtune.errors import SearchError, TrialDiverged
+from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.progress import Progress
 from vadtune.search.recovery import MAX_RETRIES, RECOVERY
 from vadtune.search.schedulers import EPOCH

@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vadtune.errors import SearchError, VadtuneError
+from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.runs import is_uri
 
 _JOIN_HELP = "start one with `ray up cluster.yaml` or `ray start --head`, and run this on one of its nodes"

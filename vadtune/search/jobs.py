@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from vadtune.errors import SearchError
+from vadtune.core.errors import SearchError
 from vadtune.runs import SEARCH_FILE
 from vadtune.search_file import SearchFile
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from vadtune.checkpoint import parse_state
 from vadtune.config import TrialConfig
+from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import Scaler, SearchData
-from vadtune.errors import CheckpointError, TrialDiverged
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
 from vadtune.member import Member, State

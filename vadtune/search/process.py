@@ -20,7 +20,7 @@ from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.node import Node as RayNode
 
 from vadtune.config import SearchConfig
-from vadtune.errors import ConfigError, unknown_name
+from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.search.cluster import Node, grows, nodes, quiet
 from vadtune.search.patches import replaced
 

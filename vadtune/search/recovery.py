@@ -16,7 +16,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
-from vadtune.errors import CheckpointError, VadtuneError
+from vadtune.core.errors import CheckpointError, VadtuneError
 from vadtune.search.patches import replaced
 
 MAX_RETRIES = 3

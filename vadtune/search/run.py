@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from vadtune.core.errors import TrackingError
+from vadtune.core.files import write_atomically
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.errors import TrackingError
-from vadtune.files import write_atomically
 from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.search.budget import GpuMeter
 from vadtune.search.callbacks import SearchCallback, WhenSpent

@@ -21,8 +21,8 @@ import pyarrow
 from pyarrow import fs
 from ray.tune.execution.tune_controller import TuneController
 
-from vadtune.errors import VadtuneError
-from vadtune.files import write_atomically
+from vadtune.core.errors import VadtuneError
+from vadtune.core.files import write_atomically
 from vadtune.runs import SNAPSHOT_FILE, is_uri
 from vadtune.search.patches import replaced
 

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
-from vadtune.files import check_writable
 from vadtune.runs import is_uri, local_folder
 from vadtune.search.cluster import check_shared, joined, nodes
 from vadtune.search.process import check_resources, imports, ray_ahead

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from vadtune.errors import DataError, unknown_name
+from vadtune.core.errors import DataError, unknown_name
 from vadtune.table_files.base import Cells, NotNumericError, TableFile
 from vadtune.table_files.binary import NpyFile, NpzFile, ParquetFile
 from vadtune.table_files.text import CsvFile, TsvFile

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vadtune.errors import DataError
+from vadtune.core.errors import DataError
 
 _WORDS = {"true": 1.0, "false": 0.0}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vadtune.errors import DataError
-from vadtune.files import NOT_ARRAYS
+from vadtune.core.errors import DataError
+from vadtune.core.files import NOT_ARRAYS
 from vadtune.table_files.base import Cells, NotNumericError, TableFile, as_type
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vadtune.errors import DataError
+from vadtune.core.errors import DataError
 from vadtune.table_files.base import Cells, NotNumericError, TableFile
 
 _FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from vadtune.errors import VadtuneError
-from vadtune.files import cache_folder, create_atomically, write_atomically
+from vadtune.core.errors import VadtuneError
+from vadtune.core.files import cache_folder, create_atomically, write_atomically
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from datetime import datetime
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from vadtune.errors import TrackingError, unknown_name
+from vadtune.core.errors import TrackingError, unknown_name
 from vadtune.tracking.store import CHECKPOINT, SEARCH_RUN, TRIAL_END, TRIAL_ID, child_runs, without_secrets
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vadtune.files import write_atomically
+from vadtune.core.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from vadtune.errors import TrackingError
+from vadtune.core.errors import TrackingError
 from vadtune.tracking.empty_store import begun_with_copy
 
 TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"

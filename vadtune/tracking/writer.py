@@ -17,7 +17,7 @@ from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
 from vadtune import __version__
-from vadtune.errors import TrackingError
+from vadtune.core.errors import TrackingError
 from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.spool import Spool
 from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, hide_secrets, sqlite_path, without_secrets

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from vadtune.errors import VadtuneError
+from vadtune.core.errors import VadtuneError
 
 NOT_ARRAYS = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, OverflowError, MemoryError),
