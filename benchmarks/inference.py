@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
 from vadtune.core.metrics import score
 from vadtune.data import Part, load_dataset
 from vadtune.inference import FittedModel, reconstruct

@@ -35,10 +35,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
+from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import Part, SearchData, load_dataset
 from vadtune.search.space import suggest
-from vadtune.search_file import SearchFile, load_search
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from plain_search import train
 
+from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.search.draw import draw_configurations
-from vadtune.search_file import SearchFile, load_search
 from vadtune.training import Population
 
 FILE = Path(__file__).resolve().parent.parent / "search_spaces" / "digits.yaml"

@@ -25,9 +25,9 @@ from vadtune.checkpoint import (
     save_state,
     write_manifest,
 )
+from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
-from vadtune.search_file import load_trial
 from vadtune.training import Population
 
 

@@ -15,8 +15,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from tests.conftest import trial_config
 from tests.own_data import data_config
-from vadtune import config as config_module
-from vadtune.config import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
+from vadtune.config import schema as config_module
+from vadtune.config.schema import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.core.errors import ConfigError, DataError
 from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.data.bundled import read_bundled

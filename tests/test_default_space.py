@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vadtune.cli import main
+from vadtune.config.default_space import COMMENTS, default_space, to_text
+from vadtune.config.search_file import SearchFile, load_search, parse_search
 from vadtune.data import load_dataset
-from vadtune.default_space import COMMENTS, default_space, to_text
 from vadtune.search.draw import draw_configurations
-from vadtune.search_file import SearchFile, load_search, parse_search
 
 SEARCH_SPACES = Path(__file__).parent.parent / "search_spaces"
 DATA = {"source": "iris", "missing": {"ratio": 0.5}}

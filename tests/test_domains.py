@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from vadtune.domains import DOMAINS, Condition, parse_domain
+from vadtune.config.domains import DOMAINS, Condition, parse_domain
 
 EXAMPLES = {
     "choice": [1, "two", 3.5],

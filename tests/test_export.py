@@ -25,7 +25,8 @@ from vadtune.checkpoint import (
     read_metrics,
 )
 from vadtune.cli import main
-from vadtune.config import REFITS, SELECTABLE_METRICS
+from vadtune.config.schema import REFITS, SELECTABLE_METRICS
+from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, Part, load_dataset, mask_sha256
@@ -38,7 +39,6 @@ from vadtune.preview import make_preview
 from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked
 from vadtune.retest import MASKS_FILE, run_retest
-from vadtune.search_file import load_trial
 from vadtune.training import Population
 
 CHOICE = Choice(length=1.0, penalty=0.01, share=0.4, observed=0.5, gain=0.1)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.own_data import write_published
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.data import load_dataset
 from vadtune.data.tables import read_mask

@@ -23,11 +23,11 @@ from tests.conftest import trial_config
 from tests.test_search_file import TREE
 from tests.test_training import trained
 from vadtune.checkpoint import load_model, load_state, save_model, save_state
+from vadtune.config.search_file import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
 from vadtune.masks import MaskKey, stored_masks
 from vadtune.runs import read_run
-from vadtune.search_file import load_search
 from vadtune.tracking.spool import Spool
 
 HEAD = "name: tiny\ndata: {source: iris}\n"

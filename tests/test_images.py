@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import trial_config
 from tests.own_data import write_idx
 from vadtune.cli import main
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
 from vadtune.data.images import _torchvision_datasets

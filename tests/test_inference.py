@@ -10,7 +10,7 @@ import torch
 from tests.conftest import trial_config
 from tests.test_training import KINDS, trained
 from vadtune import inference
-from vadtune.config import STARTS
+from vadtune.config.schema import STARTS
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import FittedModel, reconstruct

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.gaussian_process.kernels import Matern
 
-from vadtune.config import HoldoutConfig
+from vadtune.config.schema import HoldoutConfig
 from vadtune.data import HeldOut, Part, hold_out
 from vadtune.kernel_regression import Choice, Completed, KernelRegression, choose_regression
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from tests.conftest import trial_config
-from vadtune.config import NOISES, TrialConfig
+from vadtune.config.schema import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import infer, reconstruct
 from vadtune.model import linear

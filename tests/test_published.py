@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import trial_config
 from tests.own_data import SENTINELS, Published, write_published
-from vadtune.config import PUBLISHED_SOURCES, DataConfig
+from vadtune.config.schema import PUBLISHED_SOURCES, DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.masks import MaskKey, cells_to_score, draw_masks

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import trial_config
 from tests.test_training import trained
-from vadtune.config import HoldoutConfig
+from vadtune.config.schema import HoldoutConfig
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import FittedModel
 from vadtune.refit import ROW_FOLDS, CrossFitted, Fit, Trainer, same_steps

@@ -16,7 +16,7 @@ from tests.finished_search import FinishedSearch
 from vadtune.baselines import BASELINES
 from vadtune.checkpoint import find_model_folders, load_model, save_model
 from vadtune.cli import main
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.config import TrialConfig, flatten, unflatten
+from vadtune.config.schema import TrialConfig, flatten, unflatten
+from vadtune.config.search_file import load_search, load_trial, parse_search
 from vadtune.core.errors import ConfigError, VadtuneError
-from vadtune.search_file import load_search, load_trial, parse_search
 
 SEARCH_SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 

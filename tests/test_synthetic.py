@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.data import SOURCES, load_dataset
 
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tests.conftest import trial_config
 from tests.own_data import data_config, write_table
 from vadtune.cli import main
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
+from vadtune.config.search_file import load_search, load_trial
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
 from vadtune.data.tables import read_mask
 from vadtune.masks import MaskKey, cells_to_score, draw_masks
-from vadtune.search_file import load_search, load_trial
 from vadtune.table_files import TABLES, read_table
 
 NAN = np.nan

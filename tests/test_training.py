@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import trial_config
 from vadtune.batches import Epoch
 from vadtune.compiled import _by_compiler
-from vadtune.config import REPORTED_METRICS, TrialConfig
+from vadtune.config.schema import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset

@@ -34,6 +34,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from vadtune import __version__
+from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256
@@ -41,7 +42,6 @@ from vadtune.inference import FittedModel
 from vadtune.member import State
 from vadtune.model import Architecture, Family, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
-from vadtune.search_file import load_trial
 from vadtune.training import Population
 
 FORMAT_VERSION = 1

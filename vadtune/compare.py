@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.export import export_best
@@ -29,7 +30,6 @@ from vadtune.runs import run_folders
 from vadtune.search.process import check_resources, local_ray
 from vadtune.search.run import resume_search
 from vadtune.search.start import start_search
-from vadtune.search_file import SearchFile, load_search
 from vadtune.tracking import connect
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vadtune.checkpoint import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
-from vadtune.config import REFITS
+from vadtune.config.schema import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.data import IncompleteDataset, Part, mask_sha256

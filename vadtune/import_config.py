@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vadtune.config import TrialConfig, unflatten
+from vadtune.config.schema import TrialConfig, unflatten
+from vadtune.config.search_file import parse_trial
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import load_dataset
-from vadtune.search_file import parse_trial
 
 FLAG_DEFAULTS: dict[str, Any] = {
     **{"model": "ae", "kl": False, "ratio_kl": 1.0, "log_var": -14.0, "reduce": False},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vadtune import native
 from vadtune.batches import Epoch
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
 from vadtune.model import Family
 from vadtune.model.objective import Prior
 from vadtune.model.products import on_threads

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
 from vadtune.model import Architecture
 from vadtune.model.padding import agreement
 from vadtune.optimiser import Plateau

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
+from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
@@ -24,7 +25,6 @@ from vadtune.impute import shared_dataset
 from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
 from vadtune.refit import Fit, Trainer, same_steps
 from vadtune.results import ranked
-from vadtune.search_file import load_trial
 from vadtune.tracking import Trial
 
 logger = logging.getLogger(__name__)

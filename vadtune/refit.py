@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vadtune.config import HoldoutConfig, TrialConfig
+from vadtune.config.schema import HoldoutConfig, TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import worker_context
 from vadtune.data import HeldOut, Part, hold_out

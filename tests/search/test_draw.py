@@ -8,8 +8,8 @@ import yaml
 
 from tests.search.test_run import tiny
 from vadtune.cli import main
+from vadtune.config.search_file import load_trial, parse_search
 from vadtune.search.draw import draw_configurations
-from vadtune.search_file import load_trial, parse_search
 
 GRID = Path(__file__).parent.parent.parent / "search_spaces" / "digits_grid.yaml"
 

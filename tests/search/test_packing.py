@@ -16,6 +16,7 @@ from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
 from vadtune import machine_code
 from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
+from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.evaluation import evaluate
@@ -27,7 +28,6 @@ from vadtune.search.packing import Pack
 from vadtune.search.placement import pack_size, trained_one_by_one
 from vadtune.search.single import MODEL
 from vadtune.search.trainable import TrainTrial
-from vadtune.search_file import SearchFile, parse_search
 from vadtune.training import Population
 
 SECONDS = ("train_seconds", "inference_seconds")

@@ -11,11 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.test_search_file import TREE
-from vadtune import config as config_module
-from vadtune.domains import DOMAINS
+from vadtune.config import schema as config_module
+from vadtune.config.domains import DOMAINS
+from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.search.samplers import SAMPLERS, Searcher, first_points, sample_count
 from vadtune.search.space import _SUGGEST
-from vadtune.search_file import SearchFile, parse_search
 
 METRIC = "val_missing_rmse"
 

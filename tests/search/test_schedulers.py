@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from vadtune import config as config_module
-from vadtune.config import SearchConfig
+from vadtune.config import schema as config_module
+from vadtune.config.schema import SearchConfig
+from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.search.schedulers import EPOCH, SCHEDULERS, RaceOfNetworks, report_epochs
-from vadtune.search_file import SearchFile, parse_search
 
 
 def search_file(epochs: int, **search: Any) -> SearchFile:

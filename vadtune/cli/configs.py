@@ -34,8 +34,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes; prints the paths."""
+    from vadtune.config.search_file import load_search
     from vadtune.core.errors import ConfigError
-    from vadtune.search_file import load_search
 
     if args.samples is not None and args.samples < 1:
         raise ConfigError(f"--samples: takes a number of configurations above 0, got {args.samples}")

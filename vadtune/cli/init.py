@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Looks at the data, writes the file."""
     import numpy as np
 
-    from vadtune.config import SOURCES, TrialConfig
+    from vadtune.config.default_space import default_space, to_text
+    from vadtune.config.schema import SOURCES, TrialConfig
+    from vadtune.config.search_file import parse_search, parse_trial
     from vadtune.core.files import check_writable, write_atomically
-    from vadtune.default_space import default_space, to_text
-    from vadtune.search_file import parse_search, parse_trial
 
     _check(args)
     check_writable(args.out.absolute().parent)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from vadtune.config import SOURCES
+    from vadtune.config.schema import SOURCES
     from vadtune.core.errors import ConfigError, unknown_name
 
     if args.out.exists():

@@ -32,8 +32,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Submits and prints the job's id."""
+    from vadtune.config.search_file import load_search
     from vadtune.core.errors import ConfigError
-    from vadtune.search_file import load_search
 
     search = load_search(args.file, args.overrides)
     from vadtune.tracking import without_secrets

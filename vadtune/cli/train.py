@@ -34,9 +34,9 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
     from vadtune.checkpoint import check_new_folder, save_model
+    from vadtune.config.search_file import load_trial
     from vadtune.data import load_dataset
     from vadtune.evaluation import evaluate
-    from vadtune.search_file import load_trial
     from vadtune.training import Population
 
     config = load_trial(args.file, with_data_dir(args))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.config import STORED, DataConfig, HoldoutConfig, MissingConfig
+from vadtune.config.schema import STORED, DataConfig, HoldoutConfig, MissingConfig
 from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.data.missingness import draw_mask, mask_sha256
 from vadtune.data.scaler import Scaler

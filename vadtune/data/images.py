@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data.published import load_published
 from vadtune.data.source import Layout, Source, pixel_names, split_of_train_rows

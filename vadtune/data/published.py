@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.config import STORED, DataConfig, MissingConfig
+from vadtune.config.schema import STORED, DataConfig, MissingConfig
 from vadtune.core.errors import DataError
 from vadtune.data.source import TABLE, Layout, PartName, Source, pixel_names, split_of_train_rows
 from vadtune.data.tables import as_mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.data.bundled import read_bundled
 from vadtune.data.images import load_images
 from vadtune.data.published import load_published

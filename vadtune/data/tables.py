@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vadtune.config import DataConfig
+from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data.source import Layout, Source
 from vadtune.table_files import read_table

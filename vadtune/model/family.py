@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.config import ModelConfig, is_exact
+from vadtune.config.schema import ModelConfig, is_exact
 from vadtune.core.errors import ConfigError
 from vadtune.model.heads import HEADS
 from vadtune.model.linear import Linear

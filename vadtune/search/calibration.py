@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
 from vadtune.data import Part
 from vadtune.training import Population
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
+from vadtune.config.search_file import SearchFile
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, next_report, report_epochs
-from vadtune.search_file import SearchFile
 
 
 def _patiently(method: Any, *arguments: Any) -> Any:

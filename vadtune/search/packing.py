@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from vadtune.checkpoint import parse_state
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
+from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
@@ -34,7 +35,6 @@ from vadtune.member import Member, State
 from vadtune.model.products import use_threads
 from vadtune.search.schedulers import next_report, report_epochs
 from vadtune.search.single import POSTERIORS, write_checkpoint
-from vadtune.search_file import SearchFile
 from vadtune.training import Population
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from vadtune import native
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
+from vadtune.config.search_file import SearchFile
 from vadtune.data import IncompleteDataset
 from vadtune.search.draw import draw_configurations
 from vadtune.search.packed_trial import PackedTrial
@@ -22,7 +23,6 @@ from vadtune.search.patches import replaced
 from vadtune.search.process import resources_of
 from vadtune.search.samplers import sample_count
 from vadtune.search.trainable import TrainTrial
-from vadtune.search_file import SearchFile
 
 logger = logging.getLogger(__name__)
 

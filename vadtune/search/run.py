@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
 from vadtune.data import IncompleteDataset, load_dataset
@@ -30,7 +31,6 @@ from vadtune.search.samplers import Searcher, sample_count
 from vadtune.search.schedulers import SCHEDULERS
 from vadtune.search.session import SESSIONS, Session
 from vadtune.search.snapshot import put_back, whole_snapshots
-from vadtune.search_file import SearchFile, load_search
 from vadtune.tracking import (
     Tracker,
     check_holds,

@@ -15,8 +15,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from vadtune.config.search_file import SearchFile
 from vadtune.search.space import suggest
-from vadtune.search_file import SearchFile
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:

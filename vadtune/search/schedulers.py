@@ -18,8 +18,8 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from vadtune.config import SearchConfig
-from vadtune.search_file import SearchFile
+from vadtune.config.schema import SearchConfig
+from vadtune.config.search_file import SearchFile
 
 EPOCH = "epoch"
 """The result key that counts a trial's budget."""

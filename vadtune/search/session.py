@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vadtune.config.search_file import SearchFile
 from vadtune.search.budget import GpuMeter
 from vadtune.search.progress import ProgressDisplay
-from vadtune.search_file import SearchFile
 from vadtune.tracking import Tracker
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
-from vadtune.config import TrialConfig
+from vadtune.config.schema import TrialConfig
+from vadtune.config.search_file import SearchFile
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
 from vadtune.member import State
 from vadtune.search.schedulers import next_report, report_epochs
-from vadtune.search_file import SearchFile
 from vadtune.training import Population
 
 MODEL = "model"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vadtune.config.search_file import SearchFile
 from vadtune.data import Scaler, SearchData
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH
-from vadtune.search_file import SearchFile
 
 if TYPE_CHECKING:
     from vadtune.search.single import Single

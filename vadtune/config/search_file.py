@@ -10,9 +10,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vadtune.config import DataConfig, SearchConfig, Section, TrialConfig, flatten, unflatten
+from vadtune.config.domains import DOMAINS, Choice, Domain, Grid, is_domain, parse_domain
+from vadtune.config.schema import DataConfig, SearchConfig, Section, TrialConfig, flatten, unflatten
 from vadtune.core.errors import ConfigError, unknown_name
-from vadtune.domains import DOMAINS, Choice, Domain, Grid, is_domain, parse_domain
 
 _SEARCHED = ("model", "train", "infer")
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # a budget, and what all configurations share to be comparable

@@ -24,8 +24,8 @@ from pydantic import (
     model_serializer,
 )
 
+from vadtune.config.domains import as_number
 from vadtune.core.errors import unknown_name
-from vadtune.domains import as_number
 
 SOURCES = (
     *("digits", "breast_cancer", "wine", "diabetes", "iris", "file", "synthetic"),

@@ -1,0 +1,1 @@
+"""Search files and trial configurations: their sections, domains, checks and defaults. May import core."""
