@@ -19,8 +19,8 @@ from vadtune.config import schema as config_module
 from vadtune.config.schema import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.core.errors import ConfigError, DataError
 from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
-from vadtune.data.bundled import read_bundled
 from vadtune.data.dataset import hold_out
+from vadtune.data.sources.bundled import read_bundled
 
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
@@ -70,7 +70,7 @@ def test_bundled_tables_are_left_to_scikit_learn_where_its_files_have_changed(
 
 
 def test_bundled_tables_do_not_import_scikit_learn() -> None:
-    code = "import sys, vadtune.data.bundled as b; b.read_bundled('digits'); print('sklearn' in sys.modules)"
+    code = "import sys, vadtune.data.sources.bundled as b; b.read_bundled('digits'); print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -14,7 +14,6 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
-from vadtune import masks
 from vadtune.checkpoint import (
     MANIFEST,
     MODEL_FILES,
@@ -30,11 +29,12 @@ from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, Part, load_dataset, mask_sha256
+from vadtune.data import test_masks as masks
+from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble_folder import REGRESSION_FILE, read_ensemble
 from vadtune.export import export_best
 from vadtune.impute import ModelAverage
 from vadtune.kernel_regression import Choice
-from vadtune.masks import MaskKey
 from vadtune.preview import make_preview
 from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked

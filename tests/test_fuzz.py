@@ -16,8 +16,8 @@ from tests.own_data import write_published
 from vadtune.config.schema import DataConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.data import load_dataset
-from vadtune.data.tables import read_mask
-from vadtune.table_files import TABLES, read_table
+from vadtune.data.sources.own_table import read_mask
+from vadtune.tables import TABLES, read_table
 
 ROWS, COLUMNS = 24, ["a", "b", "c"]
 # The same files each time: what one run of the tests refuses, the next one does as well.

@@ -26,7 +26,7 @@ from vadtune.checkpoint import load_model, load_state, save_model, save_state
 from vadtune.config.search_file import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
-from vadtune.masks import MaskKey, stored_masks
+from vadtune.data.test_masks import MaskKey, stored_masks
 from vadtune.runs import read_run
 from vadtune.tracking.spool import Spool
 

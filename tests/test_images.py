@@ -18,7 +18,7 @@ from vadtune.cli import main
 from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
-from vadtune.data.images import _torchvision_datasets
+from vadtune.data.sources.images import _torchvision_datasets
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 

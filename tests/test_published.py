@@ -12,7 +12,7 @@ from tests.own_data import SENTINELS, Published, write_published
 from vadtune.config.schema import PUBLISHED_SOURCES, DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.masks import MaskKey, cells_to_score, draw_masks
+from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.training import Population
 
 STORED = {"mechanism": "file", "ratio": 0.5}

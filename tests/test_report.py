@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from vadtune.masks import MaskKey
+from vadtune.data.test_masks import MaskKey
 from vadtune.report import retest_plot, retest_text, spread_apart, to_csv, to_json, to_text
 from vadtune.retest import METRICS, MethodScores, Retest
 

@@ -21,9 +21,9 @@ from vadtune.config.schema import DataConfig
 from vadtune.config.search_file import load_search, load_trial
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
-from vadtune.data.tables import read_mask
-from vadtune.masks import MaskKey, cells_to_score, draw_masks
-from vadtune.table_files import TABLES, read_table
+from vadtune.data.sources.own_table import read_mask
+from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
+from vadtune.tables import TABLES, read_table
 
 NAN = np.nan
 COLUMNS = ["age", "height", "weight", "visits"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
-from vadtune.masks import MaskKey, Masks
+from vadtune.data.test_masks import MaskKey, Masks
 
 _KINDS = (".npz", ".h5")
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError
 from vadtune.data import Part
+from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.impute import ModelAverage
-from vadtune.masks import MaskKey, cells_to_score, draw_masks
 
 _SHOWN_IMAGES = 8
 

@@ -19,8 +19,8 @@ from vadtune.baselines import BASELINES, Impute
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.impute import ModelAverage
-from vadtune.masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.predictions import Predictions
 
 METRICS = (

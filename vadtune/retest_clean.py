@@ -10,8 +10,8 @@ import numpy as np
 from vadtune.core.errors import DataError
 from vadtune.core.metrics import score
 from vadtune.data import Part
+from vadtune.data.test_masks import MaskKey
 from vadtune.impute import ModelAverage
-from vadtune.masks import MaskKey
 from vadtune.retest import named_models, reconstructions
 
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vadtune.core.errors import DataError
     from vadtune.core.files import check_writable, write_atomically
-    from vadtune.table_files import Cells, check_columns, open_table
+    from vadtune.tables import Cells, check_columns, open_table
 
     _check_out(args.table, args.out)
     check_writable(args.out.absolute().parent)

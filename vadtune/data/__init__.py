@@ -3,8 +3,8 @@
 from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, hold_out, load_dataset
 from vadtune.data.missingness import MECHANISMS, mask_sha256
 from vadtune.data.scaler import Scaler
-from vadtune.data.source import Layout
 from vadtune.data.sources import SOURCES
+from vadtune.data.sources.source import Layout
 
 __all__ = [
     "MECHANISMS",

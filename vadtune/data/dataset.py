@@ -20,9 +20,9 @@ from vadtune.config.schema import STORED, DataConfig, HoldoutConfig, MissingConf
 from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.data.missingness import draw_mask, mask_sha256
 from vadtune.data.scaler import Scaler
-from vadtune.data.source import TABLE, Layout, PartName, Source
 from vadtune.data.sources import SOURCES
-from vadtune.data.tables import read_mask
+from vadtune.data.sources.own_table import read_mask
+from vadtune.data.sources.source import TABLE, Layout, PartName, Source
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from vadtune.core.errors import DataError
-from vadtune.data.source import TABLE, Layout, PartName
+from vadtune.data.sources.source import TABLE, Layout, PartName
 
 _PART_NUMBER: dict[PartName, int] = {"train": 0, "validation": 1, "test": 2}
 _DRIVERS = 0.3  # share of the columns that mar leaves observed, where the ratio leaves room

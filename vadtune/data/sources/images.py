@@ -13,8 +13,8 @@ import numpy as np
 
 from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data.published import load_published
-from vadtune.data.source import Layout, Source, pixel_names, split_of_train_rows
+from vadtune.data.sources.published import load_published
+from vadtune.data.sources.source import Layout, Source, pixel_names, split_of_train_rows
 
 _CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 _DEFAULT_FOLDER = "~/.cache/vadtune"

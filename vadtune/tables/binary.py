@@ -10,7 +10,7 @@ import numpy as np
 
 from vadtune.core.errors import DataError
 from vadtune.core.files import NOT_ARRAYS
-from vadtune.table_files.base import Cells, NotNumericError, TableFile, as_type
+from vadtune.tables.base import Cells, NotNumericError, TableFile, as_type
 
 
 class ParquetFile(TableFile):

@@ -25,8 +25,8 @@ import numpy as np
 
 from vadtune.config.schema import STORED, DataConfig, MissingConfig
 from vadtune.core.errors import DataError
-from vadtune.data.source import TABLE, Layout, PartName, Source, pixel_names, split_of_train_rows
-from vadtune.data.tables import as_mask
+from vadtune.data.sources.own_table import as_mask
+from vadtune.data.sources.source import TABLE, Layout, PartName, Source, pixel_names, split_of_train_rows
 
 _MOST_UNPACKED = 1100  # times the size of a file; deflate, which packs best, does not reach that
 _IMAGES = ("mnist", "fashion_mnist")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vadtune.config.schema import DataConfig
-from vadtune.data.bundled import read_bundled
-from vadtune.data.images import load_images
-from vadtune.data.published import load_published
-from vadtune.data.source import Layout, Source
-from vadtune.data.synthetic import load_synthetic
-from vadtune.data.tables import load_file
+from vadtune.data.sources.bundled import read_bundled
+from vadtune.data.sources.images import load_images
+from vadtune.data.sources.own_table import load_file
+from vadtune.data.sources.published import load_published
+from vadtune.data.sources.source import Layout, Source
+from vadtune.data.sources.synthetic import load_synthetic
 
 
 def load_digits(config: DataConfig) -> Source:

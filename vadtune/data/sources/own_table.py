@@ -9,8 +9,8 @@ import numpy as np
 
 from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data.source import Layout, Source
-from vadtune.table_files import read_table
+from vadtune.data.sources.source import Layout, Source
+from vadtune.tables import read_table
 
 
 def read_mask(path: Path, shape: tuple[int, ...], names: Sequence[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vadtune.config.schema import DataConfig
-from vadtune.data.source import Source
+from vadtune.data.sources.source import Source
 
 _GAIN = 1.5  # above 1, so that the curves of a deep decoder do not flatten out
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.data.source import pixel_names
+from vadtune.data.sources.source import pixel_names
 
 _TUMOUR = (
     *("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vadtune.core.errors import DataError
-from vadtune.table_files.base import Cells, NotNumericError, TableFile
+from vadtune.tables.base import Cells, NotNumericError, TableFile
 
 _FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
 

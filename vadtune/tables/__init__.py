@@ -17,9 +17,9 @@ import numpy as np
 import yaml
 
 from vadtune.core.errors import DataError, unknown_name
-from vadtune.table_files.base import Cells, NotNumericError, TableFile
-from vadtune.table_files.binary import NpyFile, NpzFile, ParquetFile
-from vadtune.table_files.text import CsvFile, TsvFile
+from vadtune.tables.base import Cells, NotNumericError, TableFile
+from vadtune.tables.binary import NpyFile, NpzFile, ParquetFile
+from vadtune.tables.text import CsvFile, TsvFile
 
 __all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
 
