@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import Part
-from vadtune.model.products import by_openblas, product, use_threads
+from vadtune.models.products import by_openblas, product, use_threads
 from vadtune.training import Population
 
 LATENT, HIDDEN, LAYERS = 50, 100, 2

@@ -16,8 +16,8 @@ from tests.conftest import trial_config
 from vadtune.config.schema import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import infer, reconstruct
-from vadtune.model import linear
-from vadtune.model.linear import Linear, iterate, posterior_means, regression
+from vadtune.models import linear
+from vadtune.models.linear import Linear, iterate, posterior_means, regression
 from vadtune.native import linear as native
 from vadtune.training import Population
 

@@ -13,13 +13,13 @@ from torch.distributions import Normal, kl_divergence
 
 from vadtune.config import schema as config_module
 from vadtune.core.errors import ConfigError
-from vadtune.model import MODELS, Architecture, build_family
-from vadtune.model.heads import HEADS
-from vadtune.model.networks import ACTIVATIONS, MLP, side_by_side
-from vadtune.model.noise import log_variance_backward
-from vadtune.model.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
-from vadtune.model.objective import kl_divergence as our_kl
-from vadtune.model.vad import LATENT_INITS
+from vadtune.models import MODELS, Architecture, build_family
+from vadtune.models.heads import HEADS
+from vadtune.models.networks import ACTIVATIONS, MLP, side_by_side
+from vadtune.models.noise import log_variance_backward
+from vadtune.models.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
+from vadtune.models.objective import kl_divergence as our_kl
+from vadtune.models.vad import LATENT_INITS
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
 
 P, B, D, K = 3, 5, 7, 4

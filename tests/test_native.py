@@ -18,7 +18,7 @@ from vadtune import machine_code, native
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, Part
 from vadtune.inference import reconstruct
-from vadtune.model.products import one_thread, use_threads
+from vadtune.models.products import one_thread, use_threads
 from vadtune.native import decoder
 from vadtune.native.compiling import HOW
 from vadtune.training import Population

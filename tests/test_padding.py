@@ -16,7 +16,7 @@ from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
 from vadtune.evaluation import evaluate
 from vadtune.member import Member, State
-from vadtune.model.networks import ACTIVATIONS
+from vadtune.models.networks import ACTIVATIONS
 from vadtune.optimiser import OPTIMISERS, SCHEDULES
 from vadtune.training import Population
 

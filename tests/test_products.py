@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vadtune.model import products
-from vadtune.model.products import product, use_threads
+from vadtune.models import products
+from vadtune.models.products import product, use_threads
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["torch", "openblas"])

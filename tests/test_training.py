@@ -21,8 +21,8 @@ from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.evaluation import evaluate, follows_shortly
 from vadtune.inference import infer
 from vadtune.member import Member
-from vadtune.model import MODELS, products
-from vadtune.model.objective import reconstruction
+from vadtune.models import MODELS, products
+from vadtune.models.objective import reconstruction
 from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
 from vadtune.training import Population
 

@@ -40,7 +40,7 @@ from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256
 from vadtune.inference import FittedModel
 from vadtune.member import State
-from vadtune.model import Architecture, Family, build_family
+from vadtune.models import Architecture, Family, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.training import Population
 

@@ -17,8 +17,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from vadtune.model.networks import MLP, Layer, Workspace
-from vadtune.model.objective import reconstruction
+from vadtune.models.networks import MLP, Layer, Workspace
+from vadtune.models.objective import reconstruction
 
 logger = logging.getLogger(__name__)
 

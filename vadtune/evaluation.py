@@ -15,7 +15,7 @@ from vadtune.core.metrics import score
 from vadtune.data import SearchData
 from vadtune.inference import infer
 from vadtune.member import Member
-from vadtune.model import Architecture
+from vadtune.models import Architecture
 from vadtune.training import Population
 
 _EARLY_EFFORT = 0.3

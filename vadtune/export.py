@@ -40,7 +40,7 @@ from vadtune.members import (
     parse_ensemble,
     with_seeds,
 )
-from vadtune.model.products import one_thread
+from vadtune.models.products import one_thread
 from vadtune.refit import Trainer
 from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets

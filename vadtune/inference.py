@@ -23,9 +23,9 @@ from vadtune import machine_code
 from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import Part, Scaler
-from vadtune.model import Architecture, Family, Networks, build_family
-from vadtune.model.linear import NotSolved, posterior_means
-from vadtune.model.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
+from vadtune.models import Architecture, Family, Networks, build_family
+from vadtune.models.linear import NotSolved, posterior_means
+from vadtune.models.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
 from vadtune.optimiser import SCHEDULES, AdamW
 
 _NEAR_ROWS = 256  # whose distances to all train rows are in the cache together

@@ -15,9 +15,9 @@ from torch import Tensor
 from vadtune import native
 from vadtune.batches import Epoch
 from vadtune.config.schema import TrialConfig
-from vadtune.model import Family
-from vadtune.model.objective import Prior
-from vadtune.model.products import on_threads
+from vadtune.models import Family
+from vadtune.models.objective import Prior
+from vadtune.models.products import on_threads
 from vadtune.native import kernels, run
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from vadtune.config.schema import TrialConfig
-from vadtune.model import Architecture
-from vadtune.model.padding import agreement
+from vadtune.models import Architecture
+from vadtune.models.padding import agreement
 from vadtune.optimiser import Plateau
 
 State = dict[str, Tensor]

@@ -27,7 +27,7 @@ from vadtune.core.processes import worker_context
 from vadtune.data import HeldOut, Part, hold_out
 from vadtune.inference import FittedModel, reconstruct
 from vadtune.member import signature
-from vadtune.model.products import one_thread, use_threads
+from vadtune.models.products import one_thread, use_threads
 from vadtune.training import Population
 
 logger = logging.getLogger(__name__)

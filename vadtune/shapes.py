@@ -15,6 +15,6 @@ def check_shapes(search: SearchFile, features: int) -> None:
     for head in search.choices("model.head"):
         if head == "plain":  # fits any number; so the usual search need not wait here for PyTorch
             continue
-        from vadtune.model import Architecture
+        from vadtune.models import Architecture
 
         Architecture.of(model.model_copy(update={"head": head}), features)

@@ -19,11 +19,11 @@ from vadtune.batches import Batch, Epoch
 from vadtune.compiled import Passes, decoder_passes
 from vadtune.data import Part
 from vadtune.member import Member
-from vadtune.model import Family, Networks
-from vadtune.model.linear import NotSolved, iterate
-from vadtune.model.networks import Workspace, side_by_side
-from vadtune.model.noise import log_variance_backward
-from vadtune.model.objective import draw, kl_divergence, noise_gradient, posterior_gradients
+from vadtune.models import Family, Networks
+from vadtune.models.linear import NotSolved, iterate
+from vadtune.models.networks import Workspace, side_by_side
+from vadtune.models.noise import log_variance_backward
+from vadtune.models.objective import draw, kl_divergence, noise_gradient, posterior_gradients
 from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
 
 # Below either, a solved model has settled: the change of an iteration, in units of the greatest weight; what the loss

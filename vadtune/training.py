@@ -23,9 +23,9 @@ from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import Part
 from vadtune.inference import FittedModel
 from vadtune.member import Member, State, signature
-from vadtune.model import Architecture, Family, build_family
-from vadtune.model.linear import regression
-from vadtune.model.padding import Padding, widest
+from vadtune.models import Architecture, Family, build_family
+from vadtune.models.linear import regression
+from vadtune.models.padding import Padding, widest
 from vadtune.optimiser import Plateau
 from vadtune.stack import Stack, TrainRows
 

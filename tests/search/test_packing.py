@@ -20,7 +20,7 @@ from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.evaluation import evaluate
-from vadtune.model import Architecture
+from vadtune.models import Architecture
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import packing
 from vadtune.search.calibration import calibrate

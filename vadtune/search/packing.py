@@ -32,7 +32,7 @@ from vadtune.data import Scaler, SearchData
 from vadtune.evaluation import Evaluation, evaluate, follows_shortly
 from vadtune.inference import FittedModel
 from vadtune.member import Member, State
-from vadtune.model.products import use_threads
+from vadtune.models.products import use_threads
 from vadtune.search.schedulers import next_report, report_epochs
 from vadtune.search.single import POSTERIORS, write_checkpoint
 from vadtune.training import Population

@@ -49,7 +49,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
         return 1
     import torch
 
-    from vadtune.model.products import use_threads
+    from vadtune.models.products import use_threads
     from vadtune.search.calibration import calibrate
 
     if on_gpu and not torch.cuda.is_available():

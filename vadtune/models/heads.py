@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vadtune.model.networks import MLP, Layer, Step, Tape, Workspace
+from vadtune.models.networks import MLP, Layer, Step, Tape, Workspace
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.model.products import product
+from vadtune.models.products import product
 
 _aten = torch.ops.aten
 _NORM_EPS = 1e-5  # added to the variance, as in PyTorch's own layer norm

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.model.networks import MLP, Layer, Workspace
+from vadtune.models.networks import MLP, Layer, Workspace
 
 
 class Prior(NamedTuple):

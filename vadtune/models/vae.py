@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vadtune.model.family import Architecture, Family, Networks
-from vadtune.model.networks import Tape
+from vadtune.models.family import Architecture, Family, Networks
+from vadtune.models.networks import Tape
 
 
 class VAE(Family):

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune.model.products import on_threads
+from vadtune.models.products import on_threads
 from vadtune.native import kernels, run
 
 _CHUNK_FLOATS = 2**21  # of the matrices of the rows that are solved at once

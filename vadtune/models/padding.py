@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.model.family import Architecture, Family
+from vadtune.models.family import Architecture, Family
 
 
 def agreement(architecture: Architecture) -> Architecture:

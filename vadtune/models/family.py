@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vadtune.config.schema import ModelConfig, is_exact
 from vadtune.core.errors import ConfigError
-from vadtune.model.heads import HEADS
-from vadtune.model.linear import Linear
-from vadtune.model.networks import ACTIVATIONS, MLP, Layer
-from vadtune.model.noise import FeatureNoise, log_variance, parameters_of
-from vadtune.model.objective import Posterior
+from vadtune.models.heads import HEADS
+from vadtune.models.linear import Linear
+from vadtune.models.networks import ACTIVATIONS, MLP, Layer
+from vadtune.models.noise import FeatureNoise, log_variance, parameters_of
+from vadtune.models.objective import Posterior
 
 Networks = dict[str, list[Layer]]
 _INITIAL_LOG_VAR = -2.0  # of a learned posterior; small enough for the means to be told apart from the first step on

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vadtune.model.family import Architecture, Family
+from vadtune.models.family import Architecture, Family
 
 _FILL_ROUNDS = 5  # of pca_iterated
 

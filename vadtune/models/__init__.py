@@ -1,8 +1,8 @@
 """Model families. To add one: a file with a Family here, one line in MODELS, its name in config.FAMILIES, one YAML."""
 
-from vadtune.model.family import Architecture, Family, Networks
-from vadtune.model.vad import VAD
-from vadtune.model.vae import VAE
+from vadtune.models.family import Architecture, Family, Networks
+from vadtune.models.vad import VAD
+from vadtune.models.vae import VAE
 
 MODELS: dict[str, type[Family]] = {"vad": VAD, "vae": VAE}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vadtune.model.networks import ACTIVATIONS, MLP, Layer
+from vadtune.models.networks import ACTIVATIONS, MLP, Layer
 
 _BOUND = 4.0
 
