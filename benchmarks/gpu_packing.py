@@ -20,7 +20,7 @@ import torch
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import Part
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 LATENT, HIDDEN, FEATURES, BATCH, CONFIGS = 50, 100, 784, 128, 64
 WEIGHTS = (LATENT + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * FEATURES

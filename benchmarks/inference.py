@@ -20,9 +20,9 @@ import torch
 from vadtune.config.schema import TrialConfig
 from vadtune.core.metrics import score
 from vadtune.data import Part, load_dataset
-from vadtune.inference import FittedModel, reconstruct
 from vadtune.models import Architecture, build_family
-from vadtune.training import Population
+from vadtune.training.inference import FittedModel, reconstruct
+from vadtune.training.population import Population
 
 RATIOS = [round(0.1 * tenth, 1) for tenth in range(1, 10)]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vadtune.config.schema import TrialConfig
 from vadtune.data import Part
 from vadtune.models.products import by_openblas, product, use_threads
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 LATENT, HIDDEN, LAYERS = 50, 100, 2
 # (features, batch size, rows, speed-up to reach at the best P, at P = 1)

@@ -26,7 +26,7 @@ from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset
 from vadtune.search.draw import draw_configurations
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 FILE = Path(__file__).resolve().parent.parent / "search_spaces" / "digits.yaml"
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from tests.conftest import trial_config
 from vadtune.checkpoint import save_held_out, save_model, save_state
 from vadtune.data import IncompleteDataset
-from vadtune.evaluation import evaluate
 from vadtune.tracking import Tracker, connect
-from vadtune.training import Population
+from vadtune.training.population import Population
+from vadtune.training.scoring import evaluate
 
 RUN = "tiny-20250102-030405-abcd"
 # Trial -> (what it searched, epochs, status, end); the last one fails after its first report.

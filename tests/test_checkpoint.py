@@ -28,7 +28,7 @@ from vadtune.checkpoint import (
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 
 @pytest.fixture

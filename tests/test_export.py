@@ -36,10 +36,10 @@ from vadtune.export import export_best
 from vadtune.impute import ModelAverage
 from vadtune.kernel_regression import Choice
 from vadtune.preview import make_preview
-from vadtune.refit import same_steps
 from vadtune.results import find_results, ranked
 from vadtune.retest import MASKS_FILE, run_retest
-from vadtune.training import Population
+from vadtune.training.population import Population
+from vadtune.training.refit import same_steps
 
 CHOICE = Choice(length=1.0, penalty=0.01, share=0.4, observed=0.5, gain=0.1)
 

@@ -14,7 +14,7 @@ from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError
 from vadtune.data import load_dataset
 from vadtune.import_config import import_settings, read_settings
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 # A configuration as the published code's generator writes it, but for the start of test rows.
 SETTINGS: dict[str, Any] = {

@@ -9,11 +9,11 @@ import torch
 
 from tests.conftest import trial_config
 from tests.test_training import KINDS, trained
-from vadtune import inference
 from vadtune.config.schema import STARTS
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part
-from vadtune.inference import FittedModel, reconstruct
+from vadtune.training import inference
+from vadtune.training.inference import FittedModel, reconstruct
 
 
 def fitted(rows: Part, **sections: dict[str, object]) -> FittedModel:

@@ -15,11 +15,11 @@ from torch.distributions import MultivariateNormal
 from tests.conftest import trial_config
 from vadtune.config.schema import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, Part
-from vadtune.inference import infer, reconstruct
 from vadtune.models import linear
 from vadtune.models.linear import Linear, iterate, posterior_means, regression
 from vadtune.native import linear as native
-from vadtune.training import Population
+from vadtune.training.inference import infer, reconstruct
+from vadtune.training.population import Population
 
 N, D, K = 60, 6, 3
 KL_WEIGHT = 0.4
@@ -192,8 +192,8 @@ def test_what_has_settled_has_next_to_nothing_to_gain(
     """Not a hundredth of a nat for an observed cell, in the hundreds of iterations it does without."""
     config = trial_config(model={**model, "latent": 3}, train={"epochs": 400, "kl_weight": 0.02, "weight_decay": 0.0})
     settled = solved(config, iris.train).members[0].metrics["train_loss"]
-    monkeypatch.setattr("vadtune.stack._SETTLED", 0.0)
-    monkeypatch.setattr("vadtune.stack._SETTLED_LOSS", 0.0)
+    monkeypatch.setattr("vadtune.training.stack._SETTLED", 0.0)
+    monkeypatch.setattr("vadtune.training.stack._SETTLED_LOSS", 0.0)
     assert 0 <= settled - solved(config, iris.train).members[0].metrics["train_loss"] < 0.01 * 0.02
 
 

@@ -20,7 +20,7 @@ from vadtune.models.noise import log_variance_backward
 from vadtune.models.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
 from vadtune.models.objective import kl_divergence as our_kl
 from vadtune.models.vad import LATENT_INITS
-from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
+from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
 
 P, B, D, K = 3, 5, 7, 4
 

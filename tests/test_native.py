@@ -14,14 +14,15 @@ from numba import njit
 from threadpoolctl import threadpool_info
 
 from tests.conftest import trial_config
-from vadtune import machine_code, native
+from vadtune import native
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, Part
-from vadtune.inference import reconstruct
 from vadtune.models.products import one_thread, use_threads
 from vadtune.native import decoder
 from vadtune.native.compiling import HOW
-from vadtune.training import Population
+from vadtune.training import native_epoch as machine_code
+from vadtune.training.inference import reconstruct
+from vadtune.training.population import Population
 
 KNOWN: dict[str, dict[str, Any]] = {
     "relu": {"layers": 2},

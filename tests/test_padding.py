@@ -14,11 +14,11 @@ from tests.conftest import trial_config
 from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
-from vadtune.evaluation import evaluate
-from vadtune.member import Member, State
 from vadtune.models.networks import ACTIVATIONS
-from vadtune.optimiser import OPTIMISERS, SCHEDULES
-from vadtune.training import Population
+from vadtune.training.member import Member, State
+from vadtune.training.optimiser import OPTIMISERS, SCHEDULES
+from vadtune.training.population import Population
+from vadtune.training.scoring import evaluate
 
 WIDTHS = [(1, 3), (3, 8), (2, 5), (3, 3), (4, 11)]  # latent, hidden
 KINDS = {

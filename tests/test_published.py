@@ -13,7 +13,7 @@ from vadtune.config.schema import PUBLISHED_SOURCES, DataConfig
 from vadtune.core.errors import DataError
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 STORED = {"mechanism": "file", "ratio": 0.5}
 

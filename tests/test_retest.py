@@ -21,7 +21,7 @@ from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256
 from vadtune.retest import METRICS, Retest, parse_ratios, run_retest
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 RATIOS, SEEDS = [0.3, 0.7], [0, 1, 2]
 

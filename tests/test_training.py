@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.batches import Epoch
-from vadtune.compiled import _by_compiler
 from vadtune.config.schema import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset
-from vadtune.evaluation import evaluate, follows_shortly
-from vadtune.inference import infer
-from vadtune.member import Member
 from vadtune.models import MODELS, products
 from vadtune.models.objective import reconstruction
-from vadtune.optimiser import OPTIMISERS, SCHEDULES, Plateau
-from vadtune.training import Population
+from vadtune.training.batches import Epoch
+from vadtune.training.cuda_graph import _by_compiler
+from vadtune.training.inference import infer
+from vadtune.training.member import Member
+from vadtune.training.optimiser import OPTIMISERS, SCHEDULES, Plateau
+from vadtune.training.population import Population
+from vadtune.training.scoring import evaluate, follows_shortly
 
 KINDS = [
     pytest.param({"family": family, "posterior": posterior}, id=f"{family}-{posterior}")
@@ -185,7 +185,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(
     iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr("vadtune.compiled._by_compiler", _by_compiler.__wrapped__)
+    monkeypatch.setattr("vadtune.training.cuda_graph._by_compiler", _by_compiler.__wrapped__)
     model = {"activation": "silu"}  # unknown to the machine code
     without = trained(trial_config(model=model, train={"compile": "on"}), iris.train)
     assert "train.compile: on needs a C++ compiler and finds none" in caplog.text

@@ -38,11 +38,11 @@ from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256
-from vadtune.inference import FittedModel
-from vadtune.member import State
 from vadtune.models import Architecture, Family, build_family
 from vadtune.runs import STATE_FILE, STATE_HASH
-from vadtune.training import Population
+from vadtune.training.inference import FittedModel
+from vadtune.training.member import State
+from vadtune.training.population import Population
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

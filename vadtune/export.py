@@ -29,7 +29,6 @@ from vadtune.ensemble_folder import (
     write_regression,
 )
 from vadtune.impute import REFIT, SEEN_TEST_MASK
-from vadtune.inference import FittedModel
 from vadtune.kernel_regression import Choice
 from vadtune.members import (
     MOST_CANDIDATES,
@@ -41,9 +40,10 @@ from vadtune.members import (
     with_seeds,
 )
 from vadtune.models.products import one_thread
-from vadtune.refit import Trainer
 from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
+from vadtune.training.inference import FittedModel
+from vadtune.training.refit import Trainer
 
 logger = logging.getLogger(__name__)
 

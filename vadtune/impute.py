@@ -16,8 +16,8 @@ from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble import weighted_sum
 from vadtune.ensemble_folder import Ensemble, read_ensemble, read_regression
-from vadtune.inference import FittedModel
 from vadtune.kernel_regression import KernelRegression
+from vadtune.training.inference import FittedModel
 
 REFIT, SEEN_TEST_MASK = "refit", "seen_test_mask_sha256"
 """What a manifest's provenance says of the rows a model was trained on anew."""

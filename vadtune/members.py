@@ -23,9 +23,9 @@ from vadtune.data import IncompleteDataset
 from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
 from vadtune.impute import shared_dataset
 from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
-from vadtune.refit import Fit, Trainer, same_steps
 from vadtune.results import ranked
 from vadtune.tracking import Trial
+from vadtune.training.refit import Fit, Trainer, same_steps
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,10 @@ from pydantic import ValidationError
 
 from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
-from vadtune import machine_code
 from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.evaluation import evaluate
 from vadtune.models import Architecture
 from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import packing
@@ -28,7 +26,9 @@ from vadtune.search.packing import Pack
 from vadtune.search.placement import pack_size, trained_one_by_one
 from vadtune.search.single import MODEL
 from vadtune.search.trainable import TrainTrial
-from vadtune.training import Population
+from vadtune.training import native_epoch as machine_code
+from vadtune.training.population import Population
+from vadtune.training.scoring import evaluate
 
 SECONDS = ("train_seconds", "inference_seconds")
 SAMPLES = [

@@ -19,12 +19,12 @@ from vadtune.config.schema import REPORTED_METRICS, SCHEDULERS
 from vadtune.config.search_file import parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
-from vadtune.evaluation import evaluate
 from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search
 from vadtune.search.start import start_search
 from vadtune.tracking import Trial, connect, list_searches, list_trials, resolve_search
-from vadtune.training import Population
+from vadtune.training.population import Population
+from vadtune.training.scoring import evaluate
 
 pytestmark = pytest.mark.ray
 

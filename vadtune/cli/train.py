@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.checkpoint import check_new_folder, save_model
     from vadtune.config.search_file import load_trial
     from vadtune.data import load_dataset
-    from vadtune.evaluation import evaluate
-    from vadtune.training import Population
+    from vadtune.training.population import Population
+    from vadtune.training.scoring import evaluate
 
     config = load_trial(args.file, with_data_dir(args))
     if args.out is not None:

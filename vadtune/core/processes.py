@@ -11,7 +11,7 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-_NEEDED = ["vadtune.refit"]
+_NEEDED = ["vadtune.training.refit"]
 
 
 def worker_context() -> ForkServerContext:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import Part
-from vadtune.training import Population
+from vadtune.training.population import Population
 
 logger = logging.getLogger(__name__)
 

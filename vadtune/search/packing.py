@@ -29,13 +29,13 @@ from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import Scaler, SearchData
-from vadtune.evaluation import Evaluation, evaluate, follows_shortly
-from vadtune.inference import FittedModel
-from vadtune.member import Member, State
 from vadtune.models.products import use_threads
 from vadtune.search.schedulers import next_report, report_epochs
 from vadtune.search.single import POSTERIORS, write_checkpoint
-from vadtune.training import Population
+from vadtune.training.inference import FittedModel
+from vadtune.training.member import Member, State
+from vadtune.training.population import Population
+from vadtune.training.scoring import Evaluation, evaluate, follows_shortly
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from vadtune.checkpoint import load_state, save_held_out, save_model, save_state
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.data import HeldOut, Scaler, SearchData
-from vadtune.evaluation import Evaluation, evaluate, follows_shortly
-from vadtune.inference import FittedModel
-from vadtune.member import State
 from vadtune.search.schedulers import next_report, report_epochs
-from vadtune.training import Population
+from vadtune.training.inference import FittedModel
+from vadtune.training.member import State
+from vadtune.training.population import Population
+from vadtune.training.scoring import Evaluation, evaluate, follows_shortly
 
 MODEL = "model"
 """The model folder inside a trial's checkpoint; the training state lies beside it."""

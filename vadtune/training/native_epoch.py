@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from vadtune import native
-from vadtune.batches import Epoch
 from vadtune.config.schema import TrialConfig
 from vadtune.models import Family
 from vadtune.models.objective import Prior
 from vadtune.models.products import on_threads
 from vadtune.native import kernels, run
+from vadtune.training.batches import Epoch
 
 
 def trains(config: TrialConfig) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vadtune.config.schema import TrialConfig
 from vadtune.models import Architecture
 from vadtune.models.padding import agreement
-from vadtune.optimiser import Plateau
+from vadtune.training.optimiser import Plateau
 
 State = dict[str, Tensor]
 """All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),

@@ -21,13 +21,13 @@ from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import Part
-from vadtune.inference import FittedModel
-from vadtune.member import Member, State, signature
 from vadtune.models import Architecture, Family, build_family
 from vadtune.models.linear import regression
 from vadtune.models.padding import Padding, widest
-from vadtune.optimiser import Plateau
-from vadtune.stack import Stack, TrainRows
+from vadtune.training.inference import FittedModel
+from vadtune.training.member import Member, State, signature
+from vadtune.training.optimiser import Plateau
+from vadtune.training.stack import Stack, TrainRows
 
 _START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")

@@ -25,10 +25,10 @@ from vadtune.config.schema import HoldoutConfig, TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import worker_context
 from vadtune.data import HeldOut, Part, hold_out
-from vadtune.inference import FittedModel, reconstruct
-from vadtune.member import signature
 from vadtune.models.products import one_thread, use_threads
-from vadtune.training import Population
+from vadtune.training.inference import FittedModel, reconstruct
+from vadtune.training.member import signature
+from vadtune.training.population import Population
 
 logger = logging.getLogger(__name__)
 

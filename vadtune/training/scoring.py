@@ -13,10 +13,10 @@ from torch import Tensor
 from vadtune.core.errors import TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import SearchData
-from vadtune.inference import infer
-from vadtune.member import Member
 from vadtune.models import Architecture
-from vadtune.training import Population
+from vadtune.training.inference import infer
+from vadtune.training.member import Member
+from vadtune.training.population import Population
 
 _EARLY_EFFORT = 0.3
 """Share of the inference steps that is enough to rank unfinished trials: on random digits configurations after a ninth

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune import machine_code
 from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import Part, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
 from vadtune.models.linear import NotSolved, posterior_means
 from vadtune.models.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
-from vadtune.optimiser import SCHEDULES, AdamW
+from vadtune.training import native_epoch as machine_code
+from vadtune.training.optimiser import SCHEDULES, AdamW
 
 _NEAR_ROWS = 256  # whose distances to all train rows are in the cache together
 _CHUNK_FLOATS = 2**22  # bounds the memory of a chunk's largest intermediate; small enough to stay near the caches

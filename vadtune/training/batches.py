@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
-from vadtune.optimiser import Table
+from vadtune.training.optimiser import Table
 
 _TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
 

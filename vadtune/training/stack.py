@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune import machine_code
-from vadtune.batches import Batch, Epoch
-from vadtune.compiled import Passes, decoder_passes
 from vadtune.data import Part
-from vadtune.member import Member
 from vadtune.models import Family, Networks
 from vadtune.models.linear import NotSolved, iterate
 from vadtune.models.networks import Workspace, side_by_side
 from vadtune.models.noise import log_variance_backward
 from vadtune.models.objective import draw, kl_divergence, noise_gradient, posterior_gradients
-from vadtune.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
+from vadtune.training import native_epoch as machine_code
+from vadtune.training.batches import Batch, Epoch
+from vadtune.training.cuda_graph import Passes, decoder_passes
+from vadtune.training.member import Member
+from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
 
 # Below either, a solved model has settled: the change of an iteration, in units of the greatest weight; what the loss
 # changes, in units of kl_weight, which makes it nats for each observed cell. Of what still moves then (the noise of a

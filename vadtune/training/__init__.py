@@ -1,0 +1,1 @@
+"""Trains populations of configurations, fits the posteriors of new rows, and scores. May import models and all before it."""
