@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.conftest import trial_config
-from vadtune.checkpoint import save_held_out, save_model, save_state
+from vadtune.artifacts.model_folder import save_held_out, save_model, save_state
 from vadtune.data import IncompleteDataset
 from vadtune.tracking import Tracker, connect
 from vadtune.training.population import Population

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import trial_config
 from tests.test_training import KINDS, assert_same_state, trained
-from vadtune.checkpoint import (
+from vadtune.artifacts.model_folder import (
     HELD_OUT_FILE,
     MANIFEST,
     MODEL_FILES,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vadtune.checkpoint import find_model_folders, load_model
+from vadtune.artifacts.model_folder import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.compare import Cell, plan, run_comparison
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
-from vadtune.checkpoint import (
+from vadtune.artifacts.model_folder import (
     MANIFEST,
     MODEL_FILES,
     find_model_folders,
@@ -36,8 +36,8 @@ from vadtune.export import export_best
 from vadtune.impute import ModelAverage
 from vadtune.kernel_regression import Choice
 from vadtune.preview import make_preview
-from vadtune.results import find_results, ranked
 from vadtune.retest import MASKS_FILE, run_retest
+from vadtune.tracking.queries import find_results, ranked
 from vadtune.training.population import Population
 from vadtune.training.refit import same_steps
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from tests.conftest import trial_config
 from tests.test_search_file import TREE
 from tests.test_training import trained
-from vadtune.checkpoint import load_model, load_state, save_model, save_state
+from vadtune.artifacts.model_folder import load_model, load_state, save_model, save_state
+from vadtune.artifacts.run_folder import read_run
 from vadtune.config.search_file import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
 from vadtune.data.test_masks import MaskKey, stored_masks
-from vadtune.runs import read_run
 from vadtune.tracking.spool import Spool
 
 HEAD = "name: tiny\ndata: {source: iris}\n"
@@ -56,7 +56,7 @@ def bomb(levels: int) -> str:
     [
         HEAD + "model: {latent: !!python/object/apply:os.system ['touch {harm}']}\n",
         HEAD + "model: {latent: !!python/name:os.system }\n",
-        HEAD + "model: !vadtune.checkpoint.save_model {latent: 3}\n",
+        HEAD + "model: !vadtune.artifacts.model_folder.save_model {latent: 3}\n",
         HEAD + bomb(12),
         bomb(12) + HEAD + "model: {latent: *a11}\n",
         HEAD + "model: {latent: [" + "1, " * 100_000 + "1]}\n",

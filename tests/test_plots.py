@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import trial_config
 from tests.test_retest import save_trained
-from vadtune.checkpoint import load_model
+from vadtune.artifacts.model_folder import load_model
 from vadtune.cli import main
 from vadtune.data import load_dataset
 from vadtune.plots import preview_plot

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import FinishedSearch
+from vadtune.artifacts.model_folder import find_model_folders, load_model, save_model
 from vadtune.baselines import BASELINES
-from vadtune.checkpoint import find_model_folders, load_model, save_model
 from vadtune.cli import main
 from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, ModelFolderError

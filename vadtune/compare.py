@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vadtune.artifacts.run_folder import run_folders
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.export import export_best
-from vadtune.results import find_results
 from vadtune.retest import run_retest
-from vadtune.runs import run_folders
 from vadtune.search.process import check_resources, local_ray
 from vadtune.search.run import resume_search
 from vadtune.search.start import start_search
 from vadtune.tracking import connect
+from vadtune.tracking.queries import find_results
 
 logger = logging.getLogger(__name__)
 

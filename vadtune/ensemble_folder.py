@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vadtune.checkpoint import MANIFEST, find_model_folders
+from vadtune.artifacts.model_folder import MANIFEST, find_model_folders
 from vadtune.core.errors import ModelFolderError
 from vadtune.kernel_regression import KernelRegression
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vadtune.checkpoint import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
+from vadtune.artifacts.model_folder import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
 from vadtune.config.schema import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
@@ -40,8 +40,8 @@ from vadtune.members import (
     with_seeds,
 )
 from vadtune.models.products import one_thread
-from vadtune.results import ENSEMBLE_TAG
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
+from vadtune.tracking.queries import ENSEMBLE_TAG
 from vadtune.training.inference import FittedModel
 from vadtune.training.refit import Trainer
 

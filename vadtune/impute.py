@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.checkpoint import find_model_folders, load_model, read_manifest
+from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
 from vadtune.config.schema import REFITS, DataConfig, flatten
 from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256

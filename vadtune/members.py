@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.checkpoint import find_model_folders, load_held_out, load_model, read_manifest
+from vadtune.artifacts.model_folder import find_model_folders, load_held_out, load_model, read_manifest
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
@@ -23,8 +23,8 @@ from vadtune.data import IncompleteDataset
 from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
 from vadtune.impute import shared_dataset
 from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
-from vadtune.results import ranked
 from vadtune.tracking import Trial
+from vadtune.tracking.queries import ranked
 from vadtune.training.refit import Fit, Trainer, same_steps
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from tests.search.cluster import cluster, descendants, kill_tree
 from tests.search.servers import Server
 from tests.search.test_interruption import command, environment, finished_trials, trials_of
 from tests.search.test_run import tiny
-from vadtune.runs import SNAPSHOT_FILE
+from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.tracking import Trial, connect, list_trials, resolve_search
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]

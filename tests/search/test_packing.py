@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
-from vadtune.checkpoint import HELD_OUT_FILE, MODEL_FILES, load_model
+from vadtune.artifacts.model_folder import HELD_OUT_FILE, MODEL_FILES, load_model
+from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.models import Architecture
-from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search import packing
 from vadtune.search.calibration import calibrate
 from vadtune.search.packing import Pack

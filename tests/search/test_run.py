@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from vadtune.checkpoint import load_model
+from vadtune.artifacts.model_folder import load_model
+from vadtune.artifacts.run_folder import only_here
 from vadtune.cli import main
 from vadtune.config.schema import REPORTED_METRICS, SCHEDULERS
 from vadtune.config.search_file import parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
-from vadtune.runs import only_here
 from vadtune.search.run import SearchOutcome, resume_search
 from vadtune.search.start import start_search
 from vadtune.tracking import Trial, connect, list_searches, list_trials, resolve_search

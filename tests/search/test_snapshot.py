@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
+from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.core.errors import VadtuneError
-from vadtune.runs import SNAPSHOT_FILE
 from vadtune.search.snapshot import put_back, whole_snapshots
 
 TRIALS = "experiment_state.json"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vadtune.report import Rows
-    from vadtune.results import SearchResults
+    from vadtune.tracking.queries import SearchResults
 
 FORMATS = ("table", "csv", "json")
 
@@ -92,8 +92,8 @@ def add_job_address(parser: argparse.ArgumentParser) -> None:
 def find(args: argparse.Namespace) -> SearchResults:
     """Returns the search that the arguments name."""
     from vadtune.core.errors import TrackingError
-    from vadtune.results import find_results
     from vadtune.tracking import tracking_uri
+    from vadtune.tracking.queries import find_results
 
     found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
     if args.experiment not in (found.search.experiment, found.search.name):

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.samples is not None and args.samples < 1:
         raise ConfigError(f"--samples: takes a number of configurations above 0, got {args.samples}")
     search = load_search(args.file, args.overrides)
-    from vadtune.checkpoint import replaced_folder
+    from vadtune.artifacts.model_folder import replaced_folder
     from vadtune.search.draw import draw_configurations
 
     points = draw_configurations(search, args.samples)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.export import check_out, check_refit, export_best
     from vadtune.members import parse_ensemble
     from vadtune.report import to_text
-    from vadtune.results import main_columns, trial_rows
+    from vadtune.tracking.queries import main_columns, trial_rows
 
     parse_ensemble(args.ensemble)  # before a store is asked
     check_refit(args.refit)

@@ -29,8 +29,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each search."""
     from vadtune.report import to_text
-    from vadtune.results import search_rows
     from vadtune.tracking import tracking_uri
+    from vadtune.tracking.queries import search_rows
 
     rows = search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here)
     emit(rows, args.format, lambda console: to_text(rows, console))
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _runs_here(folder: str) -> bool | None:
     """Whether a process of this machine works on a search; None where its folder is not to be seen from here."""
-    from vadtune.runs import is_running
+    from vadtune.artifacts.run_folder import is_running
 
     return is_running(Path(folder)) if folder and Path(folder).is_dir() else None

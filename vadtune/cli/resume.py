@@ -30,7 +30,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resumes the search and prints its best trials; without a name, prints those that can be resumed."""
-    from vadtune.runs import find_run, local_folder
+    from vadtune.artifacts.run_folder import find_run, local_folder
 
     storage = local_folder(args.storage)
     if args.search_run is None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _offer(storage: Path) -> int:
-    from vadtune.runs import is_running, run_folders
+    from vadtune.artifacts.run_folder import is_running, run_folders
     from vadtune.tracking import is_finished
 
     unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]

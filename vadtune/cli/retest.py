@@ -57,7 +57,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Retests, writes, prints, logs."""
-    from vadtune.checkpoint import find_model_folders
+    from vadtune.artifacts.model_folder import find_model_folders
     from vadtune.core.files import check_writable
 
     _check_options(args)
@@ -180,7 +180,7 @@ def _log(
     args: argparse.Namespace,
 ) -> None:
     """Adds the retest to the run of the search that the models came from; failing to is not failing the retest."""
-    from vadtune.checkpoint import read_manifest
+    from vadtune.artifacts.model_folder import read_manifest
     from vadtune.export import PARENT_RUN
     from vadtune.tracking import connect_existing, log_to_run, tracking_uri
 

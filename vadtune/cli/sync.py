@@ -27,7 +27,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Delivers, and says how much."""
-    from vadtune.runs import find_run, local_folder, only_here, read_run
+    from vadtune.artifacts.run_folder import find_run, local_folder, only_here, read_run
 
     folder = find_run(args.search_run, local_folder(args.storage))
     described = read_run(folder)

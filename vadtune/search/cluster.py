@@ -18,8 +18,8 @@ from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vadtune.artifacts.run_folder import is_uri
 from vadtune.core.errors import SearchError, VadtuneError
-from vadtune.runs import is_uri
 
 _JOIN_HELP = "start one with `ray up cluster.yaml` or `ray start --head`, and run this on one of its nodes"
 _NODE_SECONDS, _REACH_SECONDS = 60.0, 5.0

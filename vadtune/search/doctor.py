@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
-from vadtune.runs import local_folder
 from vadtune.search.cluster import check_shared, joined, nodes, on_every_node
 from vadtune.search.process import local_ray
 from vadtune.tracking import connect, without_secrets

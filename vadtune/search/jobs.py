@@ -12,9 +12,9 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from vadtune.artifacts.run_folder import SEARCH_FILE
 from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import SearchError
-from vadtune.runs import SEARCH_FILE
 
 _POLL_SECONDS = 2.0
 _STARTING_SECONDS = 60.0  # what a head may take, once it answers, until it takes jobs

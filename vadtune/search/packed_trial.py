@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
+from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config.search_file import SearchFile
-from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.search.recovery import Recoverable
 from vadtune.search.schedulers import EPOCH, next_report, report_epochs
 

@@ -15,11 +15,11 @@ from typing import Any
 import ray
 from ray import tune
 
+from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.runs import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
 from vadtune.search.budget import GpuMeter
 from vadtune.search.callbacks import SearchCallback, WhenSpent
 from vadtune.search.cluster import joined

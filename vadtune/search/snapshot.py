@@ -21,9 +21,9 @@ import pyarrow
 from pyarrow import fs
 from ray.tune.execution.tune_controller import TuneController
 
+from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import VadtuneError
 from vadtune.core.files import write_atomically
-from vadtune.runs import SNAPSHOT_FILE, is_uri
 from vadtune.search.patches import replaced
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vadtune.artifacts.run_folder import is_uri, local_folder
 from vadtune.config.search_file import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
-from vadtune.runs import is_uri, local_folder
 from vadtune.search.cluster import check_shared, joined, nodes
 from vadtune.search.process import check_resources, imports, ray_ahead
 from vadtune.shapes import check_shapes

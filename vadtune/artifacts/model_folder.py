@@ -34,12 +34,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from vadtune import __version__
+from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256
 from vadtune.models import Architecture, Family, build_family
-from vadtune.runs import STATE_FILE, STATE_HASH
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import State
 from vadtune.training.population import Population
