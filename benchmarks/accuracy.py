@@ -171,7 +171,7 @@ class Ours:
     def run(self, key: Key) -> dict[str, Any]:
         """Returns the result of a cell."""
         from vadtune.impute import ModelAverage
-        from vadtune.search.start import start_search
+        from vadtune.search.driver.start import start_search
 
         cell = self.folder / f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"
         shutil.rmtree(cell, ignore_errors=True)  # of a run that was interrupted
@@ -447,7 +447,7 @@ def _ray() -> Iterator[None]:
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from vadtune.search.process import local_ray
+    from vadtune.search.driver.process import local_ray
 
     with local_ray():
         yield

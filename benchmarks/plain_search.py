@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import Part, SearchData, load_dataset
-from vadtune.search.space import suggest
+from vadtune.search.algorithms.space import suggest
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
 

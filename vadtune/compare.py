@@ -26,9 +26,9 @@ from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.export import export_best
 from vadtune.retest import run_retest
-from vadtune.search.process import check_resources, local_ray
-from vadtune.search.run import resume_search
-from vadtune.search.start import start_search
+from vadtune.search.driver.process import check_resources, local_ray
+from vadtune.search.driver.run import resume_search
+from vadtune.search.driver.start import start_search
 from vadtune.tracking import connect
 from vadtune.tracking.queries import find_results
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.search.test_run import Finished, tiny
-from vadtune.search import trainable
-from vadtune.search.recovery import RECOVERY
+from vadtune.search.resume.recovery import RECOVERY
+from vadtune.search.trials import trainable
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -30,7 +30,7 @@ def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Any, *
                     misbehave(self, folder)
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Misbehaves)
+    monkeypatch.setattr("vadtune.search.trials.placement.TrainTrial", Misbehaves)
 
 
 def searched(folder: Path, **search: Any) -> Finished:
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Misbehaves)
+    monkeypatch.setattr("vadtune.search.trials.placement.TrainTrial", Misbehaves)
     found = searched(tmp_path)
     assert [trial.end for trial in found.trials] == ["completed"] * 3
     assert steps(found) == list(range(3, 28, 3))

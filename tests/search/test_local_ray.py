@@ -64,14 +64,14 @@ import ray
 from ray.util import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from vadtune.search.process import local_ray
+from vadtune.search.driver.process import local_ray
 
 @ray.remote(num_cpus=1)
 class Trial:
     def there(self):
         return True
 
-with local_ray("vadtune.search.schedulers"):
+with local_ray("vadtune.search.algorithms.schedulers"):
     cores = int(ray.cluster_resources()["CPU"])
     reserved = placement_group([{"CPU": 1}] * cores)
     assert reserved.wait(60)
@@ -92,7 +92,7 @@ def test_processes_started_for_trials_wait_for_them() -> None:
 
 def test_no_telemetry_is_sent_unless_asked_for() -> None:
     names = "RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY"
-    code = f"import os, vadtune.search.run; print(*map(os.environ.get, {names}))"
+    code = f"import os, vadtune.search.driver.run; print(*map(os.environ.get, {names}))"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "true"]

@@ -20,12 +20,12 @@ from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.models import Architecture
-from vadtune.search import packing
-from vadtune.search.calibration import calibrate
-from vadtune.search.packing import Pack
-from vadtune.search.placement import pack_size, trained_one_by_one
-from vadtune.search.single import MODEL
-from vadtune.search.trainable import TrainTrial
+from vadtune.search.trials import packing
+from vadtune.search.trials.calibration import calibrate
+from vadtune.search.trials.packing import Pack
+from vadtune.search.trials.placement import pack_size, trained_one_by_one
+from vadtune.search.trials.single import MODEL
+from vadtune.search.trials.trainable import TrainTrial
 from vadtune.training import native_epoch as machine_code
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate

@@ -20,8 +20,8 @@ from vadtune.config.schema import REPORTED_METRICS, SCHEDULERS
 from vadtune.config.search_file import parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
-from vadtune.search.run import SearchOutcome, resume_search
-from vadtune.search.start import start_search
+from vadtune.search.driver.run import SearchOutcome, resume_search
+from vadtune.search.driver.start import start_search
 from vadtune.tracking import Trial, connect, list_searches, list_trials, resolve_search
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
@@ -306,7 +306,7 @@ def test_a_score_that_is_no_number_fails_its_trial(ray_here: None, tmp_path: Pat
 def test_a_trial_that_breaks_fails_alone_and_is_listed(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vadtune.search import trainable
+    from vadtune.search.trials import trainable
 
     class Breaks(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
                 raise RuntimeError("no memory left")
             return super().step()
 
-    monkeypatch.setattr("vadtune.search.placement.TrainTrial", Breaks)
+    monkeypatch.setattr("vadtune.search.trials.placement.TrainTrial", Breaks)
     found = Finished(tmp_path, tiny(samples=4, initial=[{"model.layers": 1}, {"model.layers": 0}]))
     assert "trial-0001" in found.outcome.failures
     assert "RuntimeError: no memory left" in found.outcome.failures["trial-0001"]
@@ -349,7 +349,7 @@ def test_a_search_on_a_cpu_waits_for_neither_pytorch_nor_scikit_learn(tmp_path: 
 def test_mistakes_are_told_before_ray_starts(
     changed: dict[str, Any], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("vadtune.search.start.ray_ahead")
+    monkeypatch.delattr("vadtune.search.driver.start.ray_ahead")
     with pytest.raises(VadtuneError, match=error):
         start_search(parse_search({**tiny(), **changed}), storage=tmp_path / "runs", tracking_uri=None)
     assert list(tmp_path.iterdir()) == []

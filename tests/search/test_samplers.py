@@ -14,8 +14,8 @@ from tests.test_search_file import TREE
 from vadtune.config import schema as config_module
 from vadtune.config.domains import DOMAINS
 from vadtune.config.search_file import SearchFile, parse_search
-from vadtune.search.samplers import SAMPLERS, Searcher, first_points, sample_count
-from vadtune.search.space import _SUGGEST
+from vadtune.search.algorithms.samplers import SAMPLERS, Searcher, first_points, sample_count
+from vadtune.search.algorithms.space import _SUGGEST
 
 METRIC = "val_missing_rmse"
 

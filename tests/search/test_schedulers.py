@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from vadtune.config import schema as config_module
 from vadtune.config.schema import SearchConfig
 from vadtune.config.search_file import SearchFile, parse_search
-from vadtune.search.schedulers import EPOCH, SCHEDULERS, RaceOfNetworks, report_epochs
+from vadtune.search.algorithms.schedulers import EPOCH, SCHEDULERS, RaceOfNetworks, report_epochs
 
 
 def search_file(epochs: int, **search: Any) -> SearchFile:

@@ -12,7 +12,7 @@ from ray.tune.execution.tune_controller import TuneController
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.core.errors import VadtuneError
-from vadtune.search.snapshot import put_back, whole_snapshots
+from vadtune.search.resume.snapshot import put_back, whole_snapshots
 
 TRIALS = "experiment_state.json"
 
@@ -79,7 +79,7 @@ def test_a_full_disk_ends_no_search(
         TuneController.save_to_dir(controller)
         controller.trials.append("b")
         with monkeypatch.context() as patch:
-            patch.setattr("vadtune.search.snapshot.write_atomically", full)
+            patch.setattr("vadtune.search.resume.snapshot.write_atomically", full)
             TuneController.save_to_dir(controller)
             TuneController.save_to_dir(controller)
         assert put_back(tmp_path, str(tmp_path / "tune")) == {"a"}

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--samples: takes a number of configurations above 0, got {args.samples}")
     search = load_search(args.file, args.overrides)
     from vadtune.artifacts.model_folder import replaced_folder
-    from vadtune.search.draw import draw_configurations
+    from vadtune.search.algorithms.draw import draw_configurations
 
     points = draw_configurations(search, args.samples)
     texts = [search.trial_config(point).to_yaml() for point in points]

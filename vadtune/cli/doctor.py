@@ -24,7 +24,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line for each check."""
-    from vadtune.search.doctor import examine
+    from vadtune.search.cluster.doctor import examine
     from vadtune.tracking import tracking_uri
 
     store = tracking_uri(args.tracking_uri)

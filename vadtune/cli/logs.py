@@ -26,7 +26,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the job's output."""
-    from vadtune.search.jobs import Jobs
+    from vadtune.search.cluster.jobs import Jobs
 
     for text in Jobs(args.address).logs(args.job, follow=args.follow):
         print(text, end="", flush=True)

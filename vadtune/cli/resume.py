@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.search_run is None:
         return _offer(storage)
     folder = find_run(args.search_run, storage)
-    from vadtune.search.run import resume_search
+    from vadtune.search.driver.run import resume_search
 
     outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address)
     if outcome is None:

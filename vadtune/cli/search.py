@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vadtune.cli._shared import add_data_argument, add_overrides, with_data_dir
 
 if TYPE_CHECKING:
-    from vadtune.search.run import SearchOutcome
+    from vadtune.search.driver.run import SearchOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.config.search_file import load_search
 
     search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
-    from vadtune.search.start import start_search
+    from vadtune.search.driver.start import start_search
 
     outcome = start_search(search, storage=args.storage, tracking_uri=args.tracking_uri, address=args.address)
     return report(outcome, args)

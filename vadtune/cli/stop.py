@@ -28,7 +28,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stops the job."""
-    from vadtune.search.jobs import Jobs
+    from vadtune.search.cluster.jobs import Jobs
 
     ran = Jobs(args.address).stop(args.job)
     logger.info("%s %s", args.job, "is told to stop" if ran else "had ended already")

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f"--tracking-uri: must hold no secret, as a job's command is shown to all who see the cluster, got "
             f"{without_secrets(args.tracking_uri)}; set MLFLOW_TRACKING_URI on the nodes instead"
         )
-    from vadtune.search.jobs import Jobs
+    from vadtune.search.cluster.jobs import Jobs
 
     job = Jobs(args.address).submit(search, storage=args.storage, tracking_uri=args.tracking_uri)
     print(job)

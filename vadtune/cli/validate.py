@@ -44,7 +44,7 @@ def _check_columns(search: SearchFile) -> None:
     """Checks what depends on the data, where the data is there: a file may be checked on another machine."""
     from vadtune.core.errors import DataError
     from vadtune.data import load_dataset
-    from vadtune.shapes import check_shapes
+    from vadtune.search.driver.shapes import check_shapes
 
     try:
         dataset = load_dataset(search.data)

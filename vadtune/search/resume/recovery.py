@@ -17,7 +17,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from vadtune.core.errors import CheckpointError, VadtuneError
-from vadtune.search.patches import replaced
+from vadtune.search.ray_compat import replaced
 
 MAX_RETRIES = 3
 RECOVERY = "recovery"

@@ -20,17 +20,17 @@ from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.search.budget import GpuMeter
-from vadtune.search.callbacks import SearchCallback, WhenSpent
-from vadtune.search.cluster import joined
-from vadtune.search.placement import eager_start, pack_size, patient_reuse, placed, started_processes
-from vadtune.search.process import Ahead, check_resources, ray_ahead, stop_signals
-from vadtune.search.progress import ProgressDisplay, duration
-from vadtune.search.recovery import MAX_RETRIES, bounded_retries
-from vadtune.search.samplers import Searcher, sample_count
-from vadtune.search.schedulers import SCHEDULERS
-from vadtune.search.session import SESSIONS, Session
-from vadtune.search.snapshot import put_back, whole_snapshots
+from vadtune.search.algorithms.samplers import Searcher, sample_count
+from vadtune.search.algorithms.schedulers import SCHEDULERS
+from vadtune.search.cluster.join import joined
+from vadtune.search.driver.budget import GpuMeter
+from vadtune.search.driver.callbacks import SearchCallback, WhenSpent
+from vadtune.search.driver.process import Ahead, check_resources, ray_ahead, stop_signals
+from vadtune.search.driver.progress import ProgressDisplay, duration
+from vadtune.search.driver.session import SESSIONS, Session
+from vadtune.search.resume.recovery import MAX_RETRIES, bounded_retries
+from vadtune.search.resume.snapshot import put_back, whole_snapshots
+from vadtune.search.trials.placement import eager_start, pack_size, patient_reuse, placed, started_processes
 from vadtune.tracking import (
     Tracker,
     check_holds,

@@ -10,8 +10,8 @@ import ray
 
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config.search_file import SearchFile
-from vadtune.search.recovery import Recoverable
-from vadtune.search.schedulers import EPOCH, next_report, report_epochs
+from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
+from vadtune.search.resume.recovery import Recoverable
 
 
 def _patiently(method: Any, *arguments: Any) -> Any:

@@ -21,14 +21,14 @@ from ray._private.node import Node as RayNode
 
 from vadtune.config.schema import SearchConfig
 from vadtune.core.errors import ConfigError, unknown_name
-from vadtune.search.cluster import Node, grows, nodes, quiet
-from vadtune.search.patches import replaced
+from vadtune.search.cluster.join import Node, grows, nodes, quiet
+from vadtune.search.ray_compat import replaced
 
 logger = logging.getLogger(__name__)
 
 _TYPE = "accelerator_type:"
 _OBJECT_STORE_BYTES = 512 * 2**20
-_PRELOAD, _WORKER = "RAY_preload_python_modules", "vadtune.search.worker"
+_PRELOAD, _WORKER = "RAY_preload_python_modules", "vadtune.search.trials.worker"
 _NODE_SECONDS = 10.0  # after which Ray looks in its own way
 _IDLE_MS = 60_000  # Ray would end idle processes after a second, in the moment in which trials have the cores already
 _NEEDLESS = "start_api_server", "start_monitor", "start_log_monitor"

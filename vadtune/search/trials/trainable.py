@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from vadtune.config.search_file import SearchFile
 from vadtune.data import Scaler, SearchData
-from vadtune.search.recovery import Recoverable
-from vadtune.search.schedulers import EPOCH
+from vadtune.search.algorithms.schedulers import EPOCH
+from vadtune.search.resume.recovery import Recoverable
 
 if TYPE_CHECKING:
-    from vadtune.search.single import Single
+    from vadtune.search.trials.single import Single
 
 
 class TrainTrial(Recoverable):
@@ -52,7 +52,7 @@ class TrainTrial(Recoverable):
         return True
 
     def _build(self, config: dict[str, Any]) -> None:
-        from vadtune.search.single import Single
+        from vadtune.search.trials.single import Single
 
         trial_config = self._search.trial_config(config)
         self._single = Single(trial_config, self._search, self._data, self._scaler, self._feature_names)

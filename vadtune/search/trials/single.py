@@ -11,7 +11,7 @@ from vadtune.artifacts.model_folder import load_state, save_held_out, save_model
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.data import HeldOut, Scaler, SearchData
-from vadtune.search.schedulers import next_report, report_epochs
+from vadtune.search.algorithms.schedulers import next_report, report_epochs
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import State
 from vadtune.training.population import Population

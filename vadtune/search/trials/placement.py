@@ -17,12 +17,12 @@ from vadtune import native
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.data import IncompleteDataset
-from vadtune.search.draw import draw_configurations
-from vadtune.search.packed_trial import PackedTrial
-from vadtune.search.patches import replaced
-from vadtune.search.process import resources_of
-from vadtune.search.samplers import sample_count
-from vadtune.search.trainable import TrainTrial
+from vadtune.search.algorithms.draw import draw_configurations
+from vadtune.search.algorithms.samplers import sample_count
+from vadtune.search.driver.process import resources_of
+from vadtune.search.ray_compat import replaced
+from vadtune.search.trials.packed_trial import PackedTrial
+from vadtune.search.trials.trainable import TrainTrial
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     import torch
 
     from vadtune.models.products import use_threads
-    from vadtune.search.calibration import calibrate
+    from vadtune.search.trials.calibration import calibrate
 
     if on_gpu and not torch.cuda.is_available():
         logger.info("search.pack %d: the GPUs are on other machines than this one", _DEFAULT_GPU_PACK)
@@ -175,7 +175,7 @@ def _alone(search: SearchFile, dataset: IncompleteDataset) -> Any:
 
 def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size: int, gpus: int) -> list[Any]:
     """Starts one pack for each GPU, or for each core but one."""
-    from vadtune.search.packing import RemotePack  # PyTorch, which other searches need not wait for here
+    from vadtune.search.trials.packing import RemotePack  # PyTorch, which other searches need not wait for here
 
     cores = int(ray.cluster_resources().get("CPU", 1))
     count = gpus or max(1, cores - 1)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from vadtune.config.search_file import SearchFile
-from vadtune.search.space import suggest
+from vadtune.search.algorithms.space import suggest
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:

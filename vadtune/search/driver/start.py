@@ -15,12 +15,12 @@ from vadtune.artifacts.run_folder import is_uri, local_folder
 from vadtune.config.search_file import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
-from vadtune.search.cluster import check_shared, joined, nodes
-from vadtune.search.process import check_resources, imports, ray_ahead
-from vadtune.shapes import check_shapes
+from vadtune.search.cluster.join import check_shared, joined, nodes
+from vadtune.search.driver.process import check_resources, imports, ray_ahead
+from vadtune.search.driver.shapes import check_shapes
 
 if TYPE_CHECKING:
-    from vadtune.search.run import SearchOutcome
+    from vadtune.search.driver.run import SearchOutcome
 
 
 def start_search(
@@ -58,5 +58,5 @@ def start_search(
 def _run_search() -> Callable[..., SearchOutcome]:
     """Imports what a search needs, MLflow and Tune above all."""
     with imports():
-        from vadtune.search.run import run_search
+        from vadtune.search.driver.run import run_search
     return run_search

@@ -24,7 +24,7 @@ from ray.tune.execution.tune_controller import TuneController
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import VadtuneError
 from vadtune.core.files import write_atomically
-from vadtune.search.patches import replaced
+from vadtune.search.ray_compat import replaced
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import Scaler, SearchData
 from vadtune.models.products import use_threads
-from vadtune.search.schedulers import next_report, report_epochs
-from vadtune.search.single import POSTERIORS, write_checkpoint
+from vadtune.search.algorithms.schedulers import next_report, report_epochs
+from vadtune.search.trials.single import POSTERIORS, write_checkpoint
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State
 from vadtune.training.population import Population

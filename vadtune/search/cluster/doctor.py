@@ -14,8 +14,8 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
-from vadtune.search.cluster import check_shared, joined, nodes, on_every_node
-from vadtune.search.process import local_ray
+from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
+from vadtune.search.driver.process import local_ray
 from vadtune.tracking import connect, without_secrets
 
 _PACKAGES = ("ray", "torch", "vadtune")

@@ -16,10 +16,10 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
-from vadtune.search.progress import Progress
-from vadtune.search.recovery import MAX_RETRIES, RECOVERY
-from vadtune.search.schedulers import EPOCH
-from vadtune.search.session import SESSIONS, Session
+from vadtune.search.algorithms.schedulers import EPOCH
+from vadtune.search.driver.progress import Progress
+from vadtune.search.driver.session import SESSIONS, Session
+from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Ray imports this module in each process it starts; see process.local_ray.
 """
 
-from vadtune.search.process import imports
+from vadtune.search.driver.process import imports
 
 with imports():
     from vadtune.native import kernels

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vadtune.config.search_file import SearchFile
-from vadtune.search.budget import GpuMeter
-from vadtune.search.progress import ProgressDisplay
+from vadtune.search.driver.budget import GpuMeter
+from vadtune.search.driver.progress import ProgressDisplay
 from vadtune.tracking import Tracker
 
 

@@ -1,0 +1,1 @@
+"""A running Ray cluster: joining it, checking it, submitting jobs to it."""

@@ -1,0 +1,1 @@
+"""The process that runs a search: start, session, callbacks, progress, budget."""

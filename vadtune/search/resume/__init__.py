@@ -1,0 +1,1 @@
+"""What survives a failure: snapshots of a search, recovery of a trial."""

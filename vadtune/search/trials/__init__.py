@@ -1,0 +1,1 @@
+"""What runs in the workers: trainables, packs, and where they are placed."""
