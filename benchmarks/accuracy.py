@@ -170,7 +170,7 @@ class Ours:
 
     def run(self, key: Key) -> dict[str, Any]:
         """Returns the result of a cell."""
-        from vadtune.impute import ModelAverage
+        from vadtune.ensemble.model_average import ModelAverage
         from vadtune.search.driver.start import start_search
 
         cell = self.folder / f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"

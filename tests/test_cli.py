@@ -14,7 +14,7 @@ import yaml
 
 from tests.finished_search import FinishedSearch
 from vadtune.cli import COMMANDS, main
-from vadtune.export import export_best
+from vadtune.ensemble.export import export_best
 from vadtune.tracking.queries import find_results
 
 DIGITS = str(Path(__file__).parent.parent / "search_spaces" / "digits.yaml")

@@ -17,7 +17,7 @@ from vadtune.artifacts.model_folder import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import Part
-from vadtune.impute import ModelAverage
+from vadtune.ensemble.model_average import ModelAverage
 
 NAMES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 HEADER = ",".join(NAMES)

@@ -7,7 +7,7 @@ from sklearn.gaussian_process.kernels import Matern
 
 from vadtune.config.schema import HoldoutConfig
 from vadtune.data import HeldOut, Part, hold_out
-from vadtune.kernel_regression import Choice, Completed, KernelRegression, choose_regression
+from vadtune.ensemble.kernel_regression import Choice, Completed, KernelRegression, choose_regression
 
 CHOICE = Choice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)
 

@@ -10,7 +10,7 @@ import numpy as np
 from vadtune.core.errors import ConfigError
 from vadtune.data import Part
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
-from vadtune.impute import ModelAverage
+from vadtune.ensemble.model_average import ModelAverage
 
 _SHOWN_IMAGES = 8
 

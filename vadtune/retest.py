@@ -20,7 +20,7 @@ from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, mask_sha256
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
-from vadtune.impute import ModelAverage
+from vadtune.ensemble.model_average import ModelAverage
 from vadtune.predictions import Predictions
 
 METRICS = (

@@ -11,7 +11,7 @@ from vadtune.core.errors import DataError
 from vadtune.core.metrics import score
 from vadtune.data import Part
 from vadtune.data.test_masks import MaskKey
-from vadtune.impute import ModelAverage
+from vadtune.ensemble.model_average import ModelAverage
 from vadtune.retest import named_models, reconstructions
 
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"FILE: needs a search file at least, got {', '.join(overrides)}; name one")
     check_writable(args.out)
     from vadtune.compare import plan, run_comparison
-    from vadtune.members import parse_ensemble
+    from vadtune.ensemble.candidates import parse_ensemble
     from vadtune.plots import comparison_plot
     from vadtune.report import to_csv, to_text
     from vadtune.retest import parse_ratios

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check_out(args.table, args.out)
     check_writable(args.out.absolute().parent)
-    from vadtune.impute import ModelAverage
+    from vadtune.ensemble.model_average import ModelAverage
 
     models = ModelAverage.load(args.folder)
     named = args.na_values.split(",") if args.na_values else ()

@@ -181,7 +181,7 @@ def _log(
 ) -> None:
     """Adds the retest to the run of the search that the models came from; failing to is not failing the retest."""
     from vadtune.artifacts.model_folder import read_manifest
-    from vadtune.export import PARENT_RUN
+    from vadtune.ensemble.export import PARENT_RUN
     from vadtune.tracking import connect_existing, log_to_run, tracking_uri
 
     if args.no_log:

@@ -28,7 +28,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from vadtune.data import HeldOut, Part
-from vadtune.ensemble import Products, residual_products, select
+from vadtune.ensemble.selection import Products, residual_products, select
 
 # Length scales in units of the rows' root mean square distance, and penalties in units of the kernel's variance. Other
 # columns and rows would do for choosing: a few of each, so that the choice costs less than what is chosen.

@@ -20,9 +20,9 @@ from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
-from vadtune.ensemble import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
-from vadtune.impute import shared_dataset
-from vadtune.kernel_regression import Choice, Completed, can_regress, choose_regression
+from vadtune.ensemble.kernel_regression import Choice, Completed, can_regress, choose_regression
+from vadtune.ensemble.model_average import shared_dataset
+from vadtune.ensemble.selection import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
 from vadtune.tracking import Trial
 from vadtune.tracking.queries import ranked
 from vadtune.training.refit import Fit, Trainer, same_steps

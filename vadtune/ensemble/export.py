@@ -17,8 +17,17 @@ from vadtune.config.schema import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.data import IncompleteDataset, Part, mask_sha256
-from vadtune.ensemble import weighted_sum
-from vadtune.ensemble_folder import (
+from vadtune.ensemble.candidates import (
+    MOST_CANDIDATES,
+    Candidate,
+    Chosen,
+    choose_members,
+    find_candidates,
+    parse_ensemble,
+    with_seeds,
+)
+from vadtune.ensemble.kernel_regression import Choice
+from vadtune.ensemble.manifest import (
     ENSEMBLE_FILE,
     REGRESSION_FILE,
     Ensemble,
@@ -28,17 +37,8 @@ from vadtune.ensemble_folder import (
     write_ensemble,
     write_regression,
 )
-from vadtune.impute import REFIT, SEEN_TEST_MASK
-from vadtune.kernel_regression import Choice
-from vadtune.members import (
-    MOST_CANDIDATES,
-    Candidate,
-    Chosen,
-    choose_members,
-    find_candidates,
-    parse_ensemble,
-    with_seeds,
-)
+from vadtune.ensemble.model_average import REFIT, SEEN_TEST_MASK
+from vadtune.ensemble.selection import weighted_sum
 from vadtune.models.products import one_thread
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
 from vadtune.tracking.queries import ENSEMBLE_TAG

@@ -14,9 +14,9 @@ from vadtune.config.schema import REFITS, DataConfig, flatten
 from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
 from vadtune.data.test_masks import MaskKey
-from vadtune.ensemble import weighted_sum
-from vadtune.ensemble_folder import Ensemble, read_ensemble, read_regression
-from vadtune.kernel_regression import KernelRegression
+from vadtune.ensemble.kernel_regression import KernelRegression
+from vadtune.ensemble.manifest import Ensemble, read_ensemble, read_regression
+from vadtune.ensemble.selection import weighted_sum
 from vadtune.training.inference import FittedModel
 
 REFIT, SEEN_TEST_MASK = "refit", "seen_test_mask_sha256"

@@ -16,7 +16,7 @@ from typing import Any
 
 from vadtune.artifacts.model_folder import MANIFEST, find_model_folders
 from vadtune.core.errors import ModelFolderError
-from vadtune.kernel_regression import KernelRegression
+from vadtune.ensemble.kernel_regression import KernelRegression
 
 ENSEMBLE_FILE = "ensemble.json"
 REGRESSION_FILE = "regression.safetensors"
