@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vadtune.baselines import BASELINES, observed_range
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part
+from vadtune.evaluation.baselines import BASELINES, observed_range
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -15,10 +15,10 @@ import yaml
 
 from vadtune.artifacts.model_folder import find_model_folders, load_model
 from vadtune.cli import main
-from vadtune.compare import Cell, plan, run_comparison
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
-from vadtune.plots import _curve_colours, _curves, comparison_plot
-from vadtune.retest import run_retest
+from vadtune.evaluation.compare import Cell, plan, run_comparison
+from vadtune.evaluation.retest import run_retest
+from vadtune.reports.figures import _curve_colours, _curves, comparison_plot
 
 TREE: dict[str, Any] = {
     "name": "one",
@@ -81,19 +81,19 @@ def test_each_file_is_searched_and_retested_at_each_ratio_and_nothing_is_done_tw
 
     # The same command again does nothing; a cell that lost its result is retested, not searched.
     with monkeypatch.context() as patch:
-        patch.setattr("vadtune.compare.start_search", forbidden)
-        patch.setattr("vadtune.compare.export_best", forbidden)
+        patch.setattr("vadtune.evaluation.compare.start_search", forbidden)
+        patch.setattr("vadtune.evaluation.compare.export_best", forbidden)
         assert main(command) == 0
     before = (out / "compare.csv").read_bytes()
     (out / "two-r0.6/result.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("vadtune.compare.start_search", forbidden)
+        patch.setattr("vadtune.evaluation.compare.start_search", forbidden)
         assert main(command) == 0
     assert (out / "compare.csv").read_bytes() == before
 
     # More masks: every cell is retested, none searched.
     with monkeypatch.context() as patch:
-        patch.setattr("vadtune.compare.start_search", forbidden)
+        patch.setattr("vadtune.evaluation.compare.start_search", forbidden)
         assert main([*command, "--seeds", "3"]) == 0
     assert {row["masks"] for row in rows_of(out / "compare.csv")} == {"3"}
 
@@ -119,8 +119,8 @@ def test_an_interruption_ends_the_comparison_and_keeps_what_is_done(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = SimpleNamespace(run="one-r0.3-x", interrupted=True, failures={})
-    monkeypatch.setattr("vadtune.compare.start_search", lambda *args, **options: outcome)
-    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    monkeypatch.setattr("vadtune.evaluation.compare.start_search", lambda *args, **options: outcome)
+    monkeypatch.setattr("vadtune.evaluation.compare.local_ray", contextlib.nullcontext)
     out = tmp_path / "out"
     assert main(["compare", *files, "--out", str(out), "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]) == 130
     assert capsys.readouterr().out == ""
@@ -131,9 +131,9 @@ def test_a_search_that_is_there_is_resumed_and_its_failures_are_told(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = SimpleNamespace(run="before", interrupted=False, failures={"trial-0001": "error: full disk"})
-    monkeypatch.setattr("vadtune.compare.resume_search", lambda *args, **options: outcome)
-    monkeypatch.setattr("vadtune.compare._retest", lambda cell, run, *args: {"run": run})
-    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    monkeypatch.setattr("vadtune.evaluation.compare.resume_search", lambda *args, **options: outcome)
+    monkeypatch.setattr("vadtune.evaluation.compare._retest", lambda cell, run, *args: {"run": run})
+    monkeypatch.setattr("vadtune.evaluation.compare.local_ray", contextlib.nullcontext)
     made = cell(tmp_path, files)
     (made.folder / "runs/before").mkdir(parents=True)
     (made.folder / "runs/before/run.json").write_text("{}")
@@ -154,9 +154,9 @@ def test_a_search_without_a_model_leaves_a_gap_and_the_others_go_on(
             raise ModelFolderError("none has a checkpoint")
         return {"missing_ratio": cell.ratio}
 
-    monkeypatch.setattr("vadtune.compare._search", search)
-    monkeypatch.setattr("vadtune.compare._retest", retest)
-    monkeypatch.setattr("vadtune.compare.local_ray", contextlib.nullcontext)
+    monkeypatch.setattr("vadtune.evaluation.compare._search", search)
+    monkeypatch.setattr("vadtune.evaluation.compare._retest", retest)
+    monkeypatch.setattr("vadtune.evaluation.compare.local_ray", contextlib.nullcontext)
     cells = plan([Path(files[0])], [], [0.3, 0.6], tmp_path / "out")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     done = run_comparison(cells, ensemble="best", seeds=[0], uri=uri, progress=lambda line: None)

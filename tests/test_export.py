@@ -35,8 +35,8 @@ from vadtune.ensemble.export import export_best
 from vadtune.ensemble.kernel_regression import Choice
 from vadtune.ensemble.manifest import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.model_average import ModelAverage
-from vadtune.preview import make_preview
-from vadtune.retest import MASKS_FILE, run_retest
+from vadtune.evaluation.previews import make_preview
+from vadtune.evaluation.retest import MASKS_FILE, run_retest
 from vadtune.tracking.queries import find_results, ranked
 from vadtune.training.population import Population
 from vadtune.training.refit import same_steps

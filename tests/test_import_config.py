@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from vadtune.cli import main
+from vadtune.compat.published_config import import_settings, read_settings
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError
 from vadtune.data import load_dataset
-from vadtune.import_config import import_settings, read_settings
 from vadtune.training.population import Population
 
 # A configuration as the published code's generator writes it, but for the start of test rows.

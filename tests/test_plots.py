@@ -11,8 +11,8 @@ from tests.test_retest import save_trained
 from vadtune.artifacts.model_folder import load_model
 from vadtune.cli import main
 from vadtune.data import load_dataset
-from vadtune.plots import preview_plot
-from vadtune.preview import Preview, make_preview
+from vadtune.evaluation.previews import Preview, make_preview
+from vadtune.reports.figures import preview_plot
 
 
 def made_up(d: int, *, n: int = 5, images: bool = False) -> Preview:

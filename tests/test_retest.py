@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from tests.conftest import trial_config
 from tests.finished_search import FinishedSearch
 from vadtune.artifacts.model_folder import find_model_folders, load_model, save_model
-from vadtune.baselines import BASELINES
 from vadtune.cli import main
 from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256
-from vadtune.retest import METRICS, Retest, parse_ratios, run_retest
+from vadtune.evaluation.baselines import BASELINES
+from vadtune.evaluation.retest import METRICS, Retest, parse_ratios, run_retest
 from vadtune.training.population import Population
 
 RATIOS, SEEDS = [0.3, 0.7], [0, 1, 2]
@@ -142,7 +142,7 @@ def test_rows_imputed_together_or_apart_score_the_same(
     retest: tuple[Path, Retest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, together = retest
-    monkeypatch.setattr("vadtune.retest._BATCH_CELLS", 1)
+    monkeypatch.setattr("vadtune.evaluation.retest._BATCH_CELLS", 1)
     apart = run_retest(best, RATIOS, SEEDS)
     for one, other in zip(together.methods, apart.methods, strict=True):
         for metric in METRICS:

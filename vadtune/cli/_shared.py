@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vadtune.report import Rows
+    from vadtune.reports.tables import Rows
     from vadtune.tracking.queries import SearchResults
 
 FORMATS = ("table", "csv", "json")
@@ -115,7 +115,7 @@ def console(*, to_file: bool = False) -> Console:
 def emit(rows: Rows, kind: str, table: Callable[[Console], str], out: Path | None = None) -> None:
     """Prints rows as CSV, JSON or a table, or writes them to a file."""
     from vadtune.core.files import write_atomically
-    from vadtune.report import to_csv, to_json
+    from vadtune.reports.tables import to_csv, to_json
 
     match kind:
         case "csv":

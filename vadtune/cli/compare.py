@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         raise ConfigError(f"FILE: needs a search file at least, got {', '.join(overrides)}; name one")
     check_writable(args.out)
-    from vadtune.compare import plan, run_comparison
     from vadtune.ensemble.candidates import parse_ensemble
-    from vadtune.plots import comparison_plot
-    from vadtune.report import to_csv, to_text
-    from vadtune.retest import parse_ratios
+    from vadtune.evaluation.compare import plan, run_comparison
+    from vadtune.evaluation.retest import parse_ratios
+    from vadtune.reports.figures import comparison_plot
+    from vadtune.reports.tables import to_csv, to_text
     from vadtune.tracking import tracking_uri
 
     parse_ensemble(args.ensemble)

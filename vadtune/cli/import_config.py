@@ -44,9 +44,9 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Translates; prints or writes the YAML."""
+    from vadtune.compat.published_config import import_settings, read_settings
     from vadtune.core.errors import ConfigError
     from vadtune.core.files import check_writable, write_atomically
-    from vadtune.import_config import import_settings, read_settings
 
     if args.out is not None:
         if args.out.is_dir():

@@ -28,7 +28,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each search."""
-    from vadtune.report import to_text
+    from vadtune.reports.tables import to_text
     from vadtune.tracking import tracking_uri
     from vadtune.tracking.queries import search_rows
 

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() or args.out.suffix != ".png":
         raise ConfigError(f"--out: takes a file that ends in .png, got {args.out}; name it so")
     check_writable(args.out.absolute().parent)
-    from vadtune.plots import preview_plot
-    from vadtune.preview import make_preview
-    from vadtune.report import to_text
+    from vadtune.evaluation.previews import make_preview
+    from vadtune.reports.figures import preview_plot
+    from vadtune.reports.tables import to_text
 
     preview = make_preview(args.folder, ratio=args.ratio, seed=args.seed, rows=args.rows)
     write_atomically(args.out, preview_plot(preview))

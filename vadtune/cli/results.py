@@ -32,7 +32,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints or writes the trials."""
     from vadtune.core.files import check_writable
-    from vadtune.report import to_text
+    from vadtune.reports.tables import to_text
     from vadtune.tracking.queries import ENSEMBLE_TAG, main_columns, trial_rows
 
     out: Path | None = args.out
@@ -58,7 +58,7 @@ def print_best(name: str, tracking_uri: str, *, top: int = 5) -> None:
         tracking_uri: The MLflow store.
         top: How many trials.
     """
-    from vadtune.report import to_text
+    from vadtune.reports.tables import to_text
     from vadtune.tracking.queries import find_results, main_columns, trial_rows
 
     _, trials, metric = find_results(name, tracking_uri)

@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
-    from vadtune.baselines import BASELINES
     from vadtune.core.files import check_writable, write_atomically
-    from vadtune.predictions import Predictions, check_predictions_file
-    from vadtune.report import retest_plot, retest_text, to_csv
-    from vadtune.retest import parse_ratios, run_retest
+    from vadtune.evaluation.baselines import BASELINES
+    from vadtune.evaluation.predictions import Predictions, check_predictions_file
+    from vadtune.evaluation.retest import parse_ratios, run_retest
+    from vadtune.reports.tables import retest_plot, retest_text, to_csv
 
     ratios, seeds = parse_ratios(args.ratios or "0.1:0.9:0.1"), _mask_seeds(args)
     names = list(BASELINES) if args.baselines is None else [name.strip() for name in args.baselines.split(",")]
@@ -119,8 +119,8 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
     from vadtune.core.files import write_atomically
-    from vadtune.report import to_csv, to_text
-    from vadtune.retest_clean import run_clean_retest
+    from vadtune.evaluation.retest_clean import run_clean_retest
+    from vadtune.reports.tables import to_csv, to_text
 
     with _progress() as progress:
         rows = run_clean_retest(args.folder, progress=progress)
@@ -144,7 +144,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _mask_seeds(args: argparse.Namespace) -> list[int]:
     from vadtune.core.errors import ConfigError
-    from vadtune.retest import fresh_seed
+    from vadtune.evaluation.retest import fresh_seed
 
     count = 5 if args.seeds is None else args.seeds
     if count < 1:

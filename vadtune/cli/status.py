@@ -26,7 +26,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each job."""
-    from vadtune.report import to_text
+    from vadtune.reports.tables import to_text
     from vadtune.search.cluster.jobs import Jobs
 
     rows = Jobs(args.address).status(args.job)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vadtune.report import BLUE, label_lines, png
+from vadtune.reports.tables import BLUE, label_lines, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vadtune.preview import Preview
+    from vadtune.evaluation.previews import Preview
 
 _MISSING, _ERROR = "#f3b95f", "#a8322b"
 _INK, _GREY = "0.15", "0.35"

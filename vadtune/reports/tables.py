@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # at run time it would cost every command that prints a table
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vadtune.retest import Retest
+    from vadtune.evaluation.retest import Retest
 
 Rows = Sequence[Mapping[str, object]]
 ERROR_NAMES = {"missing_rmse": "RMSE", "missing_mae": "MAE"}

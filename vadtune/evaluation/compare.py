@@ -25,7 +25,7 @@ from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.ensemble.export import export_best
-from vadtune.retest import run_retest
+from vadtune.evaluation.retest import run_retest
 from vadtune.search.driver.process import check_resources, local_ray
 from vadtune.search.driver.run import resume_search
 from vadtune.search.driver.start import start_search

@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from vadtune.baselines import BASELINES, Impute
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part, mask_sha256
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
-from vadtune.predictions import Predictions
+from vadtune.evaluation.baselines import BASELINES, Impute
+from vadtune.evaluation.predictions import Predictions
 
 METRICS = (
     *("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original"),

@@ -12,7 +12,7 @@ from vadtune.core.metrics import score
 from vadtune.data import Part
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.model_average import ModelAverage
-from vadtune.retest import named_models, reconstructions
+from vadtune.evaluation.retest import named_models, reconstructions
 
 
 def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda line: None) -> list[dict[str, object]]:

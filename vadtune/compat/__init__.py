@@ -1,0 +1,1 @@
+"""Configurations of the published VAD code."""

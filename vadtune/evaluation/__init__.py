@@ -1,0 +1,1 @@
+"""Exported models on test rows: baselines, retests, comparisons, previews, saved predictions."""
