@@ -19,9 +19,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.config.test_search_file import TREE
 from tests.conftest import trial_config
-from tests.test_search_file import TREE
-from tests.test_training import trained
+from tests.training.test_population import trained
 from vadtune.artifacts.model_folder import load_model, load_state, save_model, save_state
 from vadtune.artifacts.run_folder import read_run
 from vadtune.config.search_file import load_search

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from tests.test_search_file import TREE
+from tests.config.test_search_file import TREE
 from vadtune.config import schema as config_module
 from vadtune.config.domains import DOMAINS
 from vadtune.config.search_file import SearchFile, parse_search

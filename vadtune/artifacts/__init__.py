@@ -1,1 +1,4 @@
-"""What is kept on disk: model folders, training states, held-out predictions, run folders. May import training and all before it."""
+"""Files on disk: model folders, training states, held-out predictions and run folders.
+
+May import training and the packages before it.
+"""

@@ -1,1 +1,4 @@
-"""Trains populations of configurations, fits the posteriors of new rows, and scores. May import models and all before it."""
+"""Training of populations of configurations, inference of the posteriors of new rows, scoring, refits.
+
+May import models and the packages before it.
+"""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import trial_config
-from tests.test_training import KINDS, assert_same_state, trained
+from tests.training.test_population import KINDS, assert_same_state, trained
 from vadtune.artifacts.model_folder import (
     HELD_OUT_FILE,
     MANIFEST,

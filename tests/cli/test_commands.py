@@ -17,7 +17,7 @@ from vadtune.cli import COMMANDS, main
 from vadtune.ensemble.export import export_best
 from vadtune.tracking.queries import find_results
 
-DIGITS = str(Path(__file__).parent.parent / "search_spaces" / "digits.yaml")
+DIGITS = str(Path(__file__).parent.parent.parent / "search_spaces" / "digits.yaml")
 
 # command, and what its one line says: the rule, the value, the next step
 MISTAKES = [

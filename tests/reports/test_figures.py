@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import trial_config
-from tests.test_retest import save_trained
+from tests.evaluation.test_retest import save_trained
 from vadtune.artifacts.model_folder import load_model
 from vadtune.cli import main
 from vadtune.data import load_dataset

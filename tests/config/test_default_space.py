@@ -16,7 +16,7 @@ from vadtune.config.search_file import SearchFile, load_search, parse_search
 from vadtune.data import load_dataset
 from vadtune.search.algorithms.draw import draw_configurations
 
-SEARCH_SPACES = Path(__file__).parent.parent / "search_spaces"
+SEARCH_SPACES = Path(__file__).parent.parent.parent / "search_spaces"
 DATA = {"source": "iris", "missing": {"ratio": 0.5}}
 
 

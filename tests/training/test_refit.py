@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import trial_config
-from tests.test_training import trained
+from tests.training.test_population import trained
 from vadtune.config.schema import HoldoutConfig
 from vadtune.data import IncompleteDataset, Part
 from vadtune.training.inference import FittedModel

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.conftest import trial_config
-from tests.test_retest import save_trained
+from tests.evaluation.test_retest import save_trained
 from vadtune.artifacts.model_folder import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.core.errors import DataError, ModelFolderError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import trial_config
-from tests.test_training import KINDS, trained
+from tests.training.test_population import KINDS, trained
 from vadtune.config.schema import STARTS
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, Part

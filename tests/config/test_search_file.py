@@ -16,7 +16,7 @@ from vadtune.config.schema import TrialConfig, flatten, unflatten
 from vadtune.config.search_file import load_search, load_trial, parse_search
 from vadtune.core.errors import ConfigError, VadtuneError
 
-SEARCH_SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
+SEARCH_SPACES = sorted((Path(__file__).parent.parent.parent / "search_spaces").glob("*.yaml"))
 
 TREE: dict[str, Any] = {
     "name": "tiny",
