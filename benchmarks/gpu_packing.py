@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vadtune.config.schema import TrialConfig
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.training.population import Population
 
 LATENT, HIDDEN, FEATURES, BATCH, CONFIGS = 50, 100, 784, 128, 64
@@ -38,12 +38,12 @@ def config(index: int, latent: int = LATENT, hidden: int = HIDDEN) -> TrialConfi
     )
 
 
-def seconds_per_epoch(train: Part, p: int, epochs: int, device: str) -> float:
+def seconds_per_epoch(train: MaskedRows, p: int, epochs: int, device: str) -> float:
     """Returns the seconds that one configuration's epoch takes in a pack of p; epochs of one pack stand for all."""
     return _seconds([Population([config(index) for index in range(p)], train, device)], epochs) / p
 
 
-def seconds_of_widths(train: Part, epochs: int, device: str, *, pad: bool) -> tuple[float, int]:
+def seconds_of_widths(train: MaskedRows, epochs: int, device: str, *, pad: bool) -> tuple[float, int]:
     """Returns seconds per epoch of one of 64 configurations of 16 widths, and how many packs these make."""
     packs: list[Population] = []
     for index in range(CONFIGS):
@@ -96,7 +96,7 @@ def main() -> None:
         raise SystemExit("gpu_packing: needs a GPU, and torch finds none")
     rng = np.random.default_rng(0)
     shape = args.rows, FEATURES
-    train = Part(rng.random(shape, np.float32), rng.random(shape) > 0.5)
+    train = MaskedRows(rng.random(shape, np.float32), rng.random(shape) > 0.5)
     bandwidth, products = device_limits("cuda")
     steps = math.ceil(args.rows / BATCH)
     print(f"{torch.cuda.get_device_name()}: {bandwidth / 1e9:.0f} GB/s, {products / 1e12:.1f} TFLOP/s in float32")

@@ -19,7 +19,7 @@ import torch
 
 from vadtune.config.schema import TrialConfig
 from vadtune.core.metrics import score
-from vadtune.data import Part, load_dataset
+from vadtune.data import MaskedRows, load_dataset
 from vadtune.models import Architecture, build_family
 from vadtune.training.inference import FittedModel, reconstruct
 from vadtune.training.population import Population
@@ -27,7 +27,7 @@ from vadtune.training.population import Population
 RATIOS = [round(0.1 * tenth, 1) for tenth in range(1, 10)]
 
 
-def trained() -> tuple[FittedModel, list[Part], np.ndarray]:
+def trained() -> tuple[FittedModel, list[MaskedRows], np.ndarray]:
     """Returns a model, the test rows under each ratio, and their truth."""
     config = TrialConfig.model_validate(
         {
@@ -45,7 +45,7 @@ def trained() -> tuple[FittedModel, list[Part], np.ndarray]:
     return model, [dataset.test_part(ratio, 0) for ratio in RATIOS], dataset.test_truth
 
 
-def plain(model: FittedModel, parts: list[Part]) -> list[np.ndarray]:
+def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
     """The published code's way, with the model's own decoder."""
     family = build_family(Architecture.of(model.config.model, parts[0].x.shape[1]))
     layers = [(layer.weight[0], layer.bias[0]) for layer in family.layers(model.weights[None])["decoder"]]
@@ -77,9 +77,9 @@ def plain(model: FittedModel, parts: list[Part]) -> list[np.ndarray]:
     return found
 
 
-def ours(model: FittedModel, parts: list[Part]) -> list[np.ndarray]:
+def ours(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
     """All ratios and rows in one call."""
-    stacked = Part(np.concatenate([part.x for part in parts]), np.concatenate([part.mask for part in parts]))
+    stacked = MaskedRows(np.concatenate([part.x for part in parts]), np.concatenate([part.mask for part in parts]))
     return np.split(reconstruct([model], stacked)[0], len(parts))
 
 

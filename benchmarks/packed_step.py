@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vadtune.config.schema import TrialConfig
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.models.products import by_openblas, product, use_threads
 from vadtune.training.population import Population
 
@@ -75,7 +75,7 @@ def population_run(x: Tensor, mask: Tensor, batch: int, p: int, **how: str) -> C
             "train": {"epochs": 10_000, "batch_size": batch, "kl_weight": 0.03, **how},
         }
     )
-    population = Population([config] * p, Part(x.numpy(), mask.numpy() > 0))
+    population = Population([config] * p, MaskedRows(x.numpy(), mask.numpy() > 0))
     population.train_epoch()
 
     def run() -> float:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
-from vadtune.data import Part, SearchData, load_dataset
+from vadtune.data import MaskedRows, SearchData, load_dataset
 from vadtune.search.algorithms.space import suggest
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
@@ -45,7 +45,7 @@ EPOCHS, BATCH, REPORTS = 250, 128, 10
 
 def train(
     config: dict[str, Any], data: SearchData, search: SearchFile, reports: int = REPORTS
-) -> Iterator[tuple[int, Callable[[Part], np.ndarray]]]:
+) -> Iterator[tuple[int, Callable[[MaskedRows], np.ndarray]]]:
     """Trains as the published code does; every so often yields the epoch and how to reconstruct new rows."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def train(
         kl = -0.5 * (1 + v - m**2 - v.exp()).sum()
         return (error + c.train.kl_weight * kl) / rows_mask.sum()
 
-    def reconstruct(part: Part) -> np.ndarray:
+    def reconstruct(part: MaskedRows) -> np.ndarray:
         """Fits the posteriors of new rows and decodes their means."""
         mask = torch.tensor(part.mask)
         x = torch.tensor(part.x).masked_fill(~mask, 0.0)

@@ -24,7 +24,7 @@ from plain_search import train
 
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part, load_dataset
+from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.search.algorithms.draw import draw_configurations
 from vadtune.training.population import Population
 
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     test: float
 
 
-def scored(reconstruct: Callable[[Part], np.ndarray], dataset: IncompleteDataset) -> Found:
+def scored(reconstruct: Callable[[MaskedRows], np.ndarray], dataset: IncompleteDataset) -> Found:
     """Returns the errors of a model."""
     given, truth, cells = dataset.search_data.validation
     part = dataset.test_part(dataset.config.missing.ratio, 0)

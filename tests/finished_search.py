@@ -42,7 +42,7 @@ def finished_search(folder: Path, iris: IncompleteDataset) -> FinishedSearch:
         ((scores, held_out, _),) = evaluate(population, iris.search_data)
         (fitted,) = population.models()
         checkpoint = folder / "tune" / name / "checkpoint_000000"
-        described = fitted.described(iris.scaler, iris.feature_names)
+        described = fitted.with_metadata(iris.scaler, iris.feature_names)
         save_model(checkpoint / "model", described, metrics=scores)
         save_state(checkpoint, population.states()[0])
         save_held_out(checkpoint, held_out, iris.search_data.validation)

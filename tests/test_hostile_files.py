@@ -100,7 +100,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, iris: IncompleteDataset) -> 
     folder = tmp_path_factory.mktemp("hostile") / "model"
     population = trained(trial_config(), iris.train, epochs=1)
     (fitted,) = population.models()
-    save_model(folder, fitted.described(iris.scaler, iris.feature_names), metrics={})
+    save_model(folder, fitted.with_metadata(iris.scaler, iris.feature_names), metrics={})
     save_state(folder.parent, population.states()[0])
     return folder
 

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, iris: IncompleteDataset) -> Path:
     (model,) = trained(trial_config(), iris.train).models()
     save_model(
         tmp_path / "model",
-        model.described(iris.scaler, iris.feature_names),
+        model.with_metadata(iris.scaler, iris.feature_names),
         metrics={"val_missing_rmse": 0.5},
         provenance={"mlflow_run_id": "abc"},
     )
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, iris: IncompleteDataset) -> Path:
 def test_a_model_comes_back_as_it_was(model: dict[str, str], tmp_path: Path, iris: IncompleteDataset) -> None:
     config = trial_config(model={**model, "layers": 2})
     (before,) = trained(config, iris.train).models()
-    before = before.described(iris.scaler, iris.feature_names)
+    before = before.with_metadata(iris.scaler, iris.feature_names)
     save_model(tmp_path / "m", before, metrics={})
     after = load_model(tmp_path / "m")
     assert after.config == config
@@ -132,7 +132,7 @@ def test_an_occupied_folder_is_left_alone(folder: Path, iris: IncompleteDataset)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (model,) = trained(trial_config(), iris.train, epochs=1).models()
     with pytest.raises(ModelFolderError, match="must be new or empty"):
-        save_model(folder, model.described(iris.scaler, iris.feature_names), metrics={})
+        save_model(folder, model.with_metadata(iris.scaler, iris.feature_names), metrics={})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

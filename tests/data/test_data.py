@@ -18,7 +18,7 @@ from tests.own_data import data_config
 from vadtune.config import schema as config_module
 from vadtune.config.schema import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.core.errors import ConfigError, DataError
-from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
+from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
 from vadtune.data.dataset import hold_out
 from vadtune.data.sources.bundled import read_bundled
 
@@ -111,7 +111,7 @@ def test_scaler_round_trips_and_survives_constant_and_unobserved_columns(n: int,
 
 
 def test_missing_cells_are_gone_from_every_part(iris: IncompleteDataset) -> None:
-    for part in (iris.train, iris.validation, iris.search_data.validation.given, iris.test_part(0.5, 0)):
+    for part in (iris.train, iris.validation, iris.search_data.validation.visible, iris.test_part(0.5, 0)):
         np.testing.assert_array_equal(np.isnan(part.x), ~part.mask)
 
 
@@ -160,7 +160,7 @@ def test_masks_are_told_apart_by_what_is_recorded(iris: IncompleteDataset) -> No
 def test_every_observed_cell_is_held_out_once_and_folds_are_even(
     n: int, d: int, folds: int, observed: float, seed: int
 ) -> None:
-    part = Part.hide(np.zeros((n, d)), np.random.default_rng(seed).random((n, d)) < observed)
+    part = MaskedRows.hide(np.zeros((n, d)), np.random.default_rng(seed).random((n, d)) < observed)
     given_part, _, cells = hold_out(part, HoldoutConfig(folds=folds), seed=seed)
     stacked = cells.reshape(folds, n, d)
     np.testing.assert_array_equal(stacked.sum(0), part.mask)
@@ -170,7 +170,7 @@ def test_every_observed_cell_is_held_out_once_and_folds_are_even(
 
 
 def test_folds_are_of_about_equal_size_where_rows_have_few_cells() -> None:
-    part = Part.hide(np.zeros((4000, 10)), np.random.default_rng(0).random((4000, 10)) > 0.9)
+    part = MaskedRows.hide(np.zeros((4000, 10)), np.random.default_rng(0).random((4000, 10)) > 0.9)
     sizes = hold_out(part, HoldoutConfig(folds=4), seed=0).cells.reshape(4, -1).sum(1)
     assert sizes.min() / sizes.max() > 0.9
 
@@ -262,6 +262,6 @@ def test_what_is_held_out_of_some_rows_is_that_of_all(iris: IncompleteDataset) -
     folds = len(whole.cells) // n
     for fold in range(folds):
         for place, row in enumerate((2, 5)):
-            np.testing.assert_array_equal(some.given.x[2 * fold + place], whole.given.x[n * fold + row])
+            np.testing.assert_array_equal(some.visible.x[2 * fold + place], whole.visible.x[n * fold + row])
             np.testing.assert_array_equal(some.cells[2 * fold + place], whole.cells[n * fold + row])
     assert len(some.values) == iris.validation.mask[[2, 5]].sum()

@@ -28,11 +28,11 @@ from vadtune.config.schema import REFITS, SELECTABLE_METRICS
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
-from vadtune.data import SOURCES, IncompleteDataset, Part, load_dataset, mask_sha256
+from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.data import test_masks as masks
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.export import export_best
-from vadtune.ensemble.kernel_regression import Choice
+from vadtune.ensemble.kernel_regression import RegressionChoice
 from vadtune.ensemble.manifest import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.evaluation.previews import make_preview
@@ -41,7 +41,7 @@ from vadtune.tracking.queries import find_results, ranked
 from vadtune.training.population import Population
 from vadtune.training.refit import same_steps
 
-CHOICE = Choice(length=1.0, penalty=0.01, share=0.4, observed=0.5, gain=0.1)
+CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=0.4, observed=0.5, gain=0.1)
 
 
 def export(search: FinishedSearch, out: Path, *options: str) -> int:
@@ -256,7 +256,7 @@ def test_members_are_trained_anew_on_the_rows_that_were_named(
 ) -> None:
     assert export(search, tmp_path / "best", "--ensemble", "top:3", "--refit", refit) == 0
     parts = [iris.train, iris.validation, iris.test_part(0.3, 0)][: REFITS.index(refit)]
-    rows = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    rows = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     for folder in find_model_folders(tmp_path / "best"):
         model = load_model(folder)
         trial = read_manifest(folder)["provenance"]["trial"]
@@ -357,7 +357,7 @@ def test_baselines_learn_from_the_rows_the_members_learned_from(
 
 @pytest.mark.parametrize("regression", [None, CHOICE])
 def test_the_exported_folder_is_one_model(
-    regression: Choice | None,
+    regression: RegressionChoice | None,
     search: FinishedSearch,
     tmp_path: Path,
     iris: IncompleteDataset,

@@ -6,19 +6,19 @@ import torch
 from sklearn.gaussian_process.kernels import Matern
 
 from vadtune.config.schema import HoldoutConfig
-from vadtune.data import HeldOut, Part, hold_out
-from vadtune.ensemble.kernel_regression import Choice, Completed, KernelRegression, choose_regression
+from vadtune.data import HeldOut, MaskedRows, hold_out
+from vadtune.ensemble.kernel_regression import Completed, KernelRegression, RegressionChoice, choose_regression
 
-CHOICE = Choice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)
+CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)
 
 
-def table(seed: int, n: int = 120, d: int = 6, missing: float = 0.2) -> tuple[Part, np.ndarray]:
+def table(seed: int, n: int = 120, d: int = 6, missing: float = 0.2) -> tuple[MaskedRows, np.ndarray]:
     """Returns rows near a curved surface of two dimensions, with holes, and their complete values."""
     rng = np.random.default_rng(seed)
     u = rng.uniform(-1.5, 1.5, (n, 2))
     waves = np.sin(u @ np.random.default_rng(0).normal(size=(2, d)) + np.arange(d))
     x = (waves + 0.02 * rng.normal(size=(n, d))).astype(np.float32)
-    return Part.hide(x, rng.random((n, d)) > missing), x
+    return MaskedRows.hide(x, rng.random((n, d)) > missing), x
 
 
 def completed(seed: int, error: float = 0.3) -> tuple[Completed, np.ndarray]:
@@ -56,14 +56,14 @@ def test_observed_cells_empty_rows_and_other_rows_do_not_matter() -> None:
     rows, _ = table(1, n=30)
     mask = rows.mask.copy()
     mask[3] = False
-    rows = Part.hide(rows.x, mask)
+    rows = MaskedRows.hide(rows.x, mask)
     x_hat = np.random.default_rng(2).normal(size=rows.x.shape)
     fitted = CHOICE.fit(train, x)
     refined = fitted.refine(x_hat, rows)
     np.testing.assert_array_equal(refined[mask], x_hat[mask])
     np.testing.assert_array_equal(refined[3], x_hat[3])
     assert (refined != x_hat)[~mask & mask.any(1, keepdims=True)].all()
-    alone = fitted.refine(x_hat[7:8], Part(rows.x[7:8], mask[7:8]))
+    alone = fitted.refine(x_hat[7:8], MaskedRows(rows.x[7:8], mask[7:8]))
     np.testing.assert_allclose(alone[0], refined[7], rtol=1e-5, atol=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_the_share_falls_with_the_observed_cells_of_a_row() -> None:
     mask[0, :1], mask[1, :3] = False, False
     whole = CHOICE.fit(train, x)
     half = whole._replace(share=0.5, observed=5 / 6)
-    part, x_hat = Part.hide(truth, mask), np.zeros(truth.shape)
+    part, x_hat = MaskedRows.hide(truth, mask), np.zeros(truth.shape)
     np.testing.assert_allclose(half.refine(x_hat, part)[0, 0], 0.5 * whole.refine(x_hat, part)[0, 0])
     np.testing.assert_allclose(half.refine(x_hat, part)[1, :3], 0.3 * whole.refine(x_hat, part)[1, :3])
 
@@ -86,7 +86,7 @@ def test_a_column_never_sees_itself() -> None:
     fitted = CHOICE.fit(train, x)
     row = int(np.flatnonzero((~rows.mask).sum(1) == 1)[0])
     (column,) = np.flatnonzero(~rows.mask[row])
-    part = Part(rows.x[row : row + 1], rows.mask[row : row + 1])
+    part = MaskedRows(rows.x[row : row + 1], rows.mask[row : row + 1])
     one, other = np.zeros((1, x.shape[1])), np.zeros((1, x.shape[1]))
     other[0, column] = 2.0
     np.testing.assert_allclose(fitted.refine(one, part), fitted.refine(other, part), rtol=1e-3, atol=1e-3)
@@ -96,7 +96,7 @@ def test_columns_that_nobody_can_learn_keep_what_the_ensemble_says() -> None:
     train, x = table(0)
     mask = train.mask.copy()
     mask[5:, 2] = False
-    fitted = CHOICE.fit(Part.hide(x, mask), x)
+    fitted = CHOICE.fit(MaskedRows.hide(x, mask), x)
     rows, _ = table(1, n=20)
     x_hat = np.ones(rows.x.shape)
     refined = fitted.refine(x_hat, rows)
@@ -110,7 +110,7 @@ def test_a_regression_that_helps_is_chosen_by_as_much_as_it_helps() -> None:
     assert choice is not None
     assert 0.5 < choice.share <= 1
     assert 0.3 < choice.gain < 1
-    assert choice.observed == pytest.approx(split.held_out.given.mask.mean())
+    assert choice.observed == pytest.approx(split.held_out.visible.mask.mean())
     rows, truth = table(9, n=200)
     x_hat = truth + 0.3 * np.random.default_rng(3).normal(size=truth.shape)
     refined = choice.fit(split.train, split.trained).refine(x_hat, rows)
@@ -123,7 +123,7 @@ def test_a_regression_of_no_use_is_not_chosen() -> None:
     split, _ = completed(0, error=0.0)
     assert choose_regression([split]) is None
     rng = np.random.default_rng(0)
-    noise, others = (Part.hide(rng.normal(size=(80, 4)), rng.random((80, 4)) > 0.1) for _ in range(2))
+    noise, others = (MaskedRows.hide(rng.normal(size=(80, 4)), rng.random((80, 4)) > 0.1) for _ in range(2))
     held_out = hold_out(others, HoldoutConfig(), seed=0)
     nothing = Completed(noise, np.zeros((80, 4)), held_out, 80, np.zeros(held_out.cells.shape))
     found = choose_regression([nothing])
@@ -137,18 +137,18 @@ def test_huge_values_leave_what_the_ensemble_says(huge: float) -> None:
     values = rows.x.copy()
     values[3, np.flatnonzero(rows.mask[3])[0]] = huge
     x_hat = np.ones(values.shape)
-    refined = CHOICE.fit(train, x).refine(x_hat, Part(values, rows.mask))
+    refined = CHOICE.fit(train, x).refine(x_hat, MaskedRows(values, rows.mask))
     assert np.isfinite(refined).all()
 
 
 def test_one_column_and_very_many_have_none() -> None:
     split, _ = completed(0)
     one = HeldOut(
-        Part(split.held_out.given.x[:, :1], split.held_out.given.mask[:, :1]),
+        MaskedRows(split.held_out.visible.x[:, :1], split.held_out.visible.mask[:, :1]),
         split.held_out.truth[:, :1],
         split.held_out.cells[:, :1],
     )
-    train = Part(split.train.x[:, :1], split.train.mask[:, :1])
+    train = MaskedRows(split.train.x[:, :1], split.train.mask[:, :1])
     assert choose_regression([Completed(train, split.trained[:, :1], one, 60, split.x_hat[:, :1])]) is None
 
 
@@ -156,8 +156,12 @@ def test_values_of_cells_that_nobody_observed_play_no_part() -> None:
     split, x = completed(0)
     hidden = np.where(split.train.mask, split.train.x, 1e6).astype(np.float32)
     truth = np.where(split.held_out.cells, split.held_out.truth, 1e6).astype(np.float32)
-    given = Part(np.where(split.held_out.given.mask, split.held_out.given.x, -1e6), split.held_out.given.mask)
-    other = split._replace(train=Part(hidden, split.train.mask), held_out=HeldOut(given, truth, split.held_out.cells))
+    given = MaskedRows(
+        np.where(split.held_out.visible.mask, split.held_out.visible.x, -1e6), split.held_out.visible.mask
+    )
+    other = split._replace(
+        train=MaskedRows(hidden, split.train.mask), held_out=HeldOut(given, truth, split.held_out.cells)
+    )
     assert choose_regression([other]) == choose_regression([split])
     one, two = CHOICE.fit(split.train, x), CHOICE.fit(other.train, x)
     assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))

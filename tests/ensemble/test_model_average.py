@@ -16,7 +16,7 @@ from tests.evaluation.test_retest import save_trained
 from vadtune.artifacts.model_folder import find_model_folders, load_model
 from vadtune.cli import main
 from vadtune.core.errors import DataError, ModelFolderError
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.ensemble.model_average import ModelAverage
 
 NAMES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
@@ -50,7 +50,7 @@ def test_holes_are_the_mean_of_the_models_in_the_source_s_units(best: Path) -> N
     for folder in find_model_folders(best):
         model = load_model(folder)
         assert model.scaler is not None
-        part = Part.hide(model.scaler.transform(x[:1]), ~np.isnan(x[:1]))
+        part = MaskedRows.hide(model.scaler.transform(x[:1]), ~np.isnan(x[:1]))
         expected += model.scaler.inverse(model.impute(part))[0] / 2
     filled = ModelAverage.load(best).fill(x)
     np.testing.assert_allclose(filled.x[0], expected, rtol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.evaluation.baselines import BASELINES, observed_range
 
 
@@ -44,7 +44,7 @@ def test_columns_that_are_constant_or_never_observed_are_no_trouble(name: str, i
     x, mask = iris.train.x.copy(), iris.train.mask.copy()
     x[:, 0] = np.where(mask[:, 0], 2.0, np.nan)
     x[:, 1], mask[:, 1] = np.nan, False
-    data = iris.search_data._replace(train=Part(x, mask))
+    data = iris.search_data._replace(train=MaskedRows(x, mask))
     assert np.isfinite(BASELINES[name](data, data.train)(iris.test_part(0.5, 0).x)).all()
 
 

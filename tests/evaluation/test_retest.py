@@ -18,7 +18,7 @@ from vadtune.cli import main
 from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part, load_dataset, mask_sha256
+from vadtune.data import IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.evaluation.baselines import BASELINES
 from vadtune.evaluation.retest import METRICS, Retest, parse_ratios, run_retest
 from vadtune.training.population import Population
@@ -31,7 +31,7 @@ def save_trained(folder: Path, config: TrialConfig) -> None:
     population = Population([config], dataset.train)
     population.train_until(config.train.epochs)
     (model,) = population.models()
-    save_model(folder, model.described(dataset.scaler, dataset.feature_names), metrics={})
+    save_model(folder, model.with_metadata(dataset.scaler, dataset.feature_names), metrics={})
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_model_of_other_values_under_the_same_name_is_refused(best: Path, iris
     model = load_model(best / "1-a")
     assert model.scaler is not None
     shifted = type(model.scaler)(model.scaler.offset + 0.01, model.scaler.scale)
-    save_model(best / "3-c", model.described(shifted, iris.feature_names), metrics={})
+    save_model(best / "3-c", model.with_metadata(shifted, iris.feature_names), metrics={})
     with pytest.raises(ModelFolderError, match="3-c: its scaler must be that of the data it names"):
         run_retest(best, RATIOS, SEEDS)
 
@@ -303,7 +303,9 @@ def test_clean_rows_are_reconstructed_whole(best: Path, capsys: pytest.CaptureFi
     assert [row["method"] for row in rows] == ["1-a", "2-b", "mean of 2 models"]
     dataset = load_dataset(trial_config().data)
     whole = np.ones(dataset.test_truth.shape, dtype=bool)
-    x_hats = [load_model(folder).reconstruct(Part(dataset.test_truth, whole)) for folder in find_model_folders(best)]
+    x_hats = [
+        load_model(folder).reconstruct(MaskedRows(dataset.test_truth, whole)) for folder in find_model_folders(best)
+    ]
     for row, x_hat in zip(rows, [*x_hats, np.mean(x_hats, axis=0)], strict=True):
         errors = score(x_hat, dataset.test_truth, whole)
         assert row["all_rmse"] == pytest.approx(errors.rmse, rel=1e-4)
@@ -353,7 +355,7 @@ def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path:
     np.testing.assert_allclose(arrays["x_true"], truth, rtol=1e-6)
     mask = arrays["masks"][1, 2]
     np.testing.assert_array_equal(mask, dataset.test_mask(0.7, 2))
-    imputed = load_model(best / "2-b").impute(Part.hide(dataset.test_truth, mask))
+    imputed = load_model(best / "2-b").impute(MaskedRows.hide(dataset.test_truth, mask))
     np.testing.assert_allclose(arrays["x_imputed"][1, 1, 2], dataset.scaler.inverse(imputed), rtol=1e-4, atol=1e-5)
     for of_method in arrays["x_imputed"]:
         np.testing.assert_array_equal(of_method[1, 2][mask], arrays["x_true"][mask])

@@ -199,8 +199,8 @@ def test_gradients_of_the_objective_are_those_of_autograd(
     kl_weight, log_var = randn(P, 1, 1, seed=6).abs(), randn(P, 1, 1, seed=7)
 
     networks = family.layers(flat)
-    statistics = family.encode(networks, x, mask)[0] if rows is None else rows
-    posterior = family.posterior(statistics, log_var)
+    posterior_params = family.encode(networks, x, mask)[0] if rows is None else rows
+    posterior = family.posterior(posterior_params, log_var)
     std = 0.0 if posterior.log_var is None else (0.5 * posterior.log_var).exp()
     x_hat = family.decode(networks, posterior.mean + std * noise)
     squared_error = ((x_hat - x).square() * mask).sum((1, 2))
@@ -217,8 +217,8 @@ def test_gradients_of_the_objective_are_those_of_autograd(
         grad, normaliser = torch.full_like(flat, torch.nan), mask.sum()
         networks, into = family.layers(flat), family.layers(grad)
         decoder, log_noise = family.networks["decoder"], family.log_noise(networks)
-        statistics, tape = family.encode(networks, x, mask) if rows is None else (rows, None)
-        posterior = family.posterior(statistics, log_var)
+        posterior_params, tape = family.encode(networks, x, mask) if rows is None else (rows, None)
+        posterior = family.posterior(posterior_params, log_var)
         z, deviation = draw(posterior, noise)
         residual, grad_z = reconstruction(
             decoder,

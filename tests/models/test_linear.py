@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from tests.conftest import trial_config
 from vadtune.config.schema import NOISES, TrialConfig
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.models import linear
 from vadtune.models.linear import Linear, iterate, posterior_means, regression
 from vadtune.native import linear as native
@@ -160,7 +160,7 @@ def test_a_regression_recovers_a_linear_map() -> None:
     torch.testing.assert_close(found_bias, bias, rtol=0, atol=0.05)
 
 
-def solved(config: TrialConfig, train: Part) -> Population:
+def solved(config: TrialConfig, train: MaskedRows) -> Population:
     population = Population([config], train)
     population.train_until(config.train.epochs)
     return population
@@ -230,7 +230,7 @@ def test_a_column_that_no_row_observes_is_its_mean_and_harms_no_other(noise: str
     train = {"kl_weight": KL_WEIGHT, "weight_decay": ridge, "epochs": 12}
     found = []
     for seen in (mask[:, :-1], torch.cat([mask[:, :-1], torch.zeros(N, 1)], dim=1)):
-        part = Part.hide(x[:, : seen.shape[1]].numpy(), seen.numpy() > 0)
+        part = MaskedRows.hide(x[:, : seen.shape[1]].numpy(), seen.numpy() > 0)
         population = Population([trial_config(model=model, train=train)], part)
         population.train_until(12)
         found.append(reconstruct(population.models(), part)[0])
@@ -243,7 +243,7 @@ def test_a_column_that_no_row_observes_is_its_mean_and_harms_no_other(noise: str
 
 def test_what_cannot_be_solved_diverges_alone() -> None:
     z = np.random.default_rng(0).normal(size=(40, 1))
-    part = Part.hide(np.repeat(1e12 * z, 6, axis=1), np.random.default_rng(1).random((40, 6)) < 0.7)
+    part = MaskedRows.hide(np.repeat(1e12 * z, 6, axis=1), np.random.default_rng(1).random((40, 6)) < 0.7)
     weights = 0.0, 1e26
     configs = [trial_config(model={"layers": 0, "latent": 4}, train={"kl_weight": weight}) for weight in weights]
     population = Population(configs, part)

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 from tests.conftest import trial_config
 from vadtune import native
 from vadtune.core.errors import TrialDiverged
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.models.products import one_thread, use_threads
 from vadtune.native import decoder
 from vadtune.native.compiling import HOW
@@ -50,7 +50,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(train: Part, model: dict[str, Any], epochs: int, **settings: Any) -> Population:
+def trained(train: MaskedRows, model: dict[str, Any], epochs: int, **settings: Any) -> Population:
     config = trial_config(model=model, train={"batch_size": 16, "epochs": 30, **settings})
     population = Population([config], train)
     population.train_until(epochs)
@@ -104,7 +104,7 @@ def test_fits_rows_as_the_operations_do(
     population = Population(configs, iris.train)
     population.train_until(3)
     part = iris.test_part(0.5, 1)
-    rows = Part(*(np.tile(values, (-(-decoder.BLOCK // len(part.x)) + 1, 1)) for values in part))
+    rows = MaskedRows(*(np.tile(values, (-(-decoder.BLOCK // len(part.x)) + 1, 1)) for values in part))
     found = reconstruct(population.models(), rows)
     monkeypatch.setattr(machine_code, "kernels", lambda name: None)
     np.testing.assert_allclose(found, reconstruct(population.models(), rows), rtol=2e-3, atol=2e-4)
@@ -114,7 +114,7 @@ def test_fits_rows_as_the_operations_do(
 def test_threads_change_nothing(layers: int, iris: IncompleteDataset) -> None:
     (model,) = trained(iris.train, {"layers": layers}, 3).models()
     part = iris.test_part(0.5, 1)
-    rows = Part(*(np.tile(values, (20, 1)) for values in part))
+    rows = MaskedRows(*(np.tile(values, (20, 1)) for values in part))
     found = []
     for count in (1, 2, 3):
         use_threads(count)
@@ -161,7 +161,7 @@ def test_what_diverges_is_told(iris: IncompleteDataset, native_calls: list[int])
 
 
 def test_a_batch_without_observed_cells_changes_no_loss(iris: IncompleteDataset, native_calls: list[int]) -> None:
-    empty = Part(iris.train.x, np.zeros_like(iris.train.mask))
+    empty = MaskedRows(iris.train.x, np.zeros_like(iris.train.mask))
     empty.mask[0, 0] = True
     population = trained(empty, KNOWN["all"], 3)
     assert np.isfinite([*population.members[0].metrics.values()]).all()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from vadtune.artifacts.model_folder import load_model
-from vadtune.artifacts.run_folder import only_here
+from vadtune.artifacts.run_folder import run_lock
 from vadtune.cli import main
 from vadtune.config.schema import REPORTED_METRICS, SCHEDULERS
 from vadtune.config.search_file import parse_search
@@ -187,7 +187,7 @@ def test_searches_are_listed_and_the_unfinished_offered(
     killed = finished.folder / "runs" / "tiny-killed"
     killed.mkdir()
     (killed / "run.json").write_text((folder / "run.json").read_text())
-    with only_here(killed):
+    with run_lock(killed):
         assert main(["resume"]) == 0
         assert capsys.readouterr().out == "", "it runs"
     assert main(["resume"]) == 0
@@ -270,7 +270,7 @@ def test_a_search_whose_results_the_store_refused_is_logged_by_sync(
 
 def test_a_search_runs_in_one_process_only(finished: Finished) -> None:
     (folder,) = (finished.folder / "runs").iterdir()
-    with only_here(folder), pytest.raises(SearchError, match="another process runs it"):
+    with run_lock(folder), pytest.raises(SearchError, match="another process runs it"):
         resume_search(folder, tracking_uri=None)
 
 
@@ -349,7 +349,7 @@ def test_a_search_on_a_cpu_waits_for_neither_pytorch_nor_scikit_learn(tmp_path: 
 def test_mistakes_are_told_before_ray_starts(
     changed: dict[str, Any], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("vadtune.search.driver.start.ray_ahead")
+    monkeypatch.delattr("vadtune.search.driver.start.pending_ray")
     with pytest.raises(VadtuneError, match=error):
         start_search(parse_search({**tiny(), **changed}), storage=tmp_path / "runs", tracking_uri=None)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from vadtune.config import schema as config_module
 from vadtune.config.schema import SearchConfig
 from vadtune.config.search_file import SearchFile, parse_search
-from vadtune.search.algorithms.schedulers import EPOCH, SCHEDULERS, RaceOfNetworks, report_epochs
+from vadtune.search.algorithms.schedulers import EPOCH, SCHEDULERS, AshaSkippingClosedForm, report_epochs
 
 
 def search_file(epochs: int, **search: Any) -> SearchFile:
@@ -53,7 +53,7 @@ def test_the_rungs_are_those_asha_decides_at() -> None:
 
 
 def test_solved_decoders_neither_race_nor_stop_networks() -> None:
-    scheduler = RaceOfNetworks(search_file(90))
+    scheduler = AshaSkippingClosedForm(search_file(90))
     scheduler.set_search_properties("score", "min")
     actions = {}
     for index, (layers, score) in enumerate([(0, 0.1), (0, 0.2), (0, 0.3), (1, 0.8), (1, 0.7), (1, 0.9), (0, 0.9)]):

@@ -12,7 +12,7 @@ from ray.tune.execution.tune_controller import TuneController
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.core.errors import VadtuneError
-from vadtune.search.resume.snapshot import put_back, whole_snapshots
+from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 
 TRIALS = "experiment_state.json"
 
@@ -48,12 +48,12 @@ def put_back_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_snapshot_is_of_one_moment(controller: Controller, tmp_path: Path) -> None:
-    with whole_snapshots(tmp_path):
+    with atomic_snapshots(tmp_path):
         TuneController.save_to_dir(controller)
         controller.trials, controller.dies = ["a", "b"], True
         with pytest.raises(KeyboardInterrupt):
             TuneController.save_to_dir(controller)
-    assert put_back(tmp_path, str(tmp_path / "tune")) == {"a"}
+    assert restore_snapshot(tmp_path, str(tmp_path / "tune")) == {"a"}
     files = put_back_files(tmp_path)
     assert set(files) == {"experiment_state", "searcher-state"}
     assert files["searcher-state"] == b"['a']"
@@ -61,10 +61,10 @@ def test_a_snapshot_is_of_one_moment(controller: Controller, tmp_path: Path) -> 
 
 
 def test_what_is_put_back_is_the_last_of_tunes_files(controller: Controller, tmp_path: Path) -> None:
-    with whole_snapshots(tmp_path):
+    with atomic_snapshots(tmp_path):
         TuneController.save_to_dir(controller)
     (tmp_path / "tune" / "experiment_state-2026-01-31_12-00-05.json").write_text("")  # cut short by a kill
-    put_back(tmp_path, str(tmp_path / "tune"))
+    restore_snapshot(tmp_path, str(tmp_path / "tune"))
     last = max((tmp_path / "tune").glob("experiment_state-*.json"))
     assert len(json.loads(last.read_text())["trial_data"]) == 1
 
@@ -75,21 +75,21 @@ def test_a_full_disk_ends_no_search(
     def full(path: Path, content: bytes) -> None:
         raise VadtuneError(f"{path}: cannot be written (No space left on device)")
 
-    with whole_snapshots(tmp_path):
+    with atomic_snapshots(tmp_path):
         TuneController.save_to_dir(controller)
         controller.trials.append("b")
         with monkeypatch.context() as patch:
             patch.setattr("vadtune.search.resume.snapshot.write_atomically", full)
             TuneController.save_to_dir(controller)
             TuneController.save_to_dir(controller)
-        assert put_back(tmp_path, str(tmp_path / "tune")) == {"a"}
+        assert restore_snapshot(tmp_path, str(tmp_path / "tune")) == {"a"}
         TuneController.save_to_dir(controller)
     assert caplog.text.count("make room") == 1
-    assert put_back(tmp_path, str(tmp_path / "tune")) == {"a", "b"}
+    assert restore_snapshot(tmp_path, str(tmp_path / "tune")) == {"a", "b"}
 
 
 def test_without_a_snapshot_nothing_is_put_back(tmp_path: Path) -> None:
-    assert put_back(tmp_path, str(tmp_path / "tune")) == set()
+    assert restore_snapshot(tmp_path, str(tmp_path / "tune")) == set()
     assert not (tmp_path / "tune").exists()
 
 
@@ -115,4 +115,4 @@ def archive(**files: str) -> bytes:
 def test_a_damaged_snapshot_is_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / SNAPSHOT_FILE).write_bytes(content)
     with pytest.raises(VadtuneError, match=r"snapshot\.zip: cannot be read \(.*\); start the search again"):
-        put_back(tmp_path, str(tmp_path / "tune"))
+        restore_snapshot(tmp_path, str(tmp_path / "tune"))

@@ -11,12 +11,12 @@ from tests.conftest import trial_config
 from tests.training.test_population import KINDS, trained
 from vadtune.config.schema import STARTS
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.training import inference
 from vadtune.training.inference import FittedModel, reconstruct
 
 
-def fitted(rows: Part, **sections: dict[str, object]) -> FittedModel:
+def fitted(rows: MaskedRows, **sections: dict[str, object]) -> FittedModel:
     return trained(trial_config(**sections), rows).models()[0]
 
 
@@ -44,7 +44,9 @@ def test_a_row_does_not_depend_on_its_neighbours(
 ) -> None:
     fit, part = fitted(iris.train, model=model), iris.test_part(0.5, 1)
     together = fit.reconstruct(part)
-    alone = np.concatenate([fit.reconstruct(Part(part.x[i : i + 1], part.mask[i : i + 1])) for i in range(len(part.x))])
+    alone = np.concatenate(
+        [fit.reconstruct(MaskedRows(part.x[i : i + 1], part.mask[i : i + 1])) for i in range(len(part.x))]
+    )
     np.testing.assert_allclose(alone, together, rtol=1e-3, atol=1e-4)
     monkeypatch.setattr(inference, "_CHUNK_FLOATS", 1000)
     np.testing.assert_allclose(fit.reconstruct(part), together, rtol=1e-3, atol=1e-4)
@@ -70,7 +72,7 @@ def test_the_train_start_is_the_mean_of_the_train_rows(iris: IncompleteDataset) 
     (model,) = population.models()
     mean = model.latents[:, :2].mean(0)[None, None]
     decoded = population.family.decode(population.family.layers(model.weights[None]), mean)[0, 0].numpy()
-    x_hat = model.reconstruct(Part.hide(iris.test_truth, np.ones_like(iris.test_truth, dtype=bool)))
+    x_hat = model.reconstruct(MaskedRows.hide(iris.test_truth, np.ones_like(iris.test_truth, dtype=bool)))
     np.testing.assert_allclose(x_hat, np.tile(decoded, (len(x_hat), 1)), rtol=1e-5, atol=1e-6)
 
 
@@ -117,7 +119,7 @@ def test_a_row_without_any_observed_cell_is_imputed_from_the_prior_mean(
     k = fit.config.model.latent
     mean = fit.latents[:, :k].mean(0) if prior == "train" else torch.zeros(k)
     decoded = population.family.decode(population.family.layers(fit.weights[None]), mean[None, None])[0, 0].numpy()
-    x_imputed = fit.impute(Part.hide(iris.test_truth, mask))
+    x_imputed = fit.impute(MaskedRows.hide(iris.test_truth, mask))
     np.testing.assert_allclose(x_imputed[2:5], np.tile(decoded, (3, 1)), rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from tests.conftest import trial_config
 from vadtune.config.schema import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part, load_dataset
+from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.models import MODELS, products
 from vadtune.models.objective import reconstruction
 from vadtune.training.batches import Epoch
@@ -40,11 +40,11 @@ KINDS += [pytest.param({"family": family, "noise": "learned"}, id=f"{family}-noi
 KINDS += [pytest.param({"layers": 0, "noise": "learned"}, id="vad-solved-noise")]
 
 
-def trained(config: TrialConfig, train: Part, epochs: int = 4) -> Population:
+def trained(config: TrialConfig, train: MaskedRows, epochs: int = 4) -> Population:
     return trained_together([config], train, epochs)
 
 
-def trained_together(configs: list[TrialConfig], train: Part, epochs: int = 4) -> Population:
+def trained_together(configs: list[TrialConfig], train: MaskedRows, epochs: int = 4) -> Population:
     population = Population(configs, train)
     population.train_until(epochs)
     return population
@@ -86,7 +86,7 @@ def test_contents_of_missing_cells_reach_nothing(model: dict[str, Any], iris: In
     config = trial_config(model=model)
     clean = trained(config, iris.train)
     for content in (np.inf, -100.0, 1e30):
-        dirty = Part(np.where(iris.train.mask, iris.train.x, np.float32(content)), iris.train.mask)
+        dirty = MaskedRows(np.where(iris.train.mask, iris.train.x, np.float32(content)), iris.train.mask)
         assert_same_state(clean, trained(config, dirty))
 
 
@@ -394,7 +394,7 @@ def test_learned_noise_tells_which_column_is_noisy(iris: IncompleteDataset) -> N
     """One column is nothing but noise: its variance grows beyond the others', whose geometric mean with it is 1."""
     x = iris.train.x.copy()
     x[:, 1] = np.random.default_rng(0).standard_normal(len(x))
-    noisy = Part(np.where(iris.train.mask, x, np.float32("nan")), iris.train.mask)
+    noisy = MaskedRows(np.where(iris.train.mask, x, np.float32("nan")), iris.train.mask)
     config = trial_config(
         model={"noise": "learned", "latent": 1}, train={"epochs": 60, "net_lr": 1e-2, "kl_weight": 0.3}
     )
@@ -455,10 +455,10 @@ def test_a_report_may_start_from_the_posteriors_of_the_last(iris: IncompleteData
     config = trial_config(train={"epochs": 30}, infer={"steps": 100})
     population = trained(config, iris.train, 20)
     (last,) = evaluate(population, iris.search_data)
-    rows = len(iris.search_data.validation.given.x)
+    rows = len(iris.search_data.validation.visible.x)
     assert last.posteriors.shape == (rows, 2 * config.model.latent)
     population.train_until(21)
-    exact = infer(population.models(), iris.search_data.validation.given).statistics[0]
+    exact = infer(population.models(), iris.search_data.validation.visible).posterior_params[0]
     (near,) = evaluate(population, iris.search_data, start=[last.posteriors])
     (far,) = evaluate(population, iris.search_data, start=[last.posteriors + 3.0])
     assert (near.posteriors - exact).abs().mean() < 0.5 * (far.posteriors - exact).abs().mean()

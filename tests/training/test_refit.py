@@ -9,7 +9,7 @@ import torch
 from tests.conftest import trial_config
 from tests.training.test_population import trained
 from vadtune.config.schema import HoldoutConfig
-from vadtune.data import IncompleteDataset, Part
+from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.training.inference import FittedModel
 from vadtune.training.refit import ROW_FOLDS, CrossFitted, Fit, Trainer, same_steps
 
@@ -21,12 +21,12 @@ CONFIGS = [
 ]
 
 
-def train_fits(fits: list[Fit], rows: Part) -> list[FittedModel | None]:
+def train_fits(fits: list[Fit], rows: MaskedRows) -> list[FittedModel | None]:
     with Trainer(rows) as trainer:
         return trainer.train(fits)
 
 
-def cross_fit(fits: list[Fit], rows: Part) -> CrossFitted:
+def cross_fit(fits: list[Fit], rows: MaskedRows) -> CrossFitted:
     with Trainer(rows) as trainer:
         return trainer.cross_fit(fits, len(rows.x), HoldoutConfig(), seed=0)
 
@@ -94,7 +94,7 @@ def test_every_observed_cell_is_predicted_without_itself_or_its_row(iris: Incomp
     row, column = np.argwhere(iris.train.mask)[7]
     x = iris.train.x.copy()
     x[row, column] += 3
-    other = cross_fit(fits, Part(x, iris.train.mask))
+    other = cross_fit(fits, MaskedRows(x, iris.train.mask))
     (own,) = np.flatnonzero(other.truth != crossed.truth)
     for fit in crossed.sound:
         one, two = crossed.predictions(fit), other.predictions(fit)

@@ -2,7 +2,7 @@
 
     config.yaml           the trial configuration, which `vadtune train` accepts
     weights.safetensors   network parameters by name, members of one model: (in, out) or (1, out)
-    latents.safetensors   statistics of the train rows (m, s)
+    latents.safetensors   posterior_params of the train rows (m, s)
     scaler.json           offset and scale per column, and the columns' names
     metrics.json          the scores reported when it was saved
     environment.json      versions of Python and of the packages that matter
@@ -74,7 +74,9 @@ def save_model(
         ModelFolderError: The folder is not empty or cannot be written.
     """
     if model.scaler is None:
-        raise ModelFolderError("a model folder needs the scaler of the model's data, got None; call described() first")
+        raise ModelFolderError(
+            "a model folder needs the scaler of the model's data, got None; call with_metadata() first"
+        )
     family = _family(model)
     named = {
         f"{network}.{index}.{kind}": tensor[0].contiguous()
@@ -131,7 +133,7 @@ def load_model(folder: Path) -> FittedModel:
         )
         if weights.numel() != family.n_parameters:
             raise ValueError(f"{family.n_parameters} weights expected, got {weights.numel()}")
-        width = family.architecture.statistics
+        width = family.architecture.posterior_params
         if latents.dim() != 2 or len(latents) == 0 or latents.shape[1] != width:
             raise ValueError(f"latents of {width} numbers a row expected, got shape {tuple(latents.shape)}")
         if {weights.dtype, latents.dtype} != {torch.float32}:

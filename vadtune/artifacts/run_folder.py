@@ -98,7 +98,7 @@ def find_run(name: str, storage: Path) -> Path:
 
 
 @contextlib.contextmanager
-def only_here(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Holds a search's folder for this process; the system lets go of it however the process ends.
 
     Raises:
@@ -117,7 +117,7 @@ def only_here(folder: Path) -> Iterator[None]:
 def is_running(folder: Path) -> bool:
     """Whether a process works on a search's folder now."""
     try:
-        with only_here(folder):
+        with run_lock(folder):
             return False
     except SearchError:
         return True

@@ -27,13 +27,13 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Delivers, and says how much."""
-    from vadtune.artifacts.run_folder import find_run, local_folder, only_here, read_run
+    from vadtune.artifacts.run_folder import find_run, local_folder, read_run, run_lock
 
     folder = find_run(args.search_run, local_folder(args.storage))
     described = read_run(folder)
     from vadtune.tracking import store_of, sync
 
-    with only_here(folder):
+    with run_lock(folder):
         uri = store_of(described.tracking_uri, args.tracking_uri)
         ids = {"experiment_id": described.experiment_id, "run_id": described.parent_run_id}
         done = sync(folder, uri, search=described.run, **ids)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     scores = evaluate(population, dataset.search_data)[0].scores
     if args.out is not None:
         (model,) = population.models()
-        save_model(args.out, model.described(dataset.scaler, dataset.feature_names), metrics=scores)
+        save_model(args.out, model.with_metadata(dataset.scaler, dataset.feature_names), metrics=scores)
         logger.info("wrote %s; retest it: vadtune retest %s", args.out, args.out)
     print(json.dumps(scores, indent=1))
     return 0

@@ -248,7 +248,7 @@ class DataConfig(Section):
         return {key: value for key, value in values.items() if key not in foreign | unset}
 
 
-def is_exact(family: str, layers: int, head: str, posterior: str) -> bool:
+def is_closed_form(family: str, layers: int, head: str, posterior: str) -> bool:
     """Whether a model is trained and inferred by linear algebra: a linear decoder with free posteriors."""
     return family == "vad" and layers == 0 and head == "plain" and posterior == "learned"
 
@@ -278,9 +278,9 @@ class ModelConfig(Section):
         return skip
 
     @property
-    def exact(self) -> bool:
-        """See ``is_exact``."""
-        return is_exact(self.family, self.layers, self.head, self.posterior)
+    def closed_form(self) -> bool:
+        """See ``is_closed_form``."""
+        return is_closed_form(self.family, self.layers, self.head, self.posterior)
 
 
 class TrainConfig(Section):
@@ -432,7 +432,7 @@ class TrialConfig(Section):
             del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
-        if self.model.exact:
+        if self.model.closed_form:
             for section, name in _OF_GRADIENTS:
                 del values[section][name]
         return values

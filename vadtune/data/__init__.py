@@ -1,6 +1,6 @@
 """Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
 
-from vadtune.data.dataset import HeldOut, IncompleteDataset, Part, SearchData, hold_out, load_dataset
+from vadtune.data.dataset import HeldOut, IncompleteDataset, MaskedRows, SearchData, hold_out, load_dataset
 from vadtune.data.missingness import MECHANISMS, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.sources import SOURCES
@@ -12,7 +12,7 @@ __all__ = [
     "HeldOut",
     "IncompleteDataset",
     "Layout",
-    "Part",
+    "MaskedRows",
     "Scaler",
     "SearchData",
     "hold_out",

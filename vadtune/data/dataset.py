@@ -33,7 +33,7 @@ _GREATEST = 1e30  # squares of greater values are beyond 32-bit floats
 _RATIO_TOLERANCE = 0.01  # between the ratio that is named and that of a stored mask
 
 
-class Part(NamedTuple):
+class MaskedRows(NamedTuple):
     """Rows with holes.
 
     Attributes:
@@ -45,26 +45,26 @@ class Part(NamedTuple):
     mask: np.ndarray
 
     @classmethod
-    def hide(cls, x: np.ndarray, mask: np.ndarray) -> Part:
+    def hide(cls, x: np.ndarray, mask: np.ndarray) -> MaskedRows:
         """Returns the rows with every cell outside ``mask`` removed."""
         return cls(np.where(mask, x, np.nan).astype(np.float32), mask)
 
-    def of_rows(self, rows: np.ndarray) -> Part:
+    def of_rows(self, rows: np.ndarray) -> MaskedRows:
         """Returns some of the rows, given by their indices or as booleans."""
-        return Part(self.x[rows], self.mask[rows])
+        return MaskedRows(self.x[rows], self.mask[rows])
 
 
 class HeldOut(NamedTuple):
     """Validation rows with observed cells hidden, f folds stacked along the rows.
 
     Attributes:
-        given: Part of (f*n, d): what inference may see.
+        visible: MaskedRows of (f*n, d): what inference may see.
         truth: float32 (f*n, d): values of observed validation cells, NaN elsewhere.
         cells: bool (f*n, d): the held-out observed cells, to be scored. Every observed validation cell is held out in
             exactly one fold.
     """
 
-    given: Part
+    visible: MaskedRows
     truth: np.ndarray
     cells: np.ndarray
 
@@ -77,13 +77,13 @@ class HeldOut(NamedTuple):
     def of_rows(self, rows: np.ndarray, n: int) -> HeldOut:
         """Returns what is about some of the n rows, given by their indices."""
         taken = (np.arange(0, len(self.cells), n)[:, None] + rows).ravel()
-        return HeldOut(self.given.of_rows(taken), self.truth[taken], self.cells[taken])
+        return HeldOut(self.visible.of_rows(taken), self.truth[taken], self.cells[taken])
 
 
 class SearchData(NamedTuple):
     """All a search sees. Holds no test row and no truly missing cell."""
 
-    train: Part
+    train: MaskedRows
     validation: HeldOut
 
 
@@ -104,8 +104,8 @@ class IncompleteDataset:
     config: DataConfig
     feature_names: list[str]
     scaler: Scaler
-    train: Part
-    validation: Part
+    train: MaskedRows
+    validation: MaskedRows
     test_truth: np.ndarray
     layout: Layout = TABLE
     stored_test_mask: Callable[[float], np.ndarray] | None = None
@@ -125,14 +125,14 @@ class IncompleteDataset:
         seed = 0 if self.stored_test_mask is not None else self.config.missing.seed
         return self.test_mask(self.config.missing.ratio, seed)
 
-    def rows_of_refit(self, refit: str) -> Part:
+    def rows_of_refit(self, refit: str) -> MaskedRows:
         """Returns the rows that models are trained on by one of ``config.REFITS``; never a missing cell's value."""
         parts = [self.train]
         if refit in ("train+validation", "all-observed"):
             parts.append(self.validation)
         if refit == "all-observed":
-            parts.append(Part.hide(self.test_truth, self.own_test_mask()))
-        return Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            parts.append(MaskedRows.hide(self.test_truth, self.own_test_mask()))
+        return MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def test_mask(self, missing_ratio: float, seed: int) -> np.ndarray:
         """Returns a mask of the test rows, bool (n_test, d), True = observed; the same for the same arguments.
@@ -151,12 +151,12 @@ class IncompleteDataset:
         mask: np.ndarray = self.stored_test_mask(missing_ratio) & ~np.isnan(self.test_truth)
         return mask
 
-    def test_part(self, missing_ratio: float, seed: int) -> Part:
+    def test_part(self, missing_ratio: float, seed: int) -> MaskedRows:
         """Returns the test rows under the mask of this ratio and mask seed."""
-        return Part.hide(self.test_truth, self.test_mask(missing_ratio, seed))
+        return MaskedRows.hide(self.test_truth, self.test_mask(missing_ratio, seed))
 
 
-def hold_out(part: Part, config: HoldoutConfig, *, seed: int) -> HeldOut:
+def hold_out(part: MaskedRows, config: HoldoutConfig, *, seed: int) -> HeldOut:
     """Deals the observed cells into folds and hides each fold once, given the others.
 
     Every row deals its cells out evenly, from a fold of its own on: a fold takes its share of each row, so that
@@ -178,8 +178,8 @@ def hold_out(part: Part, config: HoldoutConfig, *, seed: int) -> HeldOut:
     fold = (rank + rng.integers(folds, size=(len(keys), 1))) % folds
     cells = np.concatenate([part.mask & (fold == index) for index in range(folds)])
     x = np.tile(part.x, (folds, 1))
-    given = Part.hide(x, np.tile(part.mask, (folds, 1)) & ~cells)
-    return HeldOut(given, x, cells)
+    visible = MaskedRows.hide(x, np.tile(part.mask, (folds, 1)) & ~cells)
+    return HeldOut(visible, x, cells)
 
 
 def load_dataset(config: DataConfig) -> IncompleteDataset:
@@ -218,14 +218,14 @@ def load_dataset(config: DataConfig) -> IncompleteDataset:
         config=config,
         feature_names=source.feature_names,
         scaler=scaler,
-        train=Part.hide(scaler.transform(x[rows["train"]]), train_mask),
-        validation=Part.hide(scaler.transform(x[rows["validation"]]), validation_mask),
+        train=MaskedRows.hide(scaler.transform(x[rows["train"]]), train_mask),
+        validation=MaskedRows.hide(scaler.transform(x[rows["validation"]]), validation_mask),
         test_truth=scaler.transform(x[rows["test"]]),
         layout=source.layout,
         stored_test_mask=None if of_ratio is None else lambda ratio: of_ratio(ratio)[rows["test"]],
     )
     held_out = dataset.search_data.validation
-    if not (train_mask.any() and (held_out.cells.any(1) & held_out.given.mask.any(1)).any()):
+    if not (train_mask.any() and (held_out.cells.any(1) & held_out.visible.mask.any(1)).any()):
         raise DataError(
             "data: needs observed cells to train on, and a validation row with one to hold out and one to infer from, "
             f"but missing.ratio {config.missing.ratio} leaves none in {config.source} ({n} rows, {d} columns); lower "

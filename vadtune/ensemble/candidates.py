@@ -20,7 +20,7 @@ from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
-from vadtune.ensemble.kernel_regression import Choice, Completed, can_regress, choose_regression
+from vadtune.ensemble.kernel_regression import Completed, RegressionChoice, can_regress, choose_regression
 from vadtune.ensemble.model_average import shared_dataset
 from vadtune.ensemble.selection import Selection, greedy_by_ratio, residual_products, select, top, weighted_sum
 from vadtune.tracking import Trial
@@ -96,7 +96,7 @@ class Chosen(NamedTuple):
     held_out: str
     cells: int
     missing_ratio: float
-    regress: Callable[[], Choice | None] = lambda: None
+    regress: Callable[[], RegressionChoice | None] = lambda: None
 
 
 def parse_ensemble(text: str) -> int | None:
@@ -234,7 +234,7 @@ def _completed(chosen: Chosen, dataset: IncompleteDataset) -> Completed:
     held_out = dataset.search_data.validation.of_rows(rows, n)
     models = [load_model(member.folder) for member in chosen.members]
     trained = weighted_sum((model.reconstruct_train(features) for model in models), chosen.weights)
-    x_hat = weighted_sum((model.reconstruct(held_out.given) for model in models), chosen.weights)
+    x_hat = weighted_sum((model.reconstruct(held_out.visible) for model in models), chosen.weights)
     return Completed(dataset.train, trained, held_out, len(rows), x_hat)
 
 
@@ -245,7 +245,7 @@ def with_seeds(chosen: Chosen) -> Chosen:
     missing ratio of .1 three seeds of the best have a held-out RMSE of .1213, one has .1265. Solved decoders, which do
     not depend on a seed, stay alone.
     """
-    seeded = [not member.config.model.exact for member in chosen.members]
+    seeded = [not member.config.model.closed_form for member in chosen.members]
     counts = np.ones(len(seeded), dtype=int)
     while counts.sum() < MOST_FITS:
         shares = np.where(seeded, chosen.weights, 0.0) / counts

@@ -16,7 +16,7 @@ from vadtune.artifacts.model_folder import MODEL_FILES, load_model, read_manifes
 from vadtune.config.schema import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
-from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
 from vadtune.ensemble.candidates import (
     MOST_CANDIDATES,
     Candidate,
@@ -26,7 +26,7 @@ from vadtune.ensemble.candidates import (
     parse_ensemble,
     with_seeds,
 )
-from vadtune.ensemble.kernel_regression import Choice
+from vadtune.ensemble.kernel_regression import RegressionChoice
 from vadtune.ensemble.manifest import (
     ENSEMBLE_FILE,
     REGRESSION_FILE,
@@ -211,7 +211,7 @@ def _write_members(
             _copy_model(member, folder, provenance)
         else:
             scores = {f"search_{name}": value for name, value in member.trial.metrics.items()}
-            described = model.described(dataset.scaler, dataset.feature_names)
+            described = model.with_metadata(dataset.scaler, dataset.feature_names)
             save_model(folder, described, metrics=scores, provenance=provenance)
         weight, error = chosen.weights[rank - 1], chosen.errors[rank - 1]
         written.append(EnsembleMember(folder.name, member.trial.name, weight, error, manifest_hash(folder)))
@@ -219,7 +219,7 @@ def _write_members(
 
 
 def _write_regression(
-    new: Path, choice: Choice | None, chosen: Chosen, models: Sequence[FittedModel | None], rows: Part
+    new: Path, choice: RegressionChoice | None, chosen: Chosen, models: Sequence[FittedModel | None], rows: MaskedRows
 ) -> EnsembleRegression | None:
     """Fits the regression that goes with the members, if one does, to the rows they were trained on."""
     if choice is None:

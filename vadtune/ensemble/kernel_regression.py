@@ -27,7 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from vadtune.data import HeldOut, Part
+from vadtune.data import HeldOut, MaskedRows
 from vadtune.ensemble.selection import Products, residual_products, select
 
 # Length scales in units of the rows' root mean square distance, and penalties in units of the kernel's variance. Other
@@ -92,7 +92,7 @@ class KernelRegression(NamedTuple):
             raise ValueError("it holds numbers out of range")
         return cls(support, dual, centre, length, share, observed)
 
-    def refine(self, x_hat: np.ndarray, part: Part) -> np.ndarray:
+    def refine(self, x_hat: np.ndarray, part: MaskedRows) -> np.ndarray:
         """Returns an ensemble's x_hat, float64 (n, d), with the missing cells moved towards the regression's.
 
         Observed cells keep their reconstruction, and rows without any observed cell the ensemble's.
@@ -135,14 +135,14 @@ class Completed(NamedTuple):
         x_hat: What the ensemble reconstructs of them.
     """
 
-    train: Part
+    train: MaskedRows
     trained: np.ndarray
     held_out: HeldOut
     rows: int
     x_hat: np.ndarray
 
 
-class Choice(NamedTuple):
+class RegressionChoice(NamedTuple):
     """A regression that was found to be of use.
 
     Attributes:
@@ -159,7 +159,7 @@ class Choice(NamedTuple):
     observed: float
     gain: float
 
-    def fit(self, train: Part, trained: np.ndarray) -> KernelRegression:
+    def fit(self, train: MaskedRows, trained: np.ndarray) -> KernelRegression:
         """Returns the regression, fitted to rows.
 
         Args:
@@ -175,7 +175,7 @@ def can_regress(columns: int) -> bool:
     return 1 < columns <= _MOST_COLUMNS
 
 
-def choose_regression(splits: Sequence[Completed]) -> Choice | None:
+def choose_regression(splits: Sequence[Completed]) -> RegressionChoice | None:
     """Chooses a regression to mix with an ensemble on held-out cells; None where none lowers the error.
 
     Args:
@@ -198,8 +198,8 @@ def choose_regression(splits: Sequence[Completed]) -> Choice | None:
     before, share = math.sqrt(products.sum(0)[0, 0]), float(mixed.weights[1])
     if share == 0 or not mixed.unseen_rmse < before:
         return None
-    observed = float(np.mean(np.concatenate([split.held_out.given.mask.mean(1) for split in splits])))
-    return Choice(length, penalty, share, observed, 1 - mixed.unseen_rmse / before)
+    observed = float(np.mean(np.concatenate([split.held_out.visible.mask.mean(1) for split in splits])))
+    return RegressionChoice(length, penalty, share, observed, 1 - mixed.unseen_rmse / before)
 
 
 def _products(
@@ -210,7 +210,7 @@ def _products(
     for number, (train, trained, held_out, rows, x_hat) in enumerate(splits):
         regression = _fit(train, trained, length, penalty, columns, most_rows)
         cells = held_out.cells & ~np.isnan(regression.centre.numpy())
-        predicted = regression._predict(_filled(held_out.given, x_hat), cells, columns)
+        predicted = regression._predict(_filled(held_out.visible, x_hat), cells, columns)
         ours.append(x_hat[cells])
         theirs.append(predicted[cells])
         truth.append(held_out.truth[cells])
@@ -231,7 +231,7 @@ def _mix(products: np.ndarray) -> np.ndarray:
 
 
 def _fit(
-    train: Part,
+    train: MaskedRows,
     trained: np.ndarray,
     length: float,
     penalty: float,
@@ -262,7 +262,7 @@ def _fit(
     return KernelRegression(support, dual, centre, scale, 1.0, 1.0)
 
 
-def _filled(part: Part, x_hat: np.ndarray) -> Tensor:
+def _filled(part: MaskedRows, x_hat: np.ndarray) -> Tensor:
     """Returns rows with their holes filled, float32."""
     return torch.from_numpy(np.where(part.mask, part.x, x_hat).astype(np.float32))
 

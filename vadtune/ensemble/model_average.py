@@ -12,7 +12,7 @@ import numpy as np
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
 from vadtune.config.schema import REFITS, DataConfig, flatten
 from vadtune.core.errors import DataError, ModelFolderError
-from vadtune.data import IncompleteDataset, Part, Scaler, load_dataset, mask_sha256
+from vadtune.data import IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.kernel_regression import KernelRegression
 from vadtune.ensemble.manifest import Ensemble, read_ensemble, read_regression
@@ -98,12 +98,12 @@ class ModelAverage:
             return f"{n} model{'s' * (n != 1)} + regression"
         return self.names[0] if n == 1 else f"{'ensemble' if self.ensemble else 'mean'} of {n} models"
 
-    def reconstruct(self, part: Part) -> np.ndarray:
+    def reconstruct(self, part: MaskedRows) -> np.ndarray:
         """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share; missing
         cells of it mixed with the regression."""
         return self.refine(weighted_sum((model.reconstruct(part) for model in self.models), self.weights), part)
 
-    def refine(self, mean: np.ndarray, part: Part) -> np.ndarray:
+    def refine(self, mean: np.ndarray, part: MaskedRows) -> np.ndarray:
         """Returns the mean of the models' reconstructions of rows, mixed with the regression, if one goes with them."""
         return mean if self.regression is None else self.regression.refine(mean, part)
 
@@ -151,19 +151,19 @@ class ModelAverage:
         """
         x = np.asarray(x, dtype=np.float64)
         mask = ~np.isnan(x)
-        holed = ~mask.all(axis=1)
+        x_nan = ~mask.all(axis=1)
         total = np.zeros(x.shape)
         for model, weight in zip(self.models, self.weights, strict=True):
             scaler = _scaler(model)
             with np.errstate(over="ignore"):  # of what float32 cannot hold: told below
-                part = Part.hide(scaler.transform(x), mask)
+                part = MaskedRows.hide(scaler.transform(x), mask)
             _check_finite(part.x, mask, x)
-            if holed.any():
-                total[holed] += weight * scaler.inverse(model.reconstruct(part.of_rows(holed)))
-        if self.regression is not None and holed.any():
+            if x_nan.any():
+                total[x_nan] += weight * scaler.inverse(model.reconstruct(part.of_rows(x_nan)))
+        if self.regression is not None and x_nan.any():
             scaler = _scaler(self.models[0])
-            mean = (total[holed] - scaler.offset) / scaler.scale
-            total[holed] = scaler.inverse(self.refine(mean, part.of_rows(holed)))
+            mean = (total[x_nan] - scaler.offset) / scaler.scale
+            total[x_nan] = scaler.inverse(self.refine(mean, part.of_rows(x_nan)))
         filled = np.where(mask, x, total)
         _check_finite(filled, ~mask, x)
         return Filled(filled, int((~mask.any(axis=1)).sum()))

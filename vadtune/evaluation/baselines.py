@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vadtune.core.metrics import score
-from vadtune.data import Part, SearchData
+from vadtune.data import MaskedRows, SearchData
 
 Impute = Callable[[np.ndarray], np.ndarray]
 """Takes rows (n, d), NaN where missing; returns them filled, float64 (n, d)."""
@@ -24,14 +24,14 @@ _NEAREST_COLUMNS = 20
 _TREES, _TREE_ROUNDS = 10, 3
 
 
-def fit_mean(data: SearchData, rows: Part) -> Impute:
+def fit_mean(data: SearchData, rows: MaskedRows) -> Impute:
     """Fills a missing cell with the mean of its column over the observed train cells."""
     from sklearn.impute import SimpleImputer
 
     return _transform(SimpleImputer(keep_empty_features=True), rows)
 
 
-def fit_knn(data: SearchData, rows: Part) -> Impute:
+def fit_knn(data: SearchData, rows: MaskedRows) -> Impute:
     """Fills a missing cell with the mean of the nearest train rows that have it (Troyanskaya et al. 2001).
 
     The number of neighbours is the best on the held-out validation cells.
@@ -40,14 +40,14 @@ def fit_knn(data: SearchData, rows: Part) -> Impute:
 
     given, truth, held_out = data.validation
 
-    def fitted(k: int, rows: Part) -> Impute:
+    def fitted(k: int, rows: MaskedRows) -> Impute:
         return _transform(KNNImputer(n_neighbors=k, keep_empty_features=True), rows)
 
     counts = [k for k in _NEIGHBOURS if k < len(data.train.x)]
     return fitted(min(counts, key=lambda k: score(fitted(k, data.train)(given.x), truth, held_out).rmse), rows)
 
 
-def fit_iterative(data: SearchData, rows: Part) -> Impute:
+def fit_iterative(data: SearchData, rows: MaskedRows) -> Impute:
     """Predicts each column from the others by Bayesian ridge regression, in rounds (van Buuren 2011).
 
     Two settings keep it from diverging on rows with fewer missing cells than it was fitted on, where the defaults reach
@@ -57,7 +57,7 @@ def fit_iterative(data: SearchData, rows: Part) -> Impute:
     return _iterative(rows, n_nearest_features=_NEAREST_COLUMNS)
 
 
-def fit_iterative_trees(data: SearchData, rows: Part) -> Impute:
+def fit_iterative_trees(data: SearchData, rows: MaskedRows) -> Impute:
     """Predicts each column from the others by extremely randomised trees, in rounds, much like missForest.
 
     Stekhoven & Bühlmann 2012, with extra trees in place of a random forest.
@@ -68,7 +68,7 @@ def fit_iterative_trees(data: SearchData, rows: Part) -> Impute:
     return _iterative(rows, estimator=trees, max_iter=_TREE_ROUNDS)
 
 
-BASELINES: dict[str, Callable[[SearchData, Part], Impute]] = {
+BASELINES: dict[str, Callable[[SearchData, MaskedRows], Impute]] = {
     "mean": fit_mean,
     "knn": fit_knn,
     "iterative": fit_iterative,
@@ -77,7 +77,7 @@ BASELINES: dict[str, Callable[[SearchData, Part], Impute]] = {
 """Name -> what takes the data that settings are chosen on and the rows to fit on, and returns what imputes."""
 
 
-def _iterative(train: Part, **settings: Any) -> Impute:
+def _iterative(train: MaskedRows, **settings: Any) -> Impute:
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - makes the next import possible
     from sklearn.impute import IterativeImputer
 
@@ -88,7 +88,7 @@ def _iterative(train: Part, **settings: Any) -> Impute:
     return _transform(imputer, train)
 
 
-def observed_range(train: Part) -> tuple[np.ndarray, np.ndarray]:
+def observed_range(train: MaskedRows) -> tuple[np.ndarray, np.ndarray]:
     """Returns the least and greatest observed value of every column, (d,) each, a little apart where they are equal."""
     lowest = np.where(train.mask, train.x, np.inf).min(0)
     highest = np.where(train.mask, train.x, -np.inf).max(0)
@@ -96,7 +96,7 @@ def observed_range(train: Part) -> tuple[np.ndarray, np.ndarray]:
     return lowest, np.where(highest > lowest, highest, lowest + 1e-6)
 
 
-def _transform(imputer: Any, train: Part) -> Impute:
+def _transform(imputer: Any, train: MaskedRows) -> Impute:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import ConfigError
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.ensemble.model_average import ModelAverage
 
@@ -102,7 +102,7 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
         raise ConfigError(
             f"--rows: needs a missing cell to show, got none in {count} rows; take more, or a larger ratio"
         )
-    part = Part.hide(dataset.test_truth[taken], mask[taken])
+    part = MaskedRows.hide(dataset.test_truth[taken], mask[taken])
     x_hat = average.reconstruct(part)
     inverse = dataset.scaler.inverse
     return Preview(

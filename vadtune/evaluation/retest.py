@@ -17,7 +17,7 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.core.metrics import score
-from vadtune.data import IncompleteDataset, Part, mask_sha256
+from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.evaluation.baselines import BASELINES, Impute
@@ -212,8 +212,8 @@ def run_retest(
 
     errors = np.empty((len(names), len(METRICS), len(keys)))
     for start, batch in _batches(keys, dataset.test_truth.size):
-        parts = [Part.hide(dataset.test_truth, masks[key]) for key in batch]
-        part = Part(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        parts = [MaskedRows.hide(dataset.test_truth, masks[key]) for key in batch]
+        part = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         for index, x_hat in enumerate(reconstructions(average, imputers, part)):
             name, kind = names[index]
             progress(f"{name}: {start + len(batch)} of {len(keys)} masks")
@@ -245,7 +245,7 @@ def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
     return [*((name, "model") for name in single), (average.name, "mean of models")]
 
 
-def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: Part) -> Iterator[np.ndarray]:
+def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: MaskedRows) -> Iterator[np.ndarray]:
     """Yields x_hat (n, d) of what ``named_models`` names, and of every imputer."""
     total = np.zeros(part.x.shape)
     named = named_models(average)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vadtune.core.errors import DataError
 from vadtune.core.metrics import score
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.evaluation.retest import named_models, reconstructions
@@ -44,7 +44,7 @@ def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda lin
     average.check_unseen({MaskKey(0.0, 0): known})
     rows: list[dict[str, object]] = []
     inverse = dataset.scaler.inverse
-    found = reconstructions(average, [], Part.hide(truth, known))
+    found = reconstructions(average, [], MaskedRows.hide(truth, known))
     for (name, kind), x_hat in zip(named_models(average), found, strict=True):
         progress(f"{name}: complete test rows")
         errors, original = score(x_hat, truth, known), score(inverse(x_hat), inverse(truth), known)

@@ -1,7 +1,7 @@
 """What every model family shares: an architecture, the decoder, and the small interface a family fills in.
 
-A model turns a row's *statistics* into its approximate posterior: the mean, followed by the log variance when that is
-learned. Families differ only in where the statistics of a train row come from: a table of free parameters (VAD) or an
+A row's *posterior parameters* are the mean of its approximate posterior, followed by the log variance when that is
+learned. Families differ only in where those of a train row come from: a table of free parameters (VAD) or an
 encoder (VAE).
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.config.schema import ModelConfig, is_exact
+from vadtune.config.schema import ModelConfig, is_closed_form
 from vadtune.core.errors import ConfigError
 from vadtune.models.heads import HEADS
 from vadtune.models.linear import Linear
@@ -81,14 +81,14 @@ class Architecture(NamedTuple):
         )
 
     @property
-    def exact(self) -> bool:
+    def closed_form(self) -> bool:
         """Whether the posteriors are those of linear.py, so that nothing is trained by gradients."""
-        return is_exact(self.family, self.layers, self.head, self.posterior)
+        return is_closed_form(self.family, self.layers, self.head, self.posterior)
 
     @property
-    def statistics(self) -> int:
-        """Number s of statistics of a row; of an exact posterior the mean alone, the covariance follows from it."""
-        return 2 * self.latent if self.posterior == "learned" and not self.exact else self.latent
+    def posterior_params(self) -> int:
+        """Number s of posterior parameters of a row; only the mean where the posterior is computed in closed form."""
+        return 2 * self.latent if self.posterior == "learned" and not self.closed_form else self.latent
 
     def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
         """Returns a perceptron with this architecture's hidden layers."""
@@ -108,7 +108,7 @@ class Family(ABC):
         networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them,
             and "noise" where that is learned.
         row_parameters: Free parameters of each train row; 0 when the family has none.
-        amortised: Whether the statistics of a row come from an encoder; if not they are the row's free parameters.
+        amortised: Whether an encoder computes a row's posterior parameters; otherwise they are free parameters.
     """
 
     row_parameters: int
@@ -121,7 +121,9 @@ class Family(ABC):
             self.networks["noise"] = FeatureNoise.over(architecture.features)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
-        """Returns the statistics of a batch (p, b, s), and what ``encode_backward`` needs. Of amortised families only.
+        """Returns the posterior parameters of a batch (p, b, s), and what ``encode_backward`` needs.
+
+        For amortised families only.
 
         Args:
             networks: The weights.
@@ -131,7 +133,7 @@ class Family(ABC):
         raise NotImplementedError
 
     def encode_backward(self, networks: Networks, tape: Any, grad: Tensor, into: Networks) -> None:
-        """Carries the gradient of the statistics (p, b, s) back to the weights, written to ``into``. Of amortised
+        """Carries the gradient of the posterior_params (p, b, s) back to the weights, written to ``into``. Of amortised
         families only."""
         raise NotImplementedError
 
@@ -155,9 +157,9 @@ class Family(ABC):
         """
         return x.new_zeros(len(x), 0)
 
-    def initial_statistics(self, mean: Tensor) -> Tensor:
-        """Returns statistics (..., s) of posteriors with these means (..., k) and the initial log variance."""
-        if self.architecture.statistics == self.architecture.latent:
+    def initial_posterior_params(self, mean: Tensor) -> Tensor:
+        """Returns the parameters (..., s) of posteriors with these means (..., k) and the initial log variance."""
+        if self.architecture.posterior_params == self.architecture.latent:
             return mean
         return torch.cat([mean, torch.full_like(mean, _INITIAL_LOG_VAR)], dim=-1)
 
@@ -169,18 +171,18 @@ class Family(ABC):
             start += mlp.n_parameters
         return networks
 
-    def posterior(self, statistics: Tensor, log_var: Tensor) -> Posterior:
-        """Returns the posteriors that statistics (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
-        if self.architecture.exact:
-            return Posterior(statistics, None)
+    def posterior(self, posterior_params: Tensor, log_var: Tensor) -> Posterior:
+        """Returns the posteriors that posterior_params (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
+        if self.architecture.closed_form:
+            return Posterior(posterior_params, None)
         match self.architecture.posterior:
             case "learned":
-                mean, learned = statistics.chunk(2, dim=-1)
+                mean, learned = posterior_params.chunk(2, dim=-1)
                 return Posterior(mean, learned)
             case "fixed":
-                return Posterior(statistics, log_var)
+                return Posterior(posterior_params, log_var)
             case _:
-                return Posterior(statistics, None)
+                return Posterior(posterior_params, None)
 
     def linear(self, networks: Networks, member: int) -> Linear:
         """Returns the decoder of one member, in 64 bits. Of exact architectures only."""

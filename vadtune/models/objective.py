@@ -5,7 +5,7 @@
 With a Gaussian likelihood of variance σ² this is the negative evidence lower bound (Kingma & Welling 2014, eq. 10; for
 VAD: Zadeh et al. 2019, arXiv 1903.00840, section 3) up to constants and a factor, kl_weight standing for 2σ². Training
 divides by the batch's number of observed cells, so that the useful range of kl_weight does not move with the width of
-the data; the ``ratio_kl`` of the published VAD code is this kl_weight divided by the observed cells per row.
+the data; the ``ratio_kl`` of the published VAD code is this kl_weight divided by the observed cells of a row.
 
 With a noise variance σ² v_f for every feature f, of geometric mean σ² (see noise.py), it becomes
 
@@ -141,14 +141,14 @@ def posterior_gradients(
     learned: bool,
     prior: Prior = STANDARD_PRIOR,
 ) -> Tensor:
-    """Returns the gradient of the loss with respect to the statistics of a posterior (p, b, s).
+    """Returns the gradient of the loss with respect to the posterior_params of a posterior (p, b, s).
 
     Args:
         posterior: Of b rows.
         grad_z: Gradient of the reconstruction with respect to z (p, b, k).
         deviation: What ``draw`` returned.
         weight: kl_weight / normaliser, broadcast to (p, b, 1).
-        learned: Whether the statistics hold a log variance besides the mean.
+        learned: Whether the posterior_params hold a log variance besides the mean.
         prior: The prior of the latents.
     """
     mean, log_var = posterior

@@ -24,7 +24,7 @@ from vadtune.models.family import Architecture, Family
 def agreement(architecture: Architecture) -> Architecture:
     """Returns what architectures must agree in to be padded to one: with 0 in place of widths that may differ, and no
     activation."""
-    if architecture.family != "vad" or architecture.exact:
+    if architecture.family != "vad" or architecture.closed_form:
         return architecture
     shared = architecture._replace(latent=0, activation="")
     return shared if architecture.layer_norm else shared._replace(hidden=0)

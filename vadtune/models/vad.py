@@ -80,8 +80,8 @@ class VAD(Family):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        self.row_parameters = architecture.statistics
+        self.row_parameters = architecture.posterior_params
 
     def initial_rows(self, x: Tensor, mask: Tensor, how: str, generator: torch.Generator) -> Tensor:
         """Returns posteriors whose means are chosen by LATENT_INITS. See Family."""
-        return self.initial_statistics(LATENT_INITS[how](x, mask, self.architecture.latent, generator))
+        return self.initial_posterior_params(LATENT_INITS[how](x, mask, self.architecture.latent, generator))

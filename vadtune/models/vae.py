@@ -14,14 +14,14 @@ from vadtune.models.networks import Tape
 
 
 class VAE(Family):
-    """An encoder with the decoder's hidden layers mirrored gives the statistics of any row."""
+    """An encoder with the decoder's hidden layers mirrored gives the posterior_params of any row."""
 
     amortised = True
     row_parameters = 0
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.statistics)
+        self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.posterior_params)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Tape]:
         """Returns the encoder's output. See Family."""

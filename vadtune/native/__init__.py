@@ -51,20 +51,20 @@ def is_there() -> bool:
     return find_spec("numba") is not None
 
 
-def trains(config: TrialConfig) -> bool:
+def supports_training(config: TrialConfig) -> bool:
     """Returns whether a configuration is one that decoder.py trains: without encoder or dropout, in float32, by Adam or
     AdamW."""
     model, train = config.model, config.train
     plain = model.family == "vad" and not model.dropout and train.optimiser in ("adam", "adamw")
-    return plain and train.precision == "float32" and fits(config)
+    return plain and train.precision == "float32" and supports_inference(config)
 
 
-def fits(config: TrialConfig) -> bool:
+def supports_inference(config: TrialConfig) -> bool:
     """Returns whether decoder.py fits new rows under models of a configuration: decoders without layer norm, by relu or
     tanh, that are not solved, unless ``train.compile`` is off."""
     model = config.model
     known = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
-    return known and model.head == "plain" and not model.exact and config.train.compile != "off"
+    return known and model.head == "plain" and not model.closed_form and config.train.compile != "off"
 
 
 def run(kernel: Any, *arguments: Any) -> Any:

@@ -35,7 +35,7 @@ def train_epoch(
     grad: Floats,
     first: Floats,
     second: Floats,
-    statistics: Floats,
+    posterior_params: Floats,
     row_first: Floats,
     row_second: Floats,
     sizes: Integers,
@@ -63,14 +63,14 @@ def train_epoch(
         grad: Memory for their gradient, (M,).
         first: Adam's first moments (M,); updated in place.
         second: Adam's second moments (M,); updated in place.
-        statistics: Of the rows' posteriors (n, s); updated in place.
+        posterior_params: Of the rows' posteriors (n, s); updated in place.
         row_first: Their first moments (n, s); updated in place.
         row_second: Their second moments (n, s); updated in place.
         sizes: Widths of the decoder from input to output.
         tanh: Whether its activation is tanh; if not, relu.
         skip: Whether it has a skip.
         noisy: Whether the features' noise is learned.
-        learned: Whether the statistics hold log variances.
+        learned: Whether the posterior_params hold log variances.
         log_var: If not, all of them; minus infinity for deterministic latents.
         x: The train rows (n, d), NaN where missing.
         order: Of the rows in batches, (n,).
@@ -102,7 +102,7 @@ def train_epoch(
         rows = order[step * size : (step + 1) * size]
         b = len(rows)
         given = _matrix(memory, 0, b, sizes[0])
-        _draw(statistics, rows, noise, rows, learned, log_var, given)
+        _draw(posterior_params, rows, noise, rows, learned, log_var, given)
         out = _decode(parameters, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
         if noisy:
             _log_variance(parameters[noisy_at:], log_noise, precision)
@@ -123,7 +123,7 @@ def train_epoch(
             )
         back = _decode_backward(parameters, grad, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
         divergences += _step_rows(
-            statistics,
+            posterior_params,
             row_first,
             row_second,
             rows,
@@ -144,7 +144,7 @@ def train_epoch(
 @machine_code
 def fit_rows(
     parameters: Floats,
-    statistics: Floats,
+    posterior_params: Floats,
     sizes: Integers,
     tanh: bool,
     skip: bool,
@@ -164,12 +164,12 @@ def fit_rows(
 
     Args:
         parameters: Of the decoder (M,).
-        statistics: Of the rows' posteriors (n, s), where they start; updated in place.
+        posterior_params: Of the rows' posteriors (n, s), where they start; updated in place.
         sizes: Widths of the decoder from input to output.
         tanh: Whether its activation is tanh; if not, relu.
         skip: Whether it has a skip.
         precision: Of the features' noise (d,).
-        learned: Whether the statistics hold log variances.
+        learned: Whether the posterior_params hold log variances.
         log_var: If not, all of them; minus infinity for deterministic latents.
         x: The rows (n, d), NaN where missing.
         noise: Standard normal draws of every step, the same for all rows, (steps, k).
@@ -190,7 +190,7 @@ def fit_rows(
         np.empty(features, np.float32),
         np.empty(features, np.float32),
     )
-    first, second = np.zeros(statistics.shape, np.float32), np.zeros(statistics.shape, np.float32)
+    first, second = np.zeros(posterior_params.shape, np.float32), np.zeros(posterior_params.shape, np.float32)
     which = np.empty(block, np.int64)
 
     for start in range(0, len(x), block):
@@ -199,12 +199,12 @@ def fit_rows(
         given = _matrix(memory, 0, b, sizes[0])
         for step in range(len(rates)):
             which[:] = step
-            _draw(statistics, rows, noise, which, learned, log_var, given)
+            _draw(posterior_params, rows, noise, which, learned, log_var, given)
             out = _decode(parameters, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
             _residual(out, parameters[bias : bias + features], x, rows, _TWO, precision, squares, counts, sums)
             back = _decode_backward(parameters, nothing, sizes, weights, inputs, memory, spare, room, b, tanh, skip)
             _step_rows(
-                statistics,
+                posterior_params,
                 first,
                 second,
                 rows,
@@ -357,12 +357,12 @@ def _noise_backward(parameters, log_noise, precision, squares, counts, kl_weight
 
 
 @part
-def _draw(statistics, rows, noise, which, learned, log_var, z):
+def _draw(posterior_params, rows, noise, which, learned, log_var, z):
     """Draws the latents of a batch (b, k), each by the row of noise that is named; see objective.draw."""
     k = z.shape[1]
     deviation = np.float32(np.exp(0.5 * log_var))
     for r in range(len(rows)):
-        row, one, drawn = z[r], statistics[rows[r]], noise[which[r]]
+        row, one, drawn = z[r], posterior_params[rows[r]], noise[which[r]]
         if learned:
             for j in range(k):
                 row[j] = one[j] + _exp(_HALF * one[k + j]) * drawn[j]
@@ -373,7 +373,7 @@ def _draw(statistics, rows, noise, which, learned, log_var, z):
 
 @part
 def _step_rows(
-    statistics,
+    posterior_params,
     first,
     second,
     rows,
@@ -392,11 +392,11 @@ def _step_rows(
     Returns the sum of their divergences from N(0, I).
     """
     k = z.shape[1]
-    grad = np.empty(statistics.shape[1], np.float32)
+    grad = np.empty(posterior_params.shape[1], np.float32)
     pull, divergence, pace = np.float32(weight), 0.0, _pace(rate, taken, 0.0, True)
     rest = 0.0 if learned or log_var == -np.inf else k * (np.exp(log_var) - 1.0 - log_var)
     for r in range(len(rows)):
-        row, drawn, slope = statistics[rows[r]], z[r], grad_z[r]
+        row, drawn, slope = posterior_params[rows[r]], z[r], grad_z[r]
         own = np.float32(rest)
         for j in range(k):
             grad[j] = slope[j] + pull * (prior_precision[j] * (row[j] - prior_mean[j]))

@@ -5,7 +5,7 @@ That of a linear decoder with learned posteriors is solved; see model/linear.py.
 Every row is fitted on its own: the objective is a sum over rows, Adam acts elementwise and the noise of a step is the
 same for all rows, so a row's result does not depend on the rows beside it.
 
-Shape comments: p models, n rows, m train rows, d features, k latent dimensions, s statistics.
+Shape comments: p models, n rows, m train rows, d features, k latent dimensions, s posterior parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
-from vadtune.data import Part, Scaler
+from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
 from vadtune.models.linear import NotSolved, posterior_means
 from vadtune.models.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
@@ -50,11 +50,11 @@ class FittedModel:
     scaler: Scaler | None = None
     feature_names: tuple[str, ...] = ()
 
-    def described(self, scaler: Scaler, feature_names: Sequence[str]) -> FittedModel:
+    def with_metadata(self, scaler: Scaler, feature_names: Sequence[str]) -> FittedModel:
         """Returns the model with the description of its data."""
         return replace(self, scaler=scaler, feature_names=tuple(feature_names))
 
-    def reconstruct(self, part: Part) -> np.ndarray:
+    def reconstruct(self, part: MaskedRows) -> np.ndarray:
         """Returns x_hat, float32 (n, d) in the scaler's units: the decoded posterior means of the rows."""
         return np.asarray(reconstruct([self], part)[0])
 
@@ -62,7 +62,7 @@ class FittedModel:
         """Returns the decoded posterior means of the rows it was trained on, float32 (m, d), as training left them."""
         return np.asarray(_Inference([self], features, 1.0).decoded_train_rows()[0].cpu())
 
-    def impute(self, part: Part) -> np.ndarray:
+    def impute(self, part: MaskedRows) -> np.ndarray:
         """Returns x_imputed, float32 (n, d): observed cells bit for bit as given, missing cells from x_hat."""
         return np.where(part.mask, part.x, self.reconstruct(part))
 
@@ -72,20 +72,20 @@ class Inferred(NamedTuple):
 
     Attributes:
         x_hat: float32 (p, n, d), in the scaler's units: the decoded posterior means.
-        statistics: Of the posteriors (p, n, s).
+        posterior_params: Of the posteriors (p, n, s).
     """
 
     x_hat: np.ndarray
-    statistics: Tensor
+    posterior_params: Tensor
 
 
-def reconstruct(models: Sequence[FittedModel], part: Part) -> np.ndarray:
+def reconstruct(models: Sequence[FittedModel], part: MaskedRows) -> np.ndarray:
     """Returns x_hat, float32 (p, n, d), in the scaler's units; see ``infer``."""
     return infer(models, part).x_hat
 
 
 def infer(
-    models: Sequence[FittedModel], part: Part, *, effort: float = 1.0, start: Sequence[Tensor] | None = None
+    models: Sequence[FittedModel], part: MaskedRows, *, effort: float = 1.0, start: Sequence[Tensor] | None = None
 ) -> Inferred:
     """Fits the posteriors of new rows under several models of one architecture and decodes their means.
 
@@ -134,19 +134,19 @@ class _Inference:
         return self.family.decode(self.networks, self.family.posterior(self.latents, self.log_var).mean)
 
     @torch.no_grad()
-    def infer(self, part: Part, given: Sequence[Tensor] | None) -> Inferred:
+    def infer(self, part: MaskedRows, given: Sequence[Tensor] | None) -> Inferred:
         chunks, found = [], []
         for rows in self._chunks(len(part.x)):
             mask = torch.tensor(part.mask[rows], device=self.device)
             x = torch.tensor(part.x[rows], device=self.device).masked_fill_(~mask, 0.0)
-            exact = self.family.architecture.exact
+            exact = self.family.architecture.closed_form
             if exact:
-                statistics = self._solve(x, mask.float())
+                posterior_params = self._solve(x, mask.float())
             else:
                 of_rows = None if given is None else torch.stack([own[rows] for own in given]).to(self.device)
-                statistics = self._fit(x, mask.float(), of_rows)
-            found.append(statistics)
-            mean = self.family.posterior(statistics, self.log_var).mean
+                posterior_params = self._fit(x, mask.float(), of_rows)
+            found.append(posterior_params)
+            mean = self.family.posterior(posterior_params, self.log_var).mean
             # A row without any observed cell says nothing of itself: its posterior is the prior, wherever it started.
             mean = torch.where(mask.any(1, keepdim=True), mean, self.prior.mean)
             chunks.append(self.family.decode(self.networks, mean).cpu().numpy())
@@ -172,28 +172,30 @@ class _Inference:
         return torch.stack(means).float()
 
     def _fit(self, x: Tensor, mask: Tensor, given: Tensor | None) -> Tensor:
-        """Returns the statistics (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float, from those given
-        on."""
-        statistics = self._start(x, mask) if given is None else given
+        """Returns the posterior parameters (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float.
+
+        Starts from ``given`` where that is not None.
+        """
+        posterior_params = self._start(x, mask) if given is None else given
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
         noise = standard_normal(self.steps, 1, self.family.architecture.latent, generator=generator, device=self.device)
         rates = SCHEDULES["cosine"](np.arange(self.steps)[:, None] / max(1, self.steps)) * self.lr  # (steps, p)
-        by_machine_code = self.device.type == "cpu" and machine_code.fits(self.config)
-        (self._fit_by_machine_code if by_machine_code else self._fit_together)(statistics, x, mask, noise, rates)
-        return statistics
+        by_machine_code = self.device.type == "cpu" and machine_code.supports_inference(self.config)
+        (self._fit_by_machine_code if by_machine_code else self._fit_together)(posterior_params, x, mask, noise, rates)
+        return posterior_params
 
     def _fit_by_machine_code(
-        self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
+        self, posterior_params: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
     ) -> None:
-        holed = x.masked_fill(mask == 0, torch.nan)
-        precision = torch.as_tensor(self.precision).expand(len(statistics), 1, x.shape[1])
+        x_nan = x.masked_fill(mask == 0, torch.nan)
+        precision = torch.as_tensor(self.precision).expand(len(posterior_params), 1, x.shape[1])
         for i, (config, weights) in enumerate(zip(self.configs, self.weights, strict=True)):
             machine_code.fit_rows(
                 self.family,
                 config,
                 weights,
-                statistics[i],
-                holed,
+                posterior_params[i],
+                x_nan,
                 precision=precision[i, 0],
                 noise=noise[:, 0],
                 kl_weight=float(self.kl_weight[i]),
@@ -201,17 +203,19 @@ class _Inference:
                 rates=np.ascontiguousarray(rates[:, i]),
             )
 
-    def _fit_together(self, statistics: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray) -> None:
-        moments, grad = torch.zeros(2, *statistics.shape, device=self.device), torch.empty_like(statistics)
-        optimiser = AdamW(statistics, grad, moments)
+    def _fit_together(
+        self, posterior_params: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
+    ) -> None:
+        moments, grad = torch.zeros(2, *posterior_params.shape, device=self.device), torch.empty_like(posterior_params)
+        optimiser = AdamW(posterior_params, grad, moments)
         decoder, layers = self.family.networks["decoder"], self.networks["decoder"]
-        workspace = decoder.workspace(len(statistics), len(x), statistics)
+        workspace = decoder.workspace(len(posterior_params), len(x), posterior_params)
         learned = self.family.architecture.posterior == "learned"
-        weight, everyone = 2.0 * mask * self.precision, slice(0, len(statistics))
+        weight, everyone = 2.0 * mask * self.precision, slice(0, len(posterior_params))
         taken = np.broadcast_to(np.arange(len(rates))[:, None], rates.shape)
         steps = optimiser.steps(everyone, taken, rates)
         for step in range(len(rates)):
-            posterior = self.family.posterior(statistics, self.log_var)
+            posterior = self.family.posterior(posterior_params, self.log_var)
             z, deviation = draw(posterior, noise[step])
             _, grad_z = reconstruction(decoder, layers, z, x, weight, workspace=workspace)
             grad.copy_(
@@ -234,7 +238,7 @@ class _Inference:
                 mean = 0.1 * standard_normal(1, 1, k, generator=generator, device=self.device)
             case _:
                 mean = torch.zeros(1, 1, k, device=self.device)
-        return self.family.initial_statistics(mean.expand(len(self.latents), len(x), k).contiguous())
+        return self.family.initial_posterior_params(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells, in

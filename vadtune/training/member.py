@@ -25,7 +25,7 @@ class Member:
         epoch: Number of completed epochs.
         train_seconds: Time spent training so far, shared evenly by the members trained together.
         metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell, whatever the
-            noise), train_kl (nats per row).
+            noise), train_kl (nats posterior parameters).
         plateau: What the schedule plateau has seen; untouched by others.
     """
 

@@ -1,6 +1,6 @@
 """Which decoders are trained and fitted by machine code on a CPU, and the way there from PyTorch's tensors.
 
-PyTorch's operations do the same for all others. Shape comments: n rows, d features, k latent dimensions, s statistics,
+PyTorch's operations do the same for all others. Shape comments: n rows, d features, k latent dimensions, s of a row,
 M parameters.
 """
 
@@ -21,15 +21,15 @@ from vadtune.native import kernels, run
 from vadtune.training.batches import Epoch
 
 
-def trains(config: TrialConfig) -> bool:
+def supports_training(config: TrialConfig) -> bool:
     """Returns whether a configuration is trained by machine code: one it knows, where there is numba."""
-    return native.trains(config) and kernels("decoder") is not None
+    return native.supports_training(config) and kernels("decoder") is not None
 
 
-def fits(config: TrialConfig) -> bool:
+def supports_inference(config: TrialConfig) -> bool:
     """Returns whether the posteriors of new rows are fitted by machine code: under a decoder it knows, where there is
     numba."""
-    return native.fits(config) and kernels("decoder") is not None
+    return native.supports_inference(config) and kernels("decoder") is not None
 
 
 def train_epoch(
@@ -45,10 +45,10 @@ def train_epoch(
 
     Args:
         family: Its family.
-        config: Its configuration, which ``trains`` knows.
+        config: Its configuration, which ``supports_training`` knows.
         weights: Its networks' parameters (M,), memory for their gradient (M,), the optimiser's moments (2, M); all
             updated in place.
-        rows: The statistics of its rows (n, s) and their moments (2, n, s); updated in place.
+        rows: The posterior_params of its rows (n, s) and their moments (2, n, s); updated in place.
         x: The train rows (n, d), NaN where missing.
         epoch: What the epoch sees.
         index: Which of the epoch's members it is.
@@ -58,14 +58,14 @@ def train_epoch(
     """
     code, train = kernels("decoder"), config.train
     assert code is not None
-    (parameters, grad, moments), (statistics, row_moments) = weights, rows
+    (parameters, grad, moments), (posterior_params, row_moments) = weights, rows
     noisy = family.architecture.noise == "learned"
     errors, weighted, divergence = run(
         code.train_epoch,
         parameters.numpy(),
         grad.numpy(),
         *moments.numpy(),
-        statistics.numpy(),
+        posterior_params.numpy(),
         *row_moments.numpy(),
         *_decoder(family),
         noisy,
@@ -89,7 +89,7 @@ def fit_rows(
     family: Family,
     config: TrialConfig,
     weights: Tensor,
-    statistics: Tensor,
+    posterior_params: Tensor,
     x: Tensor,
     *,
     precision: Tensor,
@@ -102,9 +102,9 @@ def fit_rows(
 
     Args:
         family: Of the model.
-        config: Of the model, which ``fits`` knows.
+        config: Of the model, which ``supports_inference`` knows.
         weights: Of its networks (M,).
-        statistics: Where the posteriors start (n, s); updated in place.
+        posterior_params: Where the posteriors start (n, s); updated in place.
         x: The rows (n, d), NaN where missing.
         precision: Of the features' noise, (d,).
         noise: Standard normal draws of every step, the same for all rows, (steps, k).
@@ -114,7 +114,7 @@ def fit_rows(
     """
     code = kernels("decoder")
     assert code is not None
-    own, values = statistics.numpy(), x.numpy()
+    own, values = posterior_params.numpy(), x.numpy()
     k = family.architecture.latent
     mean, precise = (torch.as_tensor(value, dtype=torch.float32).expand(k).contiguous().numpy() for value in prior)
     how = (*_decoder(family), precision.contiguous().numpy(), *_posterior(family, config))

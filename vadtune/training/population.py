@@ -4,7 +4,7 @@ Neighbours never matter. Randomness is common to all members and derived, never 
 noise and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
 same alone or packed, whenever its neighbours come and go, and a checkpoint needs no generator state to resume exactly.
 
-Shape comments: p members, n rows, d features, k latent dimensions, s statistics, M network parameters.
+Shape comments: p members, n rows, d features, k latent dimensions, s posterior parameters, M network parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from vadtune.config.schema import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.models import Architecture, Family, build_family
 from vadtune.models.linear import regression
 from vadtune.models.padding import Padding, widest
@@ -54,7 +54,9 @@ class Population:
         ConfigError: The configurations cannot share a population.
     """
 
-    def __init__(self, configs: Sequence[TrialConfig], train: Part, device: str = "cpu", *, pad: bool = False) -> None:
+    def __init__(
+        self, configs: Sequence[TrialConfig], train: MaskedRows, device: str = "cpu", *, pad: bool = False
+    ) -> None:
         first = configs[0]
         self.device, self._pad = torch.device(device), pad
         self._features = train.x.shape[1]
@@ -87,7 +89,7 @@ class Population:
             family, x, mask = self._family_of(architecture), self._data.x.cpu(), self._data.mask.cpu()
             weights = family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
             rows = family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
-            if architecture.exact:
+            if architecture.closed_form:
                 (decoder,) = family.layers(weights[None])["decoder"]
                 weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
@@ -212,7 +214,7 @@ class Population:
                     "train_reconstruction": error / self._data.cells,
                     "train_kl": divergence / len(self._data.x),
                 }
-                if self._schedule_name == "plateau" and not self.family.architecture.exact:
+                if self._schedule_name == "plateau" and not self.family.architecture.closed_form:
                     member.plateau.update(member.metrics["train_loss"])
 
     def _groups(self) -> Iterator[slice]:

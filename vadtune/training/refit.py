@@ -24,7 +24,7 @@ import torch
 from vadtune.config.schema import HoldoutConfig, TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import worker_context
-from vadtune.data import HeldOut, Part, hold_out
+from vadtune.data import HeldOut, MaskedRows, hold_out
 from vadtune.models.products import one_thread, use_threads
 from vadtune.training.inference import FittedModel, reconstruct
 from vadtune.training.member import signature
@@ -54,7 +54,7 @@ class RowFold(NamedTuple):
         x_hat: What each reconstructs of ``held_out``.
     """
 
-    train: Part
+    train: MaskedRows
     held_out: HeldOut
     inside: np.ndarray
     trained: dict[int, np.ndarray]
@@ -139,7 +139,7 @@ class Trainer:
         device: Where to train; on a CPU in as many processes as there are cores, started when the work is worth it.
     """
 
-    def __init__(self, rows: Part, device: str = "cpu") -> None:
+    def __init__(self, rows: MaskedRows, device: str = "cpu") -> None:
         self._rows, self._device = rows, device
         self._workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
         self._pool: ProcessPoolExecutor | None = None
@@ -240,7 +240,7 @@ class Trainer:
         return self._pool
 
 
-def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
+def _train(task: _Task, rows: MaskedRows, device: str) -> list[_Arrays | None]:
     train = rows.of_rows(task.train_rows)
     population = Population([fit.config for fit in task.fits], train, device)
     for _ in range(task.fits[0].epochs):
@@ -251,19 +251,19 @@ def _train(task: _Task, rows: Part, device: str) -> list[_Arrays | None]:
         found = [(model.weights.cpu().numpy(), model.latents.cpu().numpy()) for model in models]
     else:
         trained = [model.reconstruct_train(train.x.shape[1]) for model in models]
-        found = list(zip(trained, reconstruct(models, task.predicted.given), strict=True))
+        found = list(zip(trained, reconstruct(models, task.predicted.visible), strict=True))
     sound = [all(np.isfinite(array).all() for array in arrays) for arrays in found]
     return [arrays if fine else None for arrays, fine in zip(found, sound, strict=True)]
 
 
-_rows_here: Part
+_rows_here: MaskedRows
 
 
 def _start_worker(rows: str) -> None:
     """Gets a process ready: one thread, the rows, and an end with its parent, however that comes."""
     global _rows_here
     with np.load(rows, allow_pickle=False) as arrays:
-        _rows_here = Part(arrays["x"], arrays["mask"])
+        _rows_here = MaskedRows(arrays["x"], arrays["mask"])
     use_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the parent alone
     parent = multiprocessing.parent_process()

@@ -101,7 +101,7 @@ def evaluate(
         nearby = [near for i in group if (near := starts[i]) is not None] if how.nearby else None
         found = infer([models[i] for i in group], given, effort=how.effort, start=nearby)
         for index, i in enumerate(group):
-            x_hat[i], posteriors[i] = found.x_hat[index], found.statistics[index]
+            x_hat[i], posteriors[i] = found.x_hat[index], found.posterior_params[index]
     seconds = time.perf_counter() - began
     results = []
     for member, member_x_hat, posterior in zip(members, x_hat, posteriors, strict=True):

@@ -1,6 +1,6 @@
 """Members stacked: their weights, posteriors and moments side by side in memory, and an epoch of training of some.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dimensions, s statistics, M network parameters.
+Shape comments: p members, n rows, b batch rows, d features, k latent dimensions, s of a row, M network parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.models import Family, Networks
 from vadtune.models.linear import NotSolved, iterate
 from vadtune.models.networks import Workspace, side_by_side
@@ -46,7 +46,7 @@ class TrainRows:
         cells: Number of observed cells.
     """
 
-    def __init__(self, train: Part, device: torch.device) -> None:
+    def __init__(self, train: MaskedRows, device: torch.device) -> None:
         mask = torch.tensor(train.mask)
         self.x = torch.tensor(train.x).masked_fill_(~mask, 0.0).to(device)
         self.mask = mask.float().to(device)
@@ -54,7 +54,7 @@ class TrainRows:
         self.cells = float(self.counts.sum())
 
     @cached_property
-    def holed(self) -> Tensor:
+    def x_nan(self) -> Tensor:
         """The rows (n, d), NaN where missing."""
         return self.x.masked_fill(self.mask == 0, torch.nan)
 
@@ -74,7 +74,7 @@ class Stack:
         data: The train rows.
         members: In the order they are stacked in.
         family: The model they train as.
-        tensors: Weights (p, M), their moments (2, p, M), statistics of the rows (p, n, s) and their moments
+        tensors: Weights (p, M), their moments (2, p, M), posterior_params of the rows (p, n, s) and their moments
             (2, p, n, s); updated in place.
         log_var: The fixed log variance of each member's posteriors (p, 1, 1), or of its latents (p, 1, k).
         activations: The name of each member's.
@@ -112,7 +112,7 @@ class Stack:
             Of each member the sum of squared errors, the same in units of the features' noise with what its log
             variances cost, and the KL divergence in nats; None if it has settled.
         """
-        if self.family.architecture.exact:
+        if self.family.architecture.closed_form:
             return [self._solve(index) for index in range(*members.indices(len(self.members)))]
         group = self.members[members]
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
@@ -121,7 +121,7 @@ class Stack:
         widths = self.family.architecture.latent, self.family.architecture.hidden
         epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors, widths)
         alike = not self._padded and len(set(epochs)) == 1 and self._flat.is_cpu
-        if alike and all(machine_code.trains(config) for config in configs):
+        if alike and all(machine_code.supports_training(config) for config in configs):
             return self._train_by_machine_code(members, epoch)
         train = self._train_amortised if self.family.amortised else self._train_free
         told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
@@ -162,7 +162,7 @@ class Stack:
                     self.members[i].config,
                     (self._flat[i], self._grad[i], self._flat_moments[:, i]),
                     (self._rows[i], self._row_moments[:, i]),
-                    self._data.holed,
+                    self._data.x_nan,
                     epoch,
                     at,
                 )
@@ -202,8 +202,8 @@ class Stack:
         kl = torch.zeros(len(self._flat[members]), device=self._flat.device)
         steps = self._optimiser.steps(members, epoch.taken, epoch.net_lr)
         for batch in epoch.batches():
-            statistics, tape = self.family.encode(networks, batch.x, batch.mask)
-            posterior = self.family.posterior(statistics, self._log_var[members])
+            posterior_params, tape = self.family.encode(networks, batch.x, batch.mask)
+            posterior = self.family.posterior(posterior_params, self._log_var[members])
             z, deviation = draw(posterior, noise[..., batch.rows, :])
             grad_z = self._decode(members, networks, into, epoch, batch, z)
             kl += kl_divergence(posterior).sum(1)

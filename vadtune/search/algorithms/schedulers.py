@@ -30,7 +30,7 @@ def _grace(search: SearchConfig, epochs: int) -> int:
     return search.grace_epochs or math.ceil(epochs / 9)
 
 
-class RaceOfNetworks(ASHAScheduler):
+class AshaSkippingClosedForm(ASHAScheduler):
     """ASHA among the trials that take their time.
 
     A linear decoder that is solved is at its end before the first decision. It costs next to nothing, and beside it
@@ -48,7 +48,7 @@ class RaceOfNetworks(ASHAScheduler):
         self._file = file
 
     def _races(self, trial: Trial) -> bool:
-        return not self._file.trial_config(trial.config).model.exact
+        return not self._file.trial_config(trial.config).model.closed_form
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decides about a trial that reports. See TrialScheduler."""
@@ -74,7 +74,7 @@ def _median(file: SearchFile) -> TrialScheduler:
 
 
 SCHEDULERS: dict[str, Callable[[SearchFile], TrialScheduler]] = {
-    "asha": RaceOfNetworks,
+    "asha": AshaSkippingClosedForm,
     "hyperband": _hyperband,
     "median": _median,
     "none": lambda file: FIFOScheduler(),

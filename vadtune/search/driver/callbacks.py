@@ -221,7 +221,7 @@ class SearchCallback(Callback):
         )
 
 
-class WhenSpent(Stopper):
+class GpuBudgetStopper(Stopper):
     """Ends a search whose GPU-hours are used up.
 
     Args:

@@ -105,7 +105,7 @@ def local_ray(preload: str = "") -> Iterator[bool]:
         ray.shutdown()
 
 
-class Ahead(NamedTuple):
+class PendingRay(NamedTuple):
     """A Ray that is being started.
 
     Attributes:
@@ -118,7 +118,7 @@ class Ahead(NamedTuple):
 
 
 @contextlib.contextmanager
-def ray_ahead(config: SearchConfig) -> Iterator[Ahead]:
+def pending_ray(config: SearchConfig) -> Iterator[PendingRay]:
     """Starts a local Ray, see ``local_ray``, beside what the block does."""
     # Ray starts a process for every core. Those of packed trials are thin, and where there are fewer trials than cores
     # most would never be needed.
@@ -129,7 +129,7 @@ def ray_ahead(config: SearchConfig) -> Iterator[Ahead]:
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
         cores = None if ray.is_initialized() else _cores()
         started = thread.submit(stack.enter_context, local_ray(preload))
-        yield Ahead(cores, started.result)
+        yield PendingRay(cores, started.result)
 
 
 def check_resources(config: SearchConfig) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, only_here, read_run, write_run
+from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
 from vadtune.config.search_file import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
@@ -24,13 +24,19 @@ from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
 from vadtune.search.driver.budget import GpuMeter
-from vadtune.search.driver.callbacks import SearchCallback, WhenSpent
-from vadtune.search.driver.process import Ahead, check_resources, ray_ahead, stop_signals
+from vadtune.search.driver.callbacks import GpuBudgetStopper, SearchCallback
+from vadtune.search.driver.process import PendingRay, check_resources, pending_ray, stop_signals
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.resume.recovery import MAX_RETRIES, bounded_retries
-from vadtune.search.resume.snapshot import put_back, whole_snapshots
-from vadtune.search.trials.placement import eager_start, pack_size, patient_reuse, placed, started_processes
+from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
+from vadtune.search.trials.placement import (
+    keep_starting_actors,
+    pack_size,
+    parallel_actor_starts,
+    placed,
+    reuse_prestarted_workers,
+)
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -78,7 +84,7 @@ class SearchOutcome:
 
 
 def run_search(
-    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, ahead: Ahead
+    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, ahead: PendingRay
 ) -> SearchOutcome:
     """Runs a search to its end; see ``start.start_search``, which checks what is given here.
 
@@ -113,7 +119,7 @@ def run_search(
     shown = without_secrets(uri)
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
-    with only_here(folder):
+    with run_lock(folder):
         return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), ahead)
 
 
@@ -135,15 +141,15 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
     run = read_run(folder)
     uri = store_of(run.tracking_uri, tracking_uri)
     search = load_search(folder / SEARCH_FILE)
-    with joined(address) if address else contextlib.nullcontext(), only_here(folder):
+    with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
         check_resources(search.search)
         client = _client(uri, run)
         if is_finished(folder):
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         dataset = load_dataset(search.data)
-        with ray_ahead(search.search) as ahead:
-            known = put_back(folder, run.tune)
+        with pending_ray(search.search) as ahead:
+            known = restore_snapshot(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
             return _run(search, dataset, tracker, folder, run.tune, known, ahead)
@@ -174,7 +180,7 @@ def _run(
     folder: Path,
     where: str,
     known: set[str],
-    ahead: Ahead,
+    ahead: PendingRay,
 ) -> SearchOutcome:
     """Runs a search, from the snapshot put back in ``where`` if that knows trials, once Ray is ready, and logs how it
     ended."""
@@ -194,10 +200,10 @@ def _run(
             with (
                 placed(search, dataset, size) as (trainable, room),
                 bounded_retries(),
-                patient_reuse(),
-                eager_start(room),
-                started_processes() if own else contextlib.nullcontext(),
-                whole_snapshots(folder),
+                keep_starting_actors(),
+                parallel_actor_starts(room),
+                reuse_prestarted_workers() if own else contextlib.nullcontext(),
+                atomic_snapshots(folder),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed
                 if known:
@@ -257,7 +263,7 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
             name=_TUNE,
             storage_path=storage,
             callbacks=[SearchCallback(run)],
-            stop=WhenSpent(run),
+            stop=GpuBudgetStopper(run),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             verbose=0,

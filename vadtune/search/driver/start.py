@@ -16,7 +16,7 @@ from vadtune.config.search_file import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
 from vadtune.search.cluster.join import check_shared, joined, nodes
-from vadtune.search.driver.process import check_resources, imports, ray_ahead
+from vadtune.search.driver.process import check_resources, imports, pending_ray
 from vadtune.search.driver.shapes import check_shapes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def start_search(
             check_shared(storage)
         dataset = load_dataset(search.data)
         check_shapes(search, len(dataset.feature_names))
-        with ray_ahead(search.search) as ahead:
+        with pending_ray(search.search) as ahead:
             return _run_search()(search, dataset, storage, tracking_uri, ahead)
 
 

@@ -26,7 +26,7 @@ RECOVERY = "recovery"
 _CHECKPOINT = "checkpoint_"
 
 
-def says_nothing_of_the_configuration(error: BaseException | None) -> bool:
+def is_transient_failure(error: BaseException | None) -> bool:
     """Whether a failure may be gone the next time: a worker or node that died, a disk that was full.
 
     A configuration that diverges, breaks or needs more memory than there is does so again, and is not tried again.
@@ -51,7 +51,7 @@ def bounded_retries() -> Iterator[None]:
             return
         told[trial.trial_id] = exception
         controller._resetting_trials.discard(trial)
-        if not says_nothing_of_the_configuration(exception):
+        if not is_transient_failure(exception):
             trial.max_failures = 0
         original(controller, trial, exception)
 

@@ -33,7 +33,7 @@ _SHARE = 0.1  # of the search's own time, at most, to write snapshots
 
 
 @contextlib.contextmanager
-def whole_snapshots(folder: Path) -> Iterator[None]:
+def atomic_snapshots(folder: Path) -> Iterator[None]:
     """Keeps each snapshot of the search that runs as one file; Tune offers no hook after writing its own.
 
     A snapshot holds all trials, so it takes the longer the more there are: then there are fewer of them.
@@ -71,7 +71,7 @@ def whole_snapshots(folder: Path) -> Iterator[None]:
         yield
 
 
-def put_back(folder: Path, tune: str) -> set[str]:
+def restore_snapshot(folder: Path, tune: str) -> set[str]:
     """Gives Tune the last snapshot to start from, as the newest of its files.
 
     Args:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from vadtune.config.schema import TrialConfig
-from vadtune.data import Part
+from vadtune.data import MaskedRows
 from vadtune.training.population import Population
 
 logger = logging.getLogger(__name__)
@@ -17,13 +17,13 @@ _SHARE_TRAINED = 0.5  # of all epochs, under a scheduler that stops trials early
 _PROCESS_SECONDS = 2.0  # of a core, to start a trial's process
 
 
-def calibrate(drawn: Sequence[TrialConfig], train: Part, device: str, *, samples: int, cores: int) -> int:
+def calibrate(drawn: Sequence[TrialConfig], train: MaskedRows, device: str, *, samples: int, cores: int) -> int:
     """Measures an epoch of packs of growing size and returns the size with which the search should end first.
 
     One of the configurations drawn from the space stands for all, one that takes batches if there is any. What a larger
     pack saves is held against what it costs: the processes of its thin trials, and on a CPU the core that they share.
     """
-    solved = [config.model.exact for config in drawn]
+    solved = [config.model.closed_form for config in drawn]
     config = drawn[solved.index(False) if False in solved else 0]
     epochs = samples * config.train.epochs * _SHARE_TRAINED
     clock = time.thread_time if device == "cpu" else time.perf_counter  # the former whatever else goes on

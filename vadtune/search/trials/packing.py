@@ -31,7 +31,7 @@ from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import Scaler, SearchData
 from vadtune.models.products import use_threads
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
-from vadtune.search.trials.single import POSTERIORS, write_checkpoint
+from vadtune.search.trials.trial_runner import POSTERIORS, write_checkpoint
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State
 from vadtune.training.population import Population
@@ -52,7 +52,7 @@ class _Job:
     member: Member | None = None
 
 
-class _Aside(NamedTuple):
+class _PausedTrial(NamedTuple):
     """A trial while the scheduler decides about it."""
 
     state: State
@@ -88,7 +88,7 @@ class Pack:
         self._due = report_epochs(search.search, search.epochs)
         self._populations: list[Population] = []
         self._jobs: dict[str, _Job] = {}
-        self._aside: dict[str, _Aside] = {}
+        self._aside: dict[str, _PausedTrial] = {}
         self._given: dict[str, State] = {}  # states of trials that come from a checkpoint
         self._loop: asyncio.Task[None] | None = None
 
@@ -130,11 +130,11 @@ class Pack:
         aside = self._held(trial_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            model = aside.model.described(self._scaler, self._feature_names)
+            model = aside.model.with_metadata(self._scaler, self._feature_names)
             write_checkpoint(folder, model, aside.state, aside.evaluation, self._data.validation)
             return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    def _held(self, trial_id: str) -> _Aside:
+    def _held(self, trial_id: str) -> _PausedTrial:
         if trial_id not in self._aside:
             raise CheckpointError("its pack died, and the new one knows nothing of it")
         return self._aside[trial_id]
@@ -234,7 +234,7 @@ class Pack:
             state = _copied(population, member)
             if follows_shortly(next_report(self._due, member.epoch), member.epoch):
                 state[POSTERIORS] = evaluation.posteriors.cpu()
-            self._aside[job.trial_id] = _Aside(state, model, evaluation)
+            self._aside[job.trial_id] = _PausedTrial(state, model, evaluation)
             job.done.set_result(evaluation.scores)
 
     @staticmethod

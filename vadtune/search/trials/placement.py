@@ -45,7 +45,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
     if not on_gpu and all(map(trained_one_by_one, drawn)):
         logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
-        native.announce({"linear" if config.model.exact else "decoder" for config in drawn})
+        native.announce({"linear" if config.model.closed_form else "decoder" for config in drawn})
         return 1
     import torch
 
@@ -70,7 +70,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
 def trained_one_by_one(config: TrialConfig) -> bool:
     """Returns whether a CPU trains the members of a stack of such configurations one after the other: it solves them,
     or has machine code for them. Without PyTorch."""
-    return config.model.exact or (native.trains(config) and native.is_there())
+    return config.model.closed_form or (native.supports_training(config) and native.is_there())
 
 
 def _gpus(cores: int | None) -> int:
@@ -105,7 +105,7 @@ def placed(search: SearchFile, dataset: IncompleteDataset, size: int) -> Iterato
 
 
 @contextlib.contextmanager
-def patient_reuse() -> Iterator[None]:
+def keep_starting_actors() -> Iterator[None]:
     """Keeps Tune from ending a process that is starting for a trial because another one has become free.
 
     A process takes longer to start than many a trial to train. Left alone, a search of short trials never gets beyond
@@ -124,7 +124,7 @@ def patient_reuse() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def eager_start(room: int) -> Iterator[None]:
+def parallel_actor_starts(room: int) -> Iterator[None]:
     """Lets Tune start as many processes at once as there is room for.
 
     Left alone it asks a sampler for a trial only when the process of the one before has started, which takes seconds.
@@ -140,7 +140,7 @@ def eager_start(room: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started_processes() -> Iterator[None]:
+def reuse_prestarted_workers() -> Iterator[None]:
     """Lets trials take the processes that a local Ray has started, and prepared, for them.
 
     Tune asks for processes with environment variables of its own, which are there already where all is one machine,

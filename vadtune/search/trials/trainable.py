@@ -14,13 +14,13 @@ from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.resume.recovery import Recoverable
 
 if TYPE_CHECKING:
-    from vadtune.search.trials.single import Single
+    from vadtune.search.trials.trial_runner import TrialRunner
 
 
 class TrainTrial(Recoverable):
     """Trains one configuration; each step goes to the next epoch at which a report is due."""
 
-    _single: Single
+    _single: TrialRunner
 
     def setup(
         self,
@@ -52,10 +52,10 @@ class TrainTrial(Recoverable):
         return True
 
     def _build(self, config: dict[str, Any]) -> None:
-        from vadtune.search.trials.single import Single
+        from vadtune.search.trials.trial_runner import TrialRunner
 
         trial_config = self._search.trial_config(config)
-        self._single = Single(trial_config, self._search, self._data, self._scaler, self._feature_names)
+        self._single = TrialRunner(trial_config, self._search, self._data, self._scaler, self._feature_names)
 
     def step(self) -> dict[str, Any]:
         """Trains to the next report and scores.

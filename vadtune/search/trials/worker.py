@@ -7,7 +7,7 @@ from vadtune.search.driver.process import imports
 
 with imports():
     from vadtune.native import kernels
-    from vadtune.search.trials import single, trainable  # noqa: F401
+    from vadtune.search.trials import trainable, trial_runner  # noqa: F401
 
     for name in ("decoder", "linear"):
         kernels(name)

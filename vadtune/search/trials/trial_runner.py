@@ -41,7 +41,7 @@ def write_checkpoint(
         save_held_out(folder, evaluation.held_out, held_out)
 
 
-class Single:
+class TrialRunner:
     """One configuration in training, from report to report.
 
     Args:
@@ -92,7 +92,7 @@ class Single:
     def save(self, folder: Path) -> None:
         """Writes a checkpoint: the model folder, the training state and the held-out predictions."""
         (model,) = self.population.models()
-        described, state = model.described(self._scaler, self._feature_names), self.population.states()[0]
+        described, state = model.with_metadata(self._scaler, self._feature_names), self.population.states()[0]
         if self.posteriors is not None:
             state[POSTERIORS] = self.posteriors
         write_checkpoint(folder, described, state, self._evaluation, self._data.validation)
