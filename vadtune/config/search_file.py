@@ -41,6 +41,10 @@ class SearchFile:
     domains: dict[str, Domain]
     tree: dict[str, Any]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the nested mappings alone, so that a resumed search does not depend on how classes are laid out."""
+        return parse_search, (self.tree,)
+
     @property
     def epochs(self) -> int:
         """The full budget of a trial."""

@@ -25,10 +25,12 @@ from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import VadtuneError
 from vadtune.core.files import write_atomically
 from vadtune.search.ray_compat import replaced
+from vadtune.search.resume.upgrade import upgrade_state
 
 logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
+_TUNER = "tuner.pkl"
 _SHARE = 0.1  # of the search's own time, at most, to write snapshots
 
 
@@ -87,7 +89,7 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
     path = folder / SNAPSHOT_FILE
     try:
         with zipfile.ZipFile(path) as archive:
-            files = {Path(name).name: archive.read(name) for name in archive.namelist()}
+            files = {Path(name).name: upgrade_state(archive.read(name)) for name in archive.namelist()}
         trials = _trial_ids(json.loads(files[f"{_TRIALS}.json"]))
     except FileNotFoundError:
         return set()
@@ -99,6 +101,11 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
         for name, content in files.items():
             with filesystem.open_output_stream(f"{place}/{Path(name).stem}-{now}{Path(name).suffix}") as stream:
                 stream.write(content)
+        with filesystem.open_input_stream(f"{place}/{_TUNER}") as stream:
+            content = stream.read()
+        if (upgraded := upgrade_state(content)) != content:
+            with filesystem.open_output_stream(f"{place}/{_TUNER}") as stream:
+                stream.write(upgraded)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise VadtuneError(f"{tune}: cannot be written ({error}); make room, or set its credentials") from error
     return trials
