@@ -23,7 +23,7 @@ import torch
 
 from vadtune.config.schema import HoldoutConfig, TrialConfig
 from vadtune.core.errors import VadtuneError
-from vadtune.core.processes import worker_context
+from vadtune.core.processes import available_cores, worker_context
 from vadtune.data import HeldOut, MaskedRows, hold_out
 from vadtune.models.products import one_thread, use_threads
 from vadtune.training.inference import FittedModel, reconstruct
@@ -141,7 +141,7 @@ class Trainer:
 
     def __init__(self, rows: MaskedRows, device: str = "cpu") -> None:
         self._rows, self._device = rows, device
-        self._workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+        self._workers = available_cores() if device == "cpu" else 1
         self._pool: ProcessPoolExecutor | None = None
         self._file: Path | None = None
 
