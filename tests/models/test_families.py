@@ -15,9 +15,9 @@ from vadtune.config import schema as config_module
 from vadtune.core.errors import ConfigError
 from vadtune.models import MODELS, Architecture, build_family
 from vadtune.models.heads import HEADS
-from vadtune.models.networks import ACTIVATIONS, MLP, side_by_side
-from vadtune.models.noise import log_variance_backward
-from vadtune.models.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
+from vadtune.models.networks import ACTIVATIONS, MLP, per_member_activation
+from vadtune.models.observation_noise import log_variance_backward
+from vadtune.models.objective import Posterior, Prior, noise_gradient, posterior_gradients, reconstruction, sample
 from vadtune.models.objective import kl_divergence as our_kl
 from vadtune.models.vad import LATENT_INITS
 from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
@@ -99,7 +99,7 @@ def test_activations_side_by_side_are_each_member_s_own(
 ) -> None:
     """Output and gradients, against every member alone."""
     sizes = (4, 6, 6, 7)
-    mlp = MLP(sizes, side_by_side(names), layer_norm)
+    mlp = MLP(sizes, per_member_activation(names), layer_norm)
     flat, x = randn(len(names), mlp.n_parameters, seed=1), randn(len(names), B, 4, seed=2)
     upstream = randn(len(names), B, 7, seed=3)
 
@@ -119,7 +119,7 @@ def test_activations_side_by_side_are_each_member_s_own(
 
 def test_one_activation_side_by_side_is_itself() -> None:
     for name, activation in ACTIVATIONS.items():
-        assert side_by_side([name] * 3) is activation
+        assert per_member_activation([name] * 3) is activation
 
 
 def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:

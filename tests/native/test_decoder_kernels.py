@@ -1,9 +1,10 @@
-"""Machine code for decoders on a CPU: it trains and fits rows as PyTorch's operations do."""
+"""Compiled kernels for decoders: they train and fit rows as PyTorch does, and are optional and cached."""
 
 from __future__ import annotations
 
-import pickle
-import shutil
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from threadpoolctl import threadpool_info
 from tests.conftest import trial_config
 from vadtune import native
 from vadtune.core.errors import TrialDiverged
+from vadtune.core.threads import use_threads
 from vadtune.data import IncompleteDataset, MaskedRows
-from vadtune.models.products import one_thread, use_threads
-from vadtune.native import decoder
-from vadtune.native.compiling import HOW
-from vadtune.training import native_epoch as machine_code
+from vadtune.native import decoder_kernels
+from vadtune.native.compiling import OPTIONS
 from vadtune.training.inference import reconstruct
 from vadtune.training.population import Population
 
@@ -38,7 +38,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 UNKNOWN: dict[str, dict[str, Any]] = {
     "vae": {"model": {"family": "vae"}},
-    "solved": {"model": {"layers": 0}},
+    "closed-form": {"model": {"layers": 0}},
     "silu": {"model": {"activation": "silu"}},
     "linear": {"model": {"activation": "linear"}},
     "layer-norm": {"model": {"layer_norm": True}},
@@ -59,20 +59,19 @@ def trained(train: MaskedRows, model: dict[str, Any], epochs: int, **settings: A
 
 @pytest.fixture
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the batches of every epoch that machine code trains."""
+    """Grows by the number of batches of every epoch that a kernel trains."""
     calls: list[int] = []
-    train = decoder.train_epoch
+    train = decoder_kernels.train_epoch
 
     def counted(*args: Any) -> Any:
-        calls.append(len(args[-4]))
+        calls.append(len(args[-1].net_lr))
         return train(*args)
 
-    monkeypatch.setattr(decoder, "train_epoch", counted)
+    monkeypatch.setattr(decoder_kernels, "train_epoch", counted)
     return calls
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "adam"])
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(("name", "optimiser"), [*((name, "adamw") for name in KNOWN), ("all", "adam")])
 def test_trains_as_the_operations_do(
     name: str, optimiser: str, iris: IncompleteDataset, native_calls: list[int]
 ) -> None:
@@ -93,8 +92,7 @@ def test_trains_as_the_operations_do(
                 torch.testing.assert_close(state[what], expected[what], rtol=1e-4, atol=1e-5, msg=what)
 
 
-@pytest.mark.parametrize("prior", ["standard", "train"])
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(("name", "prior"), [*((name, "standard") for name in KNOWN), ("all", "train")])
 def test_fits_rows_as_the_operations_do(
     name: str, prior: str, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,26 +102,28 @@ def test_fits_rows_as_the_operations_do(
     population = Population(configs, iris.train)
     population.train_until(3)
     part = iris.test_part(0.5, 1)
-    rows = MaskedRows(*(np.tile(values, (-(-decoder.BLOCK // len(part.x)) + 1, 1)) for values in part))
+    rows = MaskedRows(*(np.tile(values, (-(-decoder_kernels.BLOCK // len(part.x)) + 1, 1)) for values in part))
     found = reconstruct(population.models(), rows)
-    monkeypatch.setattr(machine_code, "kernels", lambda name: None)
+    monkeypatch.setattr(native, "is_available", lambda: False)
     np.testing.assert_allclose(found, reconstruct(population.models(), rows), rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_threads_change_nothing(layers: int, iris: IncompleteDataset) -> None:
-    (model,) = trained(iris.train, {"layers": layers}, 3).models()
-    part = iris.test_part(0.5, 1)
-    rows = MaskedRows(*(np.tile(values, (20, 1)) for values in part))
+    """Neither training nor inference; the decoder is wide enough for BLAS to use several threads."""
+    rng = np.random.default_rng(0)
+    train = MaskedRows(rng.standard_normal((300, 200)).astype(np.float32), rng.random((300, 200)) > 0.3)
     found = []
     for count in (1, 2, 3):
         use_threads(count)
         try:
-            found.append(reconstruct([model], rows))
+            (model,) = trained(train, {"layers": layers, "hidden": 256, "latent": 20}, 2, batch_size=100).models()
+            found.append((model.weights, reconstruct([model], train)))
         finally:
             use_threads(1)
-    assert np.array_equal(found[0], found[1])
-    assert np.array_equal(found[0], found[2])
+    for weights, x_hat in found[1:]:
+        assert torch.equal(weights, found[0][0])
+        assert np.array_equal(x_hat, found[0][1])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -133,16 +133,7 @@ def test_what_it_does_not_know_is_left_alone(name: str, iris: IncompleteDataset,
     assert not native_calls
 
 
-def test_without_numba_everything_trains_as_well(iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = trained(iris.train, KNOWN["relu"], 3)
-    monkeypatch.setattr(machine_code, "kernels", lambda name: None)
-    without = trained(iris.train, KNOWN["relu"], 3)
-    assert without._stacked._passes
-    assert not own._stacked._passes
-    assert own.members[0].metrics == pytest.approx(without.members[0].metrics, rel=1e-4)
-
-
-def test_beside_a_member_with_dropout_all_is_as_alone(iris: IncompleteDataset, native_calls: list[int]) -> None:
+def test_packed_with_dropout_equals_alone(iris: IncompleteDataset, native_calls: list[int]) -> None:
     configs = [trial_config(model={"dropout": rate}, train={"kl_weight": 0.1 + rate}) for rate in (0.2, 0.0, 0.4, 0.0)]
     together = Population(configs, iris.train)
     together.train_until(3)
@@ -170,9 +161,9 @@ def test_a_batch_without_observed_cells_changes_no_loss(iris: IncompleteDataset,
 
 @pytest.mark.parametrize(("name", "low", "high"), [("_tanh", -12.0, 12.0), ("_exp", -80.0, 80.0)])
 def test_functions_are_those_of_numpy(name: str, low: float, high: float) -> None:
-    function = getattr(decoder, name)
+    function = getattr(decoder_kernels, name)
 
-    @njit(**HOW)  # type: ignore[untyped-decorator]
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
     def apply(values: np.ndarray) -> None:
         for i in range(len(values)):
             values[i] = function(values[i])
@@ -189,43 +180,91 @@ def test_functions_are_those_of_numpy(name: str, low: float, high: float) -> Non
     assert beyond[2] == 1 if name == "_tanh" else beyond[2] > 1e34
 
 
-@one_thread()
-def test_its_products_keep_to_the_threads_there_are(iris: IncompleteDataset) -> None:
-    trained(iris.train, UNKNOWN["solved"]["model"], 1)
-    libraries = [library for library in threadpool_info() if library["internal_api"] == "openblas"]
-    assert len(libraries) >= 2
-    assert {library["num_threads"] for library in libraries} == {1}
+def test_a_kernel_runs_blas_on_one_thread() -> None:
+    """All libraries, SciPy's among them, and only while it runs."""
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    use_threads(2)
+    try:
+        assert native.call(threads) == {1}
+        assert native.call_on_row_blocks(lambda rows: threads(), 4, 2, 2) == [{1}, {1}]
+        assert threads() == {2}
+    finally:
+        use_threads(1)
 
 
-def test_what_has_to_be_compiled_is_announced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    caplog.set_level("INFO")
-    folder = tmp_path / "native"
-    shutil.copytree(Path(decoder.__file__).parent, folder, ignore=shutil.ignore_patterns("*.pyc"))
-    monkeypatch.setattr(native, "_FOLDER", folder)
-    index = folder / "__pycache__" / "decoder.train_epoch-1.nbi"
-    index.parent.mkdir(exist_ok=True)
-    for file in index.parent.glob("*.nbi"):
-        file.unlink()
-
-    native.announce(["decoder"])
-    assert "compiling" in caplog.text
-    caplog.clear()
-    index.write_bytes(pickle.dumps((native.state(), {})))
-    native.announce(["decoder"])
-    assert not caplog.text
-    native.announce(["decoder", "linear"])
-    assert "compiling" in caplog.text
-    caplog.clear()
-    index.write_bytes(pickle.dumps(("of other files", {})))
-    native.announce(["decoder"])
-    assert "compiling" in caplog.text
+TRAIN = """
+import logging
+logging.basicConfig(level="INFO", format="%(message)s")
+from tests.conftest import trial_config
+from vadtune.data import load_dataset
+from vadtune.training.population import Population
+config = trial_config(train={"epochs": 1, "weight_decay": 0.1})
+population = Population([config], load_dataset(config.data).train)
+population.train_until(1)
+print(population.members[0].metrics["train_loss"])
+print("kernel" if not population._stacked._passes else "operations")
+"""
 
 
-@one_thread()
-def test_what_is_compiled_is_kept_for_the_next_process(iris: IncompleteDataset) -> None:
-    trained(iris.train, KNOWN["relu"], 1)
-    kept = [path.read_bytes() for path in Path(decoder.train_epoch._cache.cache_path).glob("decoder.train_epoch*.nbi")]
-    assert any(native.state().encode() in content for content in kept)
+def run(code: str, **environment: str) -> tuple[list[str], str]:
+    """Returns the lines a new process prints, and its log."""
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), os.getcwd()]))
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.split(), done.stderr
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    code = TRAIN + "from vadtune.native.decoder_kernels import train_epoch\n"
+    code += "print(sum(train_epoch.stats.cache_hits.values()), sum(train_epoch.stats.cache_misses.values()))"
+    first, log = run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert first[1:] == ["kernel", "0", "1"]
+    assert log.count("compiling machine code") == 1
+    again, log = run(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert again == [first[0], "kernel", "1", "0"]
+    assert "compiling" not in log
+
+
+def test_the_cache_belongs_to_the_content_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = native.cache_path()
+    for file in Path(native.__file__).parent.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    assert native.cache_path.__wrapped__().name == path.name
+    (tmp_path / "compiling.py").write_text("# another")
+    assert native.cache_path.__wrapped__().name != path.name
+
+
+BROKEN = {
+    "missing": "raise ModuleNotFoundError(\"No module named 'numba'\", name='numba')",
+    "numpy": "raise ImportError('Numba needs NumPy 2.4 or less')",
+    "llvm": "raise OSError('Could not find/load shared object file libllvmlite.so')",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_without_numba_everything_trains_and_one_warning_says_so(fault: str, tmp_path: Path) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(BROKEN[fault])
+    (loss, how), log = run(TRAIN, PYTHONPATH=str(tmp_path))
+    assert how == "operations"
+    assert log.count("numba cannot be imported") == 1
+    assert "pip install" in log
+    (expected, how), log = run(TRAIN)
+    assert how == "kernel"
+    assert "numba" not in log
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path) -> None:
+    """Numba then looks for folders of its own, and else compiles for the process alone."""
+    code = (
+        "import numba.core.caching as c, sys\n"
+        "from vadtune.native.compiling import kernel\n"
+        "@kernel\ndef double(x):\n    return 2 * x\n"
+        "print(double(4))"
+    )
+    assert run(code, NUMBA_CACHE_DIR="/dev/null/nowhere")[0] == ["8"]
