@@ -47,7 +47,7 @@ def supports_training(config: TrialConfig) -> bool:
 
 
 def supports_inference(config: TrialConfig) -> bool:
-    """Returns whether ``fit_rows`` fits new rows under a configuration: relu or tanh, no layer norm, compile not off."""
+    """Returns whether ``fit_rows`` fits rows under a configuration: relu or tanh, no layer norm, compile not off."""
     model = config.model
     known = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
     known = known and model.head == "plain" and not model.closed_form and config.train.compile != "off"

@@ -14,37 +14,29 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  # loads the BLAS that np.dot calls, so that its threads can be limited
 from numpy.typing import NDArray
 
-from vadtune.native.compiling import helper, inlined, kernel
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
+from vadtune.native.compiling import helper, kernel
+from vadtune.native.decoder_passes import (
+    HALF,
+    ONE,
+    TWO,
+    ZERO,
+    Floats,
+    Integers,
+    Shape,
+    decode,
+    decode_backward,
+    exp,
+    matrix,
+    new_buffers,
+    tanh,
+)
 
 BLOCK = 128
 """Rows that ``fit_rows`` fits together; small enough to stay in the cache."""
 _BETA1, _BETA2, _EPS = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 _BOUND = np.float32(4.0)  # of models/observation_noise.py
-_LOG2_E, _LN_2 = np.float32(1.44269504), np.float32(0.69314718)
-_ZERO, _HALF, _ONE, _TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
-_EXP_MAX, _TANH_MAX = np.float32(80.0), np.float32(10.0)  # beyond: exp as good as infinite, tanh is 1
-
-
-class Shape(NamedTuple):
-    """Shape of a decoder.
-
-    Attributes:
-        sizes: Widths from the latents to the features.
-        tanh: Whether the activation is tanh; otherwise relu.
-        skip: Whether a linear map from the latents is added to the output.
-        learned_noise: Whether each feature has a learned observation noise; its d parameters come last in the weights.
-    """
-
-    sizes: Integers
-    tanh: bool
-    skip: bool
-    learned_noise: bool
 
 
 class Network(NamedTuple):
@@ -146,17 +138,6 @@ class NewRows(NamedTuple):
     lr: NDArray[np.float64]
 
 
-class _Buffers(NamedTuple):
-    """Memory of the passes over a batch, and where each layer's parts begin."""
-
-    weight_offsets: Integers  # of each layer's parameters: weight (i, o), then bias (o,); then of the skip
-    input_offsets: Integers  # of each layer's input (b, i) in inputs
-    inputs: Floats
-    grads: Floats  # (2, ·): the gradients with respect to a layer's output and input, in turn
-    skip: Floats  # the skip's part of the output, or of the gradient with respect to the latents
-    unused_bias_grad: Floats
-
-
 class _FeatureSums(NamedTuple):
     """Sums over a batch's observed cells of each feature (d,)."""
 
@@ -184,7 +165,7 @@ def train_epoch(
         times the normaliser (see objective.noise_gradient); the sum of KL divergences from N(0, I), in nats.
     """
     last, k, features, steps = len(shape.sizes) - 2, shape.sizes[0], shape.sizes[-1], len(settings.net_lr)
-    buffers = _buffers(shape.sizes, data.size)
+    buffers = new_buffers(shape.sizes, data.size)
     sums = _FeatureSums(np.empty(features, np.float32), np.empty(features, np.float32))
     obs_log_var, precision = np.zeros(features, np.float32), np.ones(features, np.float32)
     prior = Prior(np.zeros(k, np.float32), np.ones(k, np.float32))
@@ -194,9 +175,9 @@ def train_epoch(
 
     for step in range(steps):
         batch, normaliser = data.order[step * data.size : (step + 1) * data.size], data.normaliser[step]
-        z = _matrix(buffers.inputs, 0, len(batch), k)
+        z = matrix(buffers.inputs, 0, len(batch), k)
         _sample(rows, batch, data.eps, batch, z)
-        out = _decode(network.weights, shape, buffers, len(batch))
+        out = decode(network.weights, shape, buffers, len(batch))
         if shape.learned_noise:
             _observation_noise(network.weights[noise:], obs_log_var, precision)
         bias_grad = network.grad[bias : bias + features]
@@ -206,7 +187,7 @@ def train_epoch(
         if shape.learned_noise:
             raw, grad = network.weights[noise:], network.grad[noise:]
             weighted_errors += _noise_backward(raw, obs_log_var, precision, sums, settings.kl_weight, normaliser, grad)
-        grad_z = _decode_backward(network.weights, network.grad, shape, buffers, len(batch))
+        grad_z = decode_backward(network.weights, network.grad, shape, buffers, len(batch))
         adam = _adam_coefficients(settings.latent_lr, settings.epochs + 1, 0.0, True)
         divergences += _step_rows(rows, batch, z, grad_z, settings.kl_weight / normaliser, prior, adam)
         adam = _adam_coefficients(
@@ -224,20 +205,20 @@ def fit_rows(shape: Shape, weights: Floats, rows: Posteriors, data: NewRows) -> 
     """
     last, k, features = len(shape.sizes) - 2, shape.sizes[0], shape.sizes[-1]
     size = min(BLOCK, len(data.x))
-    buffers = _buffers(shape.sizes, size)
+    buffers = new_buffers(shape.sizes, size)
     sums = _FeatureSums(np.empty(features, np.float32), np.empty(features, np.float32))
     bias, unused = buffers.weight_offsets[last] + shape.sizes[last] * features, np.empty(features, np.float32)
     no_grad, eps_index = np.empty(0, np.float32), np.empty(size, np.int64)
 
     for start in range(0, len(data.x), size):
         block = np.arange(start, min(start + size, len(data.x)))
-        z = _matrix(buffers.inputs, 0, len(block), k)
+        z = matrix(buffers.inputs, 0, len(block), k)
         for step in range(len(data.lr)):
             eps_index[:] = step
             _sample(rows, block, data.eps, eps_index, z)
-            out = _decode(weights, shape, buffers, len(block))
-            _residual(out, weights[bias : bias + features], data.x, block, _TWO, data.precision, sums, unused)
-            grad_z = _decode_backward(weights, no_grad, shape, buffers, len(block))
+            out = decode(weights, shape, buffers, len(block))
+            _residual(out, weights[bias : bias + features], data.x, block, TWO, data.precision, sums, unused)
+            grad_z = decode_backward(weights, no_grad, shape, buffers, len(block))
             adam = _adam_coefficients(data.lr[step], step + 1, 0.0, True)
             _step_rows(rows, block, z, grad_z, data.kl_weight, data.prior, adam)
 
@@ -248,116 +229,6 @@ def adam_step(parameters: Floats, grad: Floats, first: Floats, second: Floats, c
     for i in range(len(parameters)):
         step = _AdamStep(coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i])
         _adam(parameters[i], grad[i], first[i], second[i], step)
-
-
-@helper
-def _buffers(sizes, b):
-    """Returns memory for batches of b rows."""
-    weight_offsets, input_offsets = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-    for index in range(len(sizes) - 1):
-        weight_offsets[index + 1] = weight_offsets[index] + (sizes[index] + 1) * sizes[index + 1]
-        input_offsets[index + 1] = input_offsets[index] + b * sizes[index]
-    inputs, widest = np.empty(input_offsets[-1], np.float32), sizes.max()
-    grads, skip = np.empty((2, b * widest), np.float32), np.empty(b * widest, np.float32)
-    return _Buffers(weight_offsets, input_offsets, inputs, grads, skip, np.empty(widest, np.float32))
-
-
-@helper
-def _decode(weights, shape, buffers, b):
-    """Decodes the latents (b, k) at the start of buffers.inputs, where hidden layers are written, too.
-
-    Returns the last layer's output (b, d) without its bias, in buffers.grads[0].
-    """
-    last, features = len(shape.sizes) - 2, shape.sizes[-1]
-    out = _matrix(buffers.grads[0], 0, b, features)
-    for index in range(last + 1):
-        i, o = shape.sizes[index], shape.sizes[index + 1]
-        layer_input = _matrix(buffers.inputs, buffers.input_offsets[index], b, i)
-        weight = _matrix(weights, buffers.weight_offsets[index], i, o)
-        if index == last:
-            np.dot(layer_input, weight, out)
-        else:
-            hidden = _matrix(buffers.inputs, buffers.input_offsets[index + 1], b, o)
-            np.dot(layer_input, weight, hidden)
-            _activate(hidden, weights[buffers.weight_offsets[index] + i * o :], shape.tanh)
-    if shape.skip:
-        k = shape.sizes[0]
-        weight, added = _matrix(weights, buffers.weight_offsets[-1], k, features), _matrix(buffers.skip, 0, b, features)
-        np.dot(_matrix(buffers.inputs, 0, b, k), weight, added)
-        _add(out, added)
-    return out
-
-
-@helper
-def _decode_backward(weights, grad, shape, buffers, b):
-    """Backpropagates the gradient (b, d) in buffers.grads[0] to the latents; returns that gradient (b, k).
-
-    Writes the gradients of all parameters but the last bias to grad, unless that is empty.
-    """
-    last, k, features, learn = len(shape.sizes) - 2, shape.sizes[0], shape.sizes[-1], len(grad) > 0
-    grad_out = _matrix(buffers.grads[0], 0, b, features)
-    grad_skip = _matrix(buffers.skip, 0, b, k)
-    if shape.skip:
-        offset = buffers.weight_offsets[-1]
-        if learn:
-            np.dot(_matrix(buffers.inputs, 0, b, k).T, grad_out, _matrix(grad, offset, k, features))
-        np.dot(grad_out, _matrix(weights, offset, k, features).T, grad_skip)
-    for index in range(last, -1, -1):
-        i, o, offset = shape.sizes[index], shape.sizes[index + 1], buffers.weight_offsets[index]
-        layer_input = _matrix(buffers.inputs, buffers.input_offsets[index], b, i)
-        if learn:
-            np.dot(layer_input.T, grad_out, _matrix(grad, offset, i, o))
-        grad_input = _matrix(buffers.grads[(last - index + 1) % 2], 0, b, i)
-        np.dot(grad_out, _matrix(weights, offset, i, o).T, grad_input)
-        if index > 0:
-            bias_grad = grad[offset - i : offset] if learn else buffers.unused_bias_grad
-            _activate_backward(grad_input, layer_input, bias_grad, shape.tanh)
-        grad_out = grad_input
-    if shape.skip:
-        _add(grad_out, grad_skip)
-    return grad_out
-
-
-@inlined
-def _matrix(memory, start, rows, columns):
-    return memory[start : start + rows * columns].reshape(rows, columns)
-
-
-@helper
-def _add(out, added):
-    for r in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[r, j] += added[r, j]
-
-
-@helper
-def _activate(out, bias, tanh):
-    """Adds the bias to a hidden layer's matrix product (b, o) and applies the activation, in place."""
-    for r in range(out.shape[0]):
-        row = out[r]
-        if tanh:
-            for j in range(len(row)):
-                row[j] = _tanh(row[j] + bias[j])
-        else:
-            for j in range(len(row)):
-                value = row[j] + bias[j]
-                row[j] = value if not value <= 0 else _ZERO  # keeps NaN
-
-
-@helper
-def _activate_backward(grad, activated, bias_grad, tanh):
-    """Multiplies a gradient (b, o) by the activation's derivative, in place, and sums it over rows into bias_grad."""
-    bias_grad[:] = 0
-    for r in range(grad.shape[0]):
-        row, values = grad[r], activated[r]
-        if tanh:
-            for j in range(len(row)):
-                row[j] *= _ONE - values[j] * values[j]
-                bias_grad[j] += row[j]
-        else:
-            for j in range(len(row)):
-                row[j] = _ZERO if values[j] <= 0 else row[j]
-                bias_grad[j] += row[j]
 
 
 @helper
@@ -374,9 +245,9 @@ def _residual(out, bias, x, rows, scale, precision, sums, bias_grad):
         row, truth = out[r], x[rows[r]]
         for j in range(len(row)):
             observed = truth[j] == truth[j]
-            error = row[j] + bias[j] - truth[j] if observed else _ZERO
+            error = row[j] + bias[j] - truth[j] if observed else ZERO
             squares[j] += error * error
-            counts[j] += _ONE if observed else _ZERO
+            counts[j] += ONE if observed else ZERO
             row[j] = error * scale * precision[j]
             bias_grad[j] += row[j]
 
@@ -384,13 +255,13 @@ def _residual(out, bias, x, rows, scale, precision, sums, bias_grad):
 @helper
 def _observation_noise(raw, obs_log_var, precision):
     """Computes log variances and precisions (d,) from raw parameters; see observation_noise.log_variance."""
-    mean = _ZERO
+    mean = ZERO
     for j in range(len(raw)):
-        obs_log_var[j] = _BOUND * _tanh(raw[j] / _BOUND)
+        obs_log_var[j] = _BOUND * tanh(raw[j] / _BOUND)
         mean += obs_log_var[j] / len(raw)
     for j in range(len(raw)):
         obs_log_var[j] -= mean
-        precision[j] = _exp(-obs_log_var[j])
+        precision[j] = exp(-obs_log_var[j])
 
 
 @helper
@@ -398,13 +269,13 @@ def _noise_backward(raw, obs_log_var, precision, sums, kl_weight, normaliser, gr
     """Writes the loss gradient of the raw noise parameters (d,); returns the loss part of objective.noise_gradient."""
     loss, mean = 0.0, 0.0
     for j in range(len(raw)):
-        error, spread = sums.squares[j] * precision[j], _HALF * kl_weight * sums.counts[j]
+        error, spread = sums.squares[j] * precision[j], HALF * kl_weight * sums.counts[j]
         loss += error + spread * obs_log_var[j]
         grad[j] = (spread - error) / normaliser
         mean += grad[j] / len(raw)
     for j in range(len(raw)):
-        bounded = _tanh(raw[j] / _BOUND)
-        grad[j] = (grad[j] - mean) * (_ONE - bounded * bounded)
+        bounded = tanh(raw[j] / _BOUND)
+        grad[j] = (grad[j] - mean) * (ONE - bounded * bounded)
     return loss
 
 
@@ -416,7 +287,7 @@ def _sample(rows, index, eps, eps_index, z):
         out, params, draws = z[r], rows.params[index[r]], eps[eps_index[r]]
         if rows.learned:
             for j in range(k):
-                out[j] = params[j] + _exp(_HALF * params[k + j]) * draws[j]
+                out[j] = params[j] + exp(HALF * params[k + j]) * draws[j]
         else:
             for j in range(k):
                 out[j] = params[j] + std * draws[j]
@@ -440,9 +311,9 @@ def _step_rows(rows, index, z, grad_z, kl_weight, prior, adam):
             row_divergence += params[j] * params[j]
         if rows.learned:
             for j in range(k):
-                variance, deviation = _exp(params[k + j]), draws[j] - params[j]
-                grad[k + j] = _HALF * ((variance * prior.precision[j] - _ONE) * weight + slope[j] * deviation)
-                row_divergence += variance - _ONE - params[k + j]
+                variance, deviation = exp(params[k + j]), draws[j] - params[j]
+                grad[k + j] = HALF * ((variance * prior.precision[j] - ONE) * weight + slope[j] * deviation)
+                row_divergence += variance - ONE - params[k + j]
         divergence += float(row_divergence)
         _adam(params, grad, rows.first[index[r]], rows.second[index[r]], adam)
     return 0.5 * divergence
@@ -464,36 +335,6 @@ def _adam(parameters, grad, first, second, step):
     lr, correction, keep, l2 = step
     for j in range(len(parameters)):
         slope = grad[j] + l2 * parameters[j]
-        first[j] += (slope - first[j]) * (_ONE - _BETA1)
-        second[j] = _BETA2 * second[j] + (_ONE - _BETA2) * slope * slope
+        first[j] += (slope - first[j]) * (ONE - _BETA1)
+        second[j] = _BETA2 * second[j] + (ONE - _BETA2) * slope * slope
         parameters[j] = keep * parameters[j] - lr * (first[j] / (np.sqrt(second[j]) * correction + _EPS))
-
-
-@inlined
-def _exp(x):
-    """Returns exp(x) without a branch, so that loops over it are vectorised; constant beyond ±80."""
-    power, rest = _split_exp(min(max(x, -_EXP_MAX), _EXP_MAX))
-    return power * rest + power
-
-
-@inlined
-def _tanh(x):
-    """Returns tanh(x) = e / (e + 2) with e = exp(2x) - 1."""
-    power, rest = _split_exp(_TWO * min(max(x, -_TANH_MAX), _TANH_MAX))
-    e = power * rest + (power - _ONE)
-    return e / (e + _TWO)
-
-
-@inlined
-def _split_exp(x):
-    """Returns 2ⁿ and exp(r) - 1 where x = n log 2 + r: the first from its bits, the second by its Taylor series."""
-    n = np.floor(x * _LOG2_E + _HALF)
-    r = x - n * _LN_2
-    series = np.float32(1 / 5040)
-    series = series * r + np.float32(1 / 720)
-    series = series * r + np.float32(1 / 120)
-    series = series * r + np.float32(1 / 24)
-    series = series * r + np.float32(1 / 6)
-    series = series * r + _HALF
-    series = series * r + _ONE
-    return np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32), series * r

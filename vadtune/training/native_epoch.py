@@ -20,7 +20,7 @@ from vadtune.models.objective import Prior
 from vadtune.training.batches import Epoch
 
 if TYPE_CHECKING:  # imports Numba
-    from vadtune.native.decoder_kernels import Shape
+    from vadtune.native.decoder_passes import Shape
 
 
 def train_epoch(
@@ -121,7 +121,7 @@ def fit_rows(
 
 
 def _shape(family: Family) -> Shape:
-    from vadtune.native.decoder_kernels import Shape
+    from vadtune.native.decoder_passes import Shape
 
     architecture, sizes = family.architecture, np.array(family.networks["decoder"].sizes)
     return Shape(sizes, architecture.activation == "tanh", architecture.skip, architecture.noise == "learned")
