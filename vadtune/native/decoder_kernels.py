@@ -35,7 +35,8 @@ from vadtune.native.decoder_passes import (
 
 BLOCK = 128
 """Rows that ``fit_rows`` fits together; small enough to stay in the cache."""
-_BETA1, _BETA2, _EPS = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+_BETA2, _EPS = np.float32(0.999), np.float32(1e-8)
+_GAIN1, _GAIN2 = np.float32(1 - 0.9), np.float32(1 - 0.999)  # rounded after the subtraction
 _BOUND = np.float32(4.0)  # of models/observation_noise.py
 
 
@@ -335,6 +336,6 @@ def _adam(parameters, grad, first, second, step):
     lr, correction, keep, l2 = step
     for j in range(len(parameters)):
         slope = grad[j] + l2 * parameters[j]
-        first[j] += (slope - first[j]) * (ONE - _BETA1)
-        second[j] = _BETA2 * second[j] + (ONE - _BETA2) * slope * slope
+        first[j] += (slope - first[j]) * _GAIN1
+        second[j] = _BETA2 * second[j] + _GAIN2 * slope * slope
         parameters[j] = keep * parameters[j] - lr * (first[j] / (np.sqrt(second[j]) * correction + _EPS))
