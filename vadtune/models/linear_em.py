@@ -288,7 +288,6 @@ def _maximisation(decoder: LinearDecoder, moments: _Moments, n: int, kl_weight: 
 def _noise_log_variances(error: Tensor, counts: Tensor, kl_weight: float, ridge: float) -> Tensor:
     """Returns the log variances (d,) of mean 0 that minimise the loss for given expected squared errors (d,).
 
-
         v_f = (error_f + ridge kl_weight / 2) / ((count_f + ridge) kl_weight / 2 + m)
 
     where m, found by bisection, makes the mean of their logarithms 0.

@@ -110,7 +110,6 @@ def noise_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Returns Σ_observed ((x − x̂)² / v_f + kl_weight / 2 · log v_f), (p,), and the loss gradient of log v, (p, 1, d).
 
-
         ∂loss / ∂log v_f = Σ_observed (kl_weight / 2 − (x − x̂)² / v_f) / normaliser
 
     Args:

@@ -118,6 +118,7 @@ def decode_backward(weights, grad, shape, buffers, b):
 
 @inlined
 def matrix(memory, start, rows, columns):
+    """Returns a matrix view of flat memory."""
     return memory[start : start + rows * columns].reshape(rows, columns)
 
 
@@ -160,14 +161,14 @@ def _activate_backward(grad, activated, bias_grad, is_tanh):
 
 @inlined
 def exp(x):
-    """Returns exp(x) without a branch, so that loops over it are vectorised; constant beyond ±80."""
+    """Computes the exponential without a branch, so that loops over it are vectorised; constant beyond ±80."""
     power, rest = _split_exp(min(max(x, -_EXP_MAX), _EXP_MAX))
     return power * rest + power
 
 
 @inlined
 def tanh(x):
-    """Returns tanh(x) = e / (e + 2) with e = exp(2x) - 1."""
+    """Computes the hyperbolic tangent as e / (e + 2) with e = exp(2x) - 1."""
     power, rest = _split_exp(TWO * min(max(x, -_TANH_MAX), _TANH_MAX))
     e = power * rest + (power - ONE)
     return e / (e + TWO)
