@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import MaskedRows
@@ -75,7 +77,11 @@ def device_limits(device: str) -> tuple[float, float]:
     target = torch.empty_like(large)
     square = torch.randn(8192, 8192, device=device)
     rates = []
-    for work, amount in ((lambda: target.copy_(large), 2 * 4 * 2**28), (lambda: square @ square, 2 * 8192**3)):
+    works: list[tuple[Callable[[], Tensor], int]] = [
+        (lambda: target.copy_(large), 2 * 4 * 2**28),
+        (lambda: square @ square, 2 * 8192**3),
+    ]
+    for work, amount in works:
         work()
         torch.cuda.synchronize()
         start = time.perf_counter()

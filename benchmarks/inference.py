@@ -64,13 +64,13 @@ def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
         log_var = torch.full_like(mean, -2.0).requires_grad_()
         adam = torch.optim.Adam([mean, log_var], lr=1e-3)
         for _ in range(500):
-            for rows in torch.randperm(len(x)).split(256):
+            for rows in torch.split(torch.randperm(len(x)), 256):
                 z = mean[rows] + torch.exp(0.5 * log_var[rows]) * torch.randn_like(mean[rows])
                 error = ((decode(z) - x[rows]) ** 2 * observed[rows]).sum()
                 kl = -0.5 * (1 + log_var[rows] - mean[rows] ** 2 - log_var[rows].exp()).sum()
                 loss = (error + model.config.train.kl_weight * kl) / observed[rows].sum()
                 adam.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 adam.step()
         with torch.no_grad():
             found.append(decode(mean).numpy())

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +43,14 @@ class PlainLoop:
         self.net = nn.Sequential(*hidden, nn.Linear(sizes[-1], x.shape[1]))
         self.mean = torch.zeros(len(x), LATENT, requires_grad=True)
         self.log_var = torch.full((len(x), LATENT), -2.0, requires_grad=True)
-        rows = {"params": [self.mean, self.log_var], "lr": 1e-2}
-        self.adam = torch.optim.Adam([{"params": self.net.parameters()}, rows], lr=1e-3)
+        rows: dict[str, Any] = {"params": [self.mean, self.log_var], "lr": 1e-2}
+        self.adam = torch.optim.Adam([{"params": list(self.net.parameters())}, rows], lr=1e-3)
 
     def run(self, steps: int) -> float:
         """Returns seconds per step."""
         start, done = time.process_time(), 0
         while done < steps:
-            for rows in torch.randperm(len(self.x)).split(self.batch):
+            for rows in torch.split(torch.randperm(len(self.x)), self.batch):
                 mean, log_var = self.mean[rows], self.log_var[rows]
                 z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
                 error = ((self.net(z) - self.x[rows]) ** 2 * self.mask[rows]).sum()
