@@ -4,9 +4,9 @@
 
 64 configurations (decoder 50-100-100-784, learned posteriors, batch 128, half of the cells missing) train for some
 epochs, in packs of each size. Needs only torch, numpy and pydantic. The last line is the ratio of packs of 64 to one at
-a time. Beside each size stands the share of the device's memory bandwidth and matrix rate, both measured here, that its
-steps come to: a step's least traffic is its weights with moments and gradients, its least arithmetic its products. Then
-come 64 configurations of 16 widths: those of equal widths together, and all in one padded pack.
+a time. For each size the table gives the share of the device's measured memory bandwidth and matrix rate that a step
+uses, counting weights with moments and gradients as traffic and matrix products as arithmetic. Then come 64
+configurations of 16 widths: those of equal widths together, and all in one padded pack.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import MaskedRows
@@ -47,12 +49,12 @@ def seconds_of_widths(train: MaskedRows, epochs: int, device: str, *, pad: bool)
     """Returns seconds per epoch of one of 64 configurations of 16 widths, and how many packs these make."""
     packs: list[Population] = []
     for index in range(CONFIGS):
-        one = config(index, LATENT - 10 * (index % 4), HIDDEN - 10 * (index // 4 % 4))
-        home = next((pack for pack in packs if pack.has_room_for(one)), None)
-        if home is None:
-            packs.append(Population([one], train, device, pad=pad))
+        widths = LATENT - 10 * (index % 4), HIDDEN - 10 * (index // 4 % 4)
+        pack = next((pack for pack in packs if pack.has_room_for(config(index, *widths))), None)
+        if pack is None:
+            packs.append(Population([config(index, *widths)], train, device, pad=pad))
         else:
-            home.join(one)
+            pack.join(config(index, *widths))
     return _seconds(packs, epochs) / CONFIGS, len(packs)
 
 
@@ -72,10 +74,14 @@ def _seconds(packs: list[Population], epochs: int) -> float:
 def device_limits(device: str) -> tuple[float, float]:
     """Returns bytes per second of a copy and float32 operations per second of a matrix product."""
     large = torch.empty(2**28, device=device)
-    other = torch.empty_like(large)
+    target = torch.empty_like(large)
     square = torch.randn(8192, 8192, device=device)
     rates = []
-    for work, amount in ((lambda: other.copy_(large), 2 * 4 * 2**28), (lambda: square @ square, 2 * 8192**3)):
+    works: list[tuple[Callable[[], Tensor], int]] = [
+        (lambda: target.copy_(large), 2 * 4 * 2**28),
+        (lambda: square @ square, 2 * 8192**3),
+    ]
+    for work, amount in works:
         work()
         torch.cuda.synchronize()
         start = time.perf_counter()

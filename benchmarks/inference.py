@@ -46,7 +46,7 @@ def trained() -> tuple[FittedModel, list[MaskedRows], np.ndarray]:
 
 
 def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
-    """The published code's way, with the model's own decoder."""
+    """Returns reconstructions by the published code's loop, with the decoder of ``model``."""
     family = build_family(Architecture.of(model.config.model, parts[0].x.shape[1]))
     layers = [(layer.weight[0], layer.bias[0]) for layer in family.layers(model.weights[None])["decoder"]]
 
@@ -64,13 +64,13 @@ def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
         log_var = torch.full_like(mean, -2.0).requires_grad_()
         adam = torch.optim.Adam([mean, log_var], lr=1e-3)
         for _ in range(500):
-            for rows in torch.randperm(len(x)).split(256):
+            for rows in torch.split(torch.randperm(len(x)), 256):
                 z = mean[rows] + torch.exp(0.5 * log_var[rows]) * torch.randn_like(mean[rows])
                 error = ((decode(z) - x[rows]) ** 2 * observed[rows]).sum()
                 kl = -0.5 * (1 + log_var[rows] - mean[rows] ** 2 - log_var[rows].exp()).sum()
                 loss = (error + model.config.train.kl_weight * kl) / observed[rows].sum()
                 adam.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 adam.step()
         with torch.no_grad():
             found.append(decode(mean).numpy())
@@ -78,7 +78,7 @@ def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
 
 
 def ours(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
-    """All ratios and rows in one call."""
+    """Returns reconstructions of all ratios and rows by one call of vadtune."""
     stacked = MaskedRows(np.concatenate([part.x for part in parts]), np.concatenate([part.mask for part in parts]))
     return np.split(reconstruct([model], stacked)[0], len(parts))
 
@@ -99,9 +99,9 @@ def main() -> None:
             found[name] = infer(model, parts)
             times[name].append(time.perf_counter() - start)
     print("ratio   masked MSE plain, vadtune   RMSE missing plain, vadtune")
-    for ratio, part, one, other in zip(RATIOS, parts, found["plain"], found["vadtune"], strict=True):
-        observed = [score(x_hat, truth, part.mask).rmse ** 2 for x_hat in (one, other)]
-        missing = [score(x_hat, truth, ~part.mask).rmse for x_hat in (one, other)]
+    for ratio, part, *x_hats in zip(RATIOS, parts, found["plain"], found["vadtune"], strict=True):
+        observed = [score(x_hat, truth, part.mask).rmse ** 2 for x_hat in x_hats]
+        missing = [score(x_hat, truth, ~part.mask).rmse for x_hat in x_hats]
         worse = "" if observed[1] <= observed[0] and missing[1] <= missing[0] else "   worse here"
         print(f"{ratio:5} {observed[0]:16.5f} {observed[1]:10.5f} {missing[0]:16.3f} {missing[1]:10.3f}{worse}")
     for name, seconds in times.items():

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from vadtune import native
 from vadtune.config import schema as config_module
 from vadtune.core.errors import ConfigError
 from vadtune.models import MODELS, Architecture, build_family
 from vadtune.models.heads import HEADS
-from vadtune.models.networks import ACTIVATIONS, MLP, side_by_side
-from vadtune.models.noise import log_variance_backward
-from vadtune.models.objective import Posterior, Prior, draw, noise_gradient, posterior_gradients, reconstruction
+from vadtune.models.networks import ACTIVATIONS, MLP, per_member_activation
+from vadtune.models.objective import Posterior, Prior, noise_gradient, posterior_gradients, reconstruction, sample
 from vadtune.models.objective import kl_divergence as our_kl
+from vadtune.models.observation_noise import log_variance_backward
 from vadtune.models.vad import LATENT_INITS
 from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES, SGD, Adam, AdamW, Plateau
 
@@ -50,16 +51,19 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("sizes", [(4, 7), (4, 6, 7), (4, 6, 6, 7)])
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("workspace", [False, True])
+# Every activation with and without all that may follow or precede it; each of these alone; every depth.
+PERCEPTRONS = [
+    *[(activation, (4, 6, 6, 7), dressed, dressed, dressed) for activation in ACTIVATIONS for dressed in (False, True)],
+    *[("tanh", (4, 6, 7), norm, skip, dropout) for norm, skip, dropout in ((1, 0, 0), (0, 1, 0), (0, 0, 1))],
+    *[("relu", (4, 7), False, skip, False) for skip in (False, True)],
+]
+
+
+@pytest.mark.parametrize(("activation", "sizes", "layer_norm", "skip", "dropout"), PERCEPTRONS)
 def test_gradients_of_a_perceptron_are_those_of_autograd(
-    sizes: tuple[int, ...], activation: str, layer_norm: bool, skip: bool, dropout: bool, workspace: bool
+    activation: str, sizes: tuple[int, ...], layer_norm: bool, skip: bool, dropout: bool
 ) -> None:
-    mlp = MLP(sizes, ACTIVATIONS[activation], layer_norm, skip)
+    mlp = MLP(sizes, ACTIVATIONS[activation], bool(layer_norm), bool(skip))
     flat = randn(P, mlp.n_parameters, seed=1).requires_grad_()
     x = randn(P, B, sizes[0], seed=2).requires_grad_()
     upstream = randn(P, B, sizes[-1], seed=3)
@@ -77,13 +81,13 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
 
     with torch.no_grad():
         grad = torch.full_like(flat, torch.nan)  # every entry must be written
-        layers, memory = mlp.layers(flat), mlp.workspace(P, B, flat) if workspace else None
-        output, tape = mlp.forward(layers, x, memory, factors)
+        layers = mlp.layers(flat)
+        output, tape = mlp.forward(layers, x, factors)
         torch.testing.assert_close(output, h.detach())
-        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
+        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad))
         frozen = torch.full((P, B, 2 * sizes[0]), torch.nan, dtype=x.dtype)[..., : sizes[0]]
-        tape = mlp.forward(layers, x, memory, factors)[1]
-        mlp.backward(layers, tape, upstream, None, memory, to_input=frozen)
+        tape = mlp.forward(layers, x, factors)[1]
+        mlp.backward(layers, tape, upstream, None, grad_input=frozen)
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
     torch.testing.assert_close(frozen, want_x)
@@ -93,22 +97,19 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
     "names", [("relu", "tanh", "tanh"), ("linear", "gelu", "relu"), ("silu", "tanh", "gelu")], ids="-".join
 )
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("workspace", [False, True])
-def test_activations_side_by_side_are_each_member_s_own(
-    names: tuple[str, ...], layer_norm: bool, workspace: bool
-) -> None:
+def test_activations_side_by_side_are_each_member_s_own(names: tuple[str, ...], layer_norm: bool) -> None:
     """Output and gradients, against every member alone."""
     sizes = (4, 6, 6, 7)
-    mlp = MLP(sizes, side_by_side(names), layer_norm)
+    mlp = MLP(sizes, per_member_activation(names), layer_norm)
     flat, x = randn(len(names), mlp.n_parameters, seed=1), randn(len(names), B, 4, seed=2)
     upstream = randn(len(names), B, 7, seed=3)
 
     def passes(mlp: MLP, own: slice) -> tuple[Tensor, ...]:
         grad = torch.full_like(flat[own], torch.nan)
-        layers, memory = mlp.layers(flat[own]), mlp.workspace(len(flat[own]), B, flat) if workspace else None
-        output, tape = mlp.forward(layers, x[own], memory)
+        layers = mlp.layers(flat[own])
+        output, tape = mlp.forward(layers, x[own])
         output = output.clone()
-        return output, mlp.backward(layers, tape, upstream[own].clone(), mlp.layers(grad), memory).clone(), grad
+        return output, mlp.backward(layers, tape, upstream[own].clone(), mlp.layers(grad)).clone(), grad
 
     together = passes(mlp, slice(None))
     for i, name in enumerate(names):
@@ -119,7 +120,7 @@ def test_activations_side_by_side_are_each_member_s_own(
 
 def test_one_activation_side_by_side_is_itself() -> None:
     for name, activation in ACTIVATIONS.items():
-        assert side_by_side([name] * 3) is activation
+        assert per_member_activation([name] * 3) is activation
 
 
 def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:
@@ -145,10 +146,10 @@ def test_a_projection_is_the_picture_of_its_points_and_its_gradients_are_those_o
     want_flat, want_x = torch.autograd.grad((picture * upstream).sum(), [flat, x])
 
     with torch.no_grad():
-        grad, layers, memory = torch.full_like(flat, torch.nan), mlp.layers(flat), mlp.workspace(P, B, flat)
-        output, tape = mlp.forward(layers, x, memory)
+        grad, layers = torch.full_like(flat, torch.nan), mlp.layers(flat)
+        output, tape = mlp.forward(layers, x)
         torch.testing.assert_close(output, picture.detach())
-        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad), memory)
+        grad_x = mlp.backward(layers, tape, upstream, mlp.layers(grad))
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
 
@@ -187,9 +188,8 @@ def test_kl_is_that_of_torch_distributions(learned: bool) -> None:
 @pytest.mark.parametrize("posterior_kind", ["learned", "fixed", "none"])
 @pytest.mark.parametrize("family_name", MODELS)
 @pytest.mark.parametrize("noise_kind", config_module.NOISES)
-@pytest.mark.parametrize("workspace", [False, True])
 def test_gradients_of_the_objective_are_those_of_autograd(
-    family_name: str, posterior_kind: str, noise_kind: str, workspace: bool
+    family_name: str, posterior_kind: str, noise_kind: str
 ) -> None:
     family = build_family(Architecture(family_name, D, K, 6, 1, "tanh", posterior_kind, noise=noise_kind))
     flat = randn(P, family.n_parameters, seed=1).requires_grad_()
@@ -205,8 +205,8 @@ def test_gradients_of_the_objective_are_those_of_autograd(
     x_hat = family.decode(networks, posterior.mean + std * noise)
     squared_error = ((x_hat - x).square() * mask).sum((1, 2))
     # The likelihood spelt out by torch: noise of variance kl_weight / 2 · v_f, constants and scale taken off.
-    log_noise = family.log_noise(networks)
-    scale = (0.5 * kl_weight * (torch.ones(P, 1, D) if log_noise is None else log_noise.exp())).sqrt()
+    obs_log_var = family.obs_log_var(networks)
+    scale = (0.5 * kl_weight * (torch.ones(P, 1, D) if obs_log_var is None else obs_log_var.exp())).sqrt()
     constant = Normal(0.0, (0.5 * kl_weight).sqrt()).log_prob(torch.zeros(()))
     likelihood = ((constant - Normal(x_hat, scale).log_prob(x)) * mask).sum((1, 2)) * kl_weight.flatten()
     loss = likelihood + kl_weight.flatten() * our_kl(posterior).sum(1)
@@ -215,30 +215,29 @@ def test_gradients_of_the_objective_are_those_of_autograd(
 
     with torch.no_grad():
         grad, normaliser = torch.full_like(flat, torch.nan), mask.sum()
-        networks, into = family.layers(flat), family.layers(grad)
-        decoder, log_noise = family.networks["decoder"], family.log_noise(networks)
+        networks, grads_out = family.layers(flat), family.layers(grad)
+        decoder, obs_log_var = family.networks["decoder"], family.obs_log_var(networks)
         posterior_params, tape = family.encode(networks, x, mask) if rows is None else (rows, None)
         posterior = family.posterior(posterior_params, log_var)
-        z, deviation = draw(posterior, noise)
+        z, deviation = sample(posterior, noise)
         residual, grad_z = reconstruction(
             decoder,
             networks["decoder"],
             z,
             x,
             mask * (2 / normaliser),
-            into=into["decoder"],
-            workspace=decoder.workspace(P, B, flat) if workspace else None,
-            log_noise=log_noise,
+            grads_out=grads_out["decoder"],
+            obs_log_var=obs_log_var,
         )
-        if log_noise is not None:
-            weighted, grad_noise = noise_gradient(log_noise, residual, mask * (2 / normaliser), normaliser, kl_weight)
-            log_variance_backward(networks["noise"], grad_noise, into["noise"])
+        if obs_log_var is not None:
+            weighted, grad_noise = noise_gradient(obs_log_var, residual, mask * (2 / normaliser), normaliser, kl_weight)
+            log_variance_backward(networks["noise"], grad_noise, grads_out["noise"])
             torch.testing.assert_close(weighted, likelihood.detach())
         torch.testing.assert_close((residual.square().sum((1, 2)) * (normaliser / 2) ** 2), squared_error)
         learned = posterior_kind == "learned"
         ours = posterior_gradients(posterior, grad_z, deviation, kl_weight / normaliser, learned=learned)
         if rows is None:
-            family.encode_backward(networks, tape, ours, into)
+            family.encode_backward(networks, tape, ours, grads_out)
         else:
             torch.testing.assert_close(ours, want[1])
     torch.testing.assert_close(grad, want[0])
@@ -253,17 +252,20 @@ def test_gradients_of_the_objective_are_those_of_autograd(
         pytest.param(ROW_OPTIMISERS["sgd"], torch.optim.SGD, id="sgd-rows"),
     ],
 )
-def test_an_optimiser_is_torchs_with_each_members_hyperparameters(ours: Any, torchs: Any) -> None:
+def test_an_optimiser_is_torchs_with_each_members_hyperparameters(
+    ours: Any, torchs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, lr, decay = randn(P, 6).float(), [0.1, 0.01, 0.3], [0.0, 0.5, 0.1]
     theirs = [row.clone().requires_grad_() for row in start]
     optimisers = [torchs([row], lr=lr[i], weight_decay=decay[i]) for i, row in enumerate(theirs)]
     on_cpu, elsewhere = start.clone(), start.clone()
     grad = torch.empty_like(start)
     both = [ours(parameter, grad, torch.zeros(2, P, 6), decay) for parameter in (on_cpu, elsewhere)]
-    both[1]._fused = False  # as on a GPU
     taken, rates = np.arange(5)[:, None].repeat(P, axis=1), np.tile(lr, (5, 1))
     members = (slice(0, 2), slice(2, 3))
-    steps = [one.steps(some, taken[:, some], rates[:, some]) for one in both for some in members]
+    steps = [both[0].steps(some, taken[:, some], rates[:, some]) for some in members]
+    monkeypatch.setattr(native, "is_available", lambda: False)  # elementwise operations, as on a GPU
+    steps += [both[1].steps(some, taken[:, some], rates[:, some]) for some in members]
     for step in range(5):
         grad.copy_(randn(P, 6, seed=step + 1))
         for i, optimiser in enumerate(optimisers):

@@ -78,8 +78,13 @@ def test_a_unit_without_weights_gives_nothing(name: str) -> None:
     assert ACTIVATIONS[name].forward(torch.zeros(1)) == 0
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("kind", KINDS)
+# Members at different epochs, with what has draws or activations of its own.
+PADDED = [(kind, False) for kind in KINDS] + [
+    (kind, True) for kind in ("learned", "noise", "dressed", "all-activations")
+]
+
+
+@pytest.mark.parametrize(("kind", "mixed"), PADDED)
 def test_padded_equals_alone(kind: str, mixed: bool, iris: IncompleteDataset) -> None:
     configs = [narrow(index, KINDS[kind], epochs=20) for index in range(4)]
     population = Population(configs, iris.train, pad=True)
@@ -103,8 +108,7 @@ def test_padded_equals_alone(kind: str, mixed: bool, iris: IncompleteDataset) ->
                 assert scores[member][name] == pytest.approx(value, rel=1e-3), name
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize(("optimiser", "schedule"), [*zip(OPTIMISERS, SCHEDULES, strict=True)])
 def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDataset) -> None:
     """Bit for bit, with its moments, whatever the optimiser; and each optimiser trains as it does alone."""
     model = {"layers": 2, "activation": [*ACTIVATIONS]}
@@ -128,8 +132,8 @@ def test_padding_stays_nothing(optimiser: str, schedule: str, iris: IncompleteDa
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["groups", "mixed"])
-@pytest.mark.parametrize("kind", ["learned", "fixed", "dressed", "activations", "all-activations"])
-@settings(max_examples=8, deadline=None)
+@pytest.mark.parametrize("kind", ["learned", "dressed", "all-activations"])
+@settings(max_examples=5, deadline=None)
 @given(moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "return"]), st.integers(0, 9)), max_size=8))
 def test_neighbours_of_any_width_may_come_and_go(
     kind: str, mixed: bool, iris: IncompleteDataset, moves: list[tuple[str, int]]

@@ -26,7 +26,7 @@ from vadtune.search.trials.packing import Pack
 from vadtune.search.trials.placement import pack_size, trained_one_by_one
 from vadtune.search.trials.trainable import TrainTrial
 from vadtune.search.trials.trial_runner import MODEL
-from vadtune.training import native_epoch as machine_code
+from vadtune import native
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
 
@@ -252,7 +252,7 @@ def test_what_is_trained_one_by_one_is_known_without_pytorch(
     except ValidationError:
         pytest.skip("no such configuration")
     architecture = Architecture.of(config.model, 4)
-    by_machine_code = machine_code.supports_training(config)
+    by_machine_code = native.supports_training(config)
     assert trained_one_by_one(config) == (architecture.closed_form or by_machine_code)
 
 

@@ -45,7 +45,7 @@ def test_processes_give_what_one_process_gives(iris: IncompleteDataset, monkeypa
     fits = [Fit(config, 4) for config in CONFIGS]
     here = train_fits(fits, iris.train)
     crossed_here = cross_fit(fits, iris.train)
-    monkeypatch.setattr("vadtune.training.refit._ALONE_STEPS", 0)
+    monkeypatch.setattr("vadtune.training.refit._IN_PROCESS_STEPS", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     with Trainer(iris.train) as trainer:  # one after the other in the same processes
         crossed_there = trainer.cross_fit(fits, len(iris.train.x), HoldoutConfig(), seed=0)

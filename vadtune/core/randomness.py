@@ -1,4 +1,4 @@
-"""Derived randomness: every draw comes from a generator seeded by (seed, purpose, index), none is carried along."""
+"""Derived randomness: every draw comes from a generator seeded by (seed, purpose, index), so no state is stored."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Purpose(IntEnum):
 
 
 def derived_generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
-    """Returns the generator of one purpose at one index (an epoch, say); the same for the same arguments."""
+    """Returns a CPU generator seeded by (seed, purpose, index), the index being an epoch, say."""
     state = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def standard_normal(*shape: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Returns standard normal draws; made on the CPU, so that every device sees the same noise."""
+    """Returns standard normal draws of a shape, drawn on the CPU so that they are the same for every device."""
     return torch.randn(*shape, generator=generator).to(device)

@@ -16,6 +16,7 @@ from vadtune.artifacts.model_folder import MODEL_FILES, load_model, read_manifes
 from vadtune.config.schema import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
+from vadtune.core.threads import one_thread
 from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
 from vadtune.ensemble.candidates import (
     MOST_CANDIDATES,
@@ -39,7 +40,6 @@ from vadtune.ensemble.manifest import (
 )
 from vadtune.ensemble.model_average import REFIT, SEEN_TEST_MASK
 from vadtune.ensemble.selection import weighted_sum
-from vadtune.models.products import one_thread
 from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
 from vadtune.tracking.queries import ENSEMBLE_TAG
 from vadtune.training.inference import FittedModel

@@ -1,4 +1,8 @@
-"""Model families. To add one: a file with a Family here, one line in MODELS, its name in config.FAMILIES, one YAML."""
+"""Model families (vad, vae), their networks, the objective, linear decoders in closed form, and width padding.
+
+May import native, config, data, tables and core. To add a family: a file with a Family, one line in MODELS, its name in
+the FAMILIES of the configuration's schema, and a search file.
+"""
 
 from vadtune.models.family import Architecture, Family, Networks
 from vadtune.models.vad import VAD
@@ -8,7 +12,7 @@ MODELS: dict[str, type[Family]] = {"vad": VAD, "vae": VAE}
 
 
 def build_family(architecture: Architecture) -> Family:
-    """Returns the family an architecture names."""
+    """Returns the model family of an architecture."""
     return MODELS[architecture.family](architecture)
 
 

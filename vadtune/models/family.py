@@ -1,8 +1,10 @@
-"""What every model family shares: an architecture, the decoder, and the small interface a family fills in.
+"""Base class of the model families, and the architecture that fixes a model's shapes.
 
-A row's *posterior parameters* are the mean of its approximate posterior, followed by the log variance when that is
-learned. Families differ only in where those of a train row come from: a table of free parameters (VAD) or an
-encoder (VAE).
+The posterior parameters of a row are the mean of its approximate posterior, followed by the log variance where that is
+learned. Families differ in where those of a train row come from: a table of free parameters (VAD) or an encoder (VAE).
+
+Shape comments: p members, n rows, b batch rows, d features, k latent dims, s posterior parameters, M network
+parameters.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from torch import Tensor
 from vadtune.config.schema import ModelConfig, is_closed_form
 from vadtune.core.errors import ConfigError
 from vadtune.models.heads import HEADS
-from vadtune.models.linear import Linear
+from vadtune.models.linear_em import LinearDecoder
 from vadtune.models.networks import ACTIVATIONS, MLP, Layer
-from vadtune.models.noise import FeatureNoise, log_variance, parameters_of
 from vadtune.models.objective import Posterior
+from vadtune.models.observation_noise import FeatureNoise, log_variance, parameters_of
 
 Networks = dict[str, list[Layer]]
-_INITIAL_LOG_VAR = -2.0  # of a learned posterior; small enough for the means to be told apart from the first step on
+_INITIAL_LOG_VAR = (
+    -2.0
+)  # of a learned posterior; small enough for draws of different rows to differ from the first step on
 
 
 class Architecture(NamedTuple):
-    """All that fixes the shapes of a model: configurations that agree in it can train as one population.
+    """Everything that fixes the shapes of a model: configurations with equal architectures can share a population.
 
     Attributes:
         family: A name of MODELS.
@@ -37,8 +41,8 @@ class Architecture(NamedTuple):
         activation: A name of ACTIVATIONS; "" without hidden layers.
         posterior: learned, fixed or none.
         layer_norm: Whether hidden layers are normalised; False without hidden layers.
-        head: What the decoder's last layer gives, a name of HEADS.
-        skip: Whether the decoder has a linear map beside its hidden layers; False without hidden layers.
+        head: Output head of the decoder, a name of HEADS.
+        skip: Whether the decoder adds a linear map of the latents; False without hidden layers.
         noise: fixed (one variance of all features) or learned (one of each).
     """
 
@@ -56,7 +60,7 @@ class Architecture(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig, features: int) -> Architecture:
-        """Returns the architecture a configuration describes, for data of this many columns.
+        """Returns the architecture of a configuration, for data with this many features.
 
         Raises:
             ConfigError: The head needs another number of columns.
@@ -82,12 +86,12 @@ class Architecture(NamedTuple):
 
     @property
     def closed_form(self) -> bool:
-        """Whether the posteriors are those of linear.py, so that nothing is trained by gradients."""
+        """Whether EM trains the model in closed form (linear_em.py), without gradients."""
         return is_closed_form(self.family, self.layers, self.head, self.posterior)
 
     @property
     def posterior_params(self) -> int:
-        """Number s of posterior parameters of a row; only the mean where the posterior is computed in closed form."""
+        """Number s of posterior parameters of a row; k for models in closed form, whose posteriors are means only."""
         return 2 * self.latent if self.posterior == "learned" and not self.closed_form else self.latent
 
     def mlp(self, inputs: int, outputs: int, *, skip: bool = False) -> MLP:
@@ -101,13 +105,13 @@ class Architecture(NamedTuple):
 
 
 class Family(ABC):
-    """A model family, for one architecture. Holds shapes, no weights.
+    """A model family for one architecture. Holds shapes, no weights.
 
     Attributes:
         architecture: What fixes the shapes.
-        networks: The family's perceptrons by name, in the order their parameters are stored; "decoder" is one of them,
-            and "noise" where that is learned.
-        row_parameters: Free parameters of each train row; 0 when the family has none.
+        networks: Perceptrons by name, in the order their parameters are stored: "decoder", "noise" where that is
+            learned, and the family's.
+        row_parameters: Number of free parameters of each train row; 0 if the family has none.
         amortised: Whether an encoder computes a row's posterior parameters; otherwise they are free parameters.
     """
 
@@ -121,9 +125,9 @@ class Family(ABC):
             self.networks["noise"] = FeatureNoise.over(architecture.features)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
-        """Returns the posterior parameters of a batch (p, b, s), and what ``encode_backward`` needs.
+        """Returns the posterior parameters of a batch (p, b, s), and the tape for ``encode_backward``.
 
-        For amortised families only.
+        Amortised families only.
 
         Args:
             networks: The weights.
@@ -132,9 +136,11 @@ class Family(ABC):
         """
         raise NotImplementedError
 
-    def encode_backward(self, networks: Networks, tape: Any, grad: Tensor, into: Networks) -> None:
-        """Carries the gradient of the posterior_params (p, b, s) back to the weights, written to ``into``. Of amortised
-        families only."""
+    def encode_backward(self, networks: Networks, tape: Any, grad: Tensor, grads_out: Networks) -> None:
+        """Backpropagates the gradient of the posterior parameters (p, b, s) to the weights, written to ``grads_out``.
+
+        Amortised families only.
+        """
         raise NotImplementedError
 
     @property
@@ -143,28 +149,28 @@ class Family(ABC):
         return sum(mlp.n_parameters for mlp in self.networks.values())
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        """Returns network parameters (M,) for one member."""
+        """Returns initial network parameters (M,) of one member."""
         return torch.cat([mlp.initial(generator) for mlp in self.networks.values()])
 
     def initial_rows(self, x: Tensor, mask: Tensor, how: str, generator: torch.Generator) -> Tensor:
-        """Returns initial free parameters of the train rows (n, row_parameters), for one member.
+        """Returns initial free parameters of the train rows (n, row_parameters) of one member.
 
         Args:
             x: (n, d), with 0 in place of missing cells.
             mask: (n, d) float, 1 = observed.
-            how: A name of the family's choices.
-            generator: For random ones.
+            how: ``train.latent_init``.
+            generator: For random starts.
         """
         return x.new_zeros(len(x), 0)
 
     def initial_posterior_params(self, mean: Tensor) -> Tensor:
-        """Returns the parameters (..., s) of posteriors with these means (..., k) and the initial log variance."""
+        """Returns the parameters (..., s) of posteriors with the given means (..., k) and the initial log variance."""
         if self.architecture.posterior_params == self.architecture.latent:
             return mean
         return torch.cat([mean, torch.full_like(mean, _INITIAL_LOG_VAR)], dim=-1)
 
     def layers(self, flat: Tensor) -> Networks:
-        """Returns every network's layers as views of ``flat`` (p, M)."""
+        """Returns the layers of every network as views of ``flat`` (p, M)."""
         networks, start = {}, 0
         for name, mlp in self.networks.items():
             networks[name] = mlp.layers(flat[:, start : start + mlp.n_parameters])
@@ -172,35 +178,29 @@ class Family(ABC):
         return networks
 
     def posterior(self, posterior_params: Tensor, log_var: Tensor) -> Posterior:
-        """Returns the posteriors that posterior_params (p, b, s) describe; ``log_var`` (p, 1, 1) is the fixed one."""
-        if self.architecture.closed_form:
+        """Returns the posteriors with these parameters (p, b, s); ``log_var`` (p, 1, 1) is used where it is fixed."""
+        if self.architecture.closed_form or self.architecture.posterior == "none":
             return Posterior(posterior_params, None)
-        match self.architecture.posterior:
-            case "learned":
-                mean, learned = posterior_params.chunk(2, dim=-1)
-                return Posterior(mean, learned)
-            case "fixed":
-                return Posterior(posterior_params, log_var)
-            case _:
-                return Posterior(posterior_params, None)
+        if self.architecture.posterior == "fixed":
+            return Posterior(posterior_params, log_var)
+        return Posterior(*posterior_params.chunk(2, dim=-1))
 
-    def linear(self, networks: Networks, member: int) -> Linear:
-        """Returns the decoder of one member, in 64 bits. Of exact architectures only."""
-        ((weight, bias, *_),), noise = networks["decoder"], self.log_noise(networks)
-        return Linear(
-            weight[member].double(), bias[member, 0].double(), None if noise is None else noise[member, 0].double()
-        )
+    def linear_decoder(self, networks: Networks, member: int) -> LinearDecoder:
+        """Returns the decoder of one member in float64; architectures in closed form only."""
+        ((weight, bias, *_),), noise = networks["decoder"], self.obs_log_var(networks)
+        log_var = None if noise is None else noise[member, 0].double()
+        return LinearDecoder(weight[member].double(), bias[member, 0].double(), log_var)
 
-    def set_linear(self, networks: Networks, member: int, decoder: Linear) -> None:
-        """Writes the decoder of one member. Of exact architectures only."""
+    def set_linear_decoder(self, networks: Networks, member: int, decoder: LinearDecoder) -> None:
+        """Writes the decoder of one member; architectures in closed form only."""
         (layer,) = networks["decoder"]
         layer.weight[member].copy_(decoder.weight)
         layer.bias[member, 0].copy_(decoder.bias)
-        if decoder.log_noise is not None:
-            networks["noise"][0].bias[member, 0].copy_(parameters_of(decoder.log_noise))
+        if decoder.obs_log_var is not None:
+            networks["noise"][0].bias[member, 0].copy_(parameters_of(decoder.obs_log_var))
 
-    def log_noise(self, networks: Networks) -> Tensor | None:
-        """Returns the log variances (p, 1, d) of the features, relative to their geometric mean; None where equal."""
+    def obs_log_var(self, networks: Networks) -> Tensor | None:
+        """Returns log v, (p, 1, d), of the observation noise (observation_noise.py); None if the noise is common."""
         return log_variance(networks["noise"]) if "noise" in networks else None
 
     def decode(self, networks: Networks, z: Tensor) -> Tensor:

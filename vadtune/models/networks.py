@@ -1,11 +1,11 @@
-"""Multilayer perceptrons for a population: P networks of one architecture, their weights stacked.
+"""Multilayer perceptrons for a population: p networks of one architecture with stacked weights.
 
-Every parameter of a network lies in one flat tensor (P, M), of which the layers are views, so that an optimiser step is
-a handful of operations however many layers there are. The backward pass is written out: these networks are so small
-that automatic differentiation costs as much as the arithmetic.
+All parameters of a network lie in one flat tensor (p, M) and the layers are views of it, so an optimiser step is a
+handful of operations for any number of layers. The backward pass is written out, because automatic differentiation of
+such small networks costs as much as the arithmetic.
 
-A hidden layer is: linear map, layer norm if asked for, activation, dropout in training if asked for. A skip is a linear
-map beside all of them, from the input to the output.
+A hidden layer is a linear map, an optional layer norm, an activation, and optional dropout in training. A skip is a
+linear map from the network's input to its output, added to the rest.
 
 Shape comments: p members, b rows, i inputs, o outputs, M parameters of one member.
 """
@@ -21,20 +21,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.models.products import product
-
 _aten = torch.ops.aten
-_NORM_EPS = 1e-5  # added to the variance, as in PyTorch's own layer norm
+_NORM_EPS = 1e-5  # added to the variance, as in PyTorch's layer norm
 
 
 class Activation(NamedTuple):
     """An elementwise function with its derivative.
 
     Attributes:
-        forward: Returns the values, 0 for 0, which padding.py builds on; in place where ``keeps_input`` is False.
-        backward: The product, in place, of a gradient with the derivative, given the function's output, or its input
-            where ``keeps_input`` is True.
-        keeps_input: Whether the derivative needs the input, which then has to outlive the forward pass.
+        forward: Computes the values, in place unless ``keeps_input``. It must map 0 to 0, which padding.py relies on.
+        backward: Multiplies a gradient by the derivative, in place, given the function's output, or its input if
+            ``keeps_input``.
+        keeps_input: Whether the derivative is computed from the input rather than the output.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -57,11 +55,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def side_by_side(names: Sequence[str]) -> Activation:
-    """Returns the activation of members that have one each: every run of equal names is applied to its slice.
+def per_member_activation(names: Sequence[str]) -> Activation:
+    """Returns an activation that applies each member's function to its slice of a stacked tensor (p, ...).
 
     Args:
-        names: Of ACTIVATIONS, one for each member.
+        names: A name of ACTIVATIONS for each member; runs of equal names are one operation.
     """
     parts, start = [], 0
     for name, run in groupby(names):
@@ -74,7 +72,7 @@ def side_by_side(names: Sequence[str]) -> Activation:
 
     def forward(x: Tensor) -> Tensor:
         values = [part.forward(x[members]) for members, part in parts]
-        # Where a part works in place, x holds afterwards what its derivative is taken from: its output.
+        # Parts that work in place leave their output in x, from which their derivative is computed.
         return torch.cat(values) if keeps_input else x
 
     def backward(grad: Tensor, activated: Tensor) -> Tensor:
@@ -86,9 +84,9 @@ def side_by_side(names: Sequence[str]) -> Activation:
 
 
 class Layer(NamedTuple):
-    """Views into a population's flat parameters (or their gradients).
+    """Views of a population's flat parameters, or of their gradients.
 
-    ``scale`` and ``shift`` are a layer norm's; ``skip``, of the last layer, maps the network's input n.
+    ``scale`` and ``shift`` belong to the layer norm; ``skip``, in the last layer only, maps the network's n inputs.
     """
 
     weight: Tensor  # (p, i, o)
@@ -98,12 +96,12 @@ class Layer(NamedTuple):
     skip: Tensor | None = None  # (p, n, o)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the views there are by name, in the order they are stored."""
+        """Returns the views that are not None by name, in storage order."""
         return {name: view for name, view in self._asdict().items() if view is not None}
 
 
 class NormTape(NamedTuple):
-    """What the backward pass of a layer norm needs."""
+    """Values that the backward pass of a layer norm needs."""
 
     x: Tensor  # (p, b, o), what was normalised
     normalised: Tensor  # (p, b, o)
@@ -112,12 +110,12 @@ class NormTape(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the backward pass of one layer needs.
+    """Values that the backward pass of one layer needs.
 
     Attributes:
         x: The layer's input (p, b, i).
-        activated: What the activation's derivative is taken from (p, b, o); None behind the last layer.
-        norm: Of a layer norm.
+        activated: The activation's output, or input if it keeps that, (p, b, o); None in the last layer.
+        norm: Values of the layer norm.
         dropout: Factors on the layer's output (p, b, o).
     """
 
@@ -130,14 +128,23 @@ class Step(NamedTuple):
 Tape = list[Step]
 
 
-class Workspace(NamedTuple):
-    """Memory that forward and backward passes of one batch size write to, again and again.
+def matmul(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, out: Tensor | None = None, *, bf16: bool = False
+) -> Tensor:
+    """Returns a @ b + bias of stacked matrices, (p, b, o).
 
-    Fresh memory for every batch would cost as much as the arithmetic: the system hands out large pieces page by page.
+    Args:
+        a: (p, b, i).
+        b: (p, i, o).
+        bias: (p, 1, o); zero without it.
+        out: Where the result is written; new memory without it.
+        bf16: Whether the matrix product is computed from, and rounded to, bfloat16.
     """
-
-    outputs: list[Tensor]  # of every layer's linear map, (p, b, o)
-    gradients: list[Tensor]  # with respect to every layer's input, (p, b, i)
+    if bf16:
+        rounded = torch.bmm(a.bfloat16(), b.bfloat16())
+        out = rounded.to(a.dtype) if out is None else out.copy_(rounded)
+        return out if bias is None else out.add_(bias)
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,10 @@ class MLP:
     Attributes:
         sizes: Widths from input to output; two of them make a linear map.
         activation: Between the layers.
-        layer_norm: Whether every activation is preceded by an affine layer norm (Ba, Kiros & Hinton 2016, arXiv
-            1607.06450).
-        skip: Whether a linear map of the input, without a bias of its own, is added to the output: what is linear in
-            the data is then nothing the hidden layers have to imitate.
-        bf16: Whether matrix products take their factors as bfloat16; everything else is as the weights are.
+        layer_norm: Whether an affine layer norm precedes every activation (Ba, Kiros & Hinton 2016, arXiv 1607.06450).
+        skip: Whether a linear map of the input, without bias, is added to the output, so that the hidden layers need
+            not learn the linear part.
+        bf16: Whether matrix products are computed in bfloat16; everything else keeps the type of the weights.
     """
 
     sizes: tuple[int, ...]
@@ -168,8 +174,7 @@ class MLP:
         return sum((i + 1) * o for i, o in pairwise(self.sizes)) + norms + skip
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        """Returns parameters (M,) for one member: uniform in ±1/√inputs, as PyTorch's own linear layers start, and
-        layer norms and a skip that change nothing."""
+        """Returns initial parameters (M,) of one member: linear maps uniform in ±1/√i, skip 0, norms identity."""
         parts, last = [], len(self.sizes) - 2
         for index, (i, o) in enumerate(pairwise(self.sizes)):
             parts.append((torch.rand((i + 1) * o, generator=generator) * 2 - 1) / math.sqrt(i))
@@ -196,41 +201,27 @@ class MLP:
             layers[-1] = layers[-1]._replace(skip=view(self.sizes[0], self.sizes[-1]))
         return layers
 
-    def workspace(self, p: int, b: int, like: Tensor) -> Workspace:
-        """Returns memory for p members and batches of b rows, of the type and on the device of ``like``."""
-        return Workspace(
-            [like.new_empty(p, b, o) for o in self.sizes[1:]], [like.new_empty(p, b, i) for i in self.sizes[:-1]]
-        )
-
-    def forward(
-        self,
-        layers: list[Layer],
-        x: Tensor,
-        workspace: Workspace | None = None,
-        dropout: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, Tape]:
-        """Returns the network's output (p, b, o), and what ``backward`` needs.
+    def forward(self, layers: list[Layer], x: Tensor, dropout: Sequence[Tensor] | None = None) -> tuple[Tensor, Tape]:
+        """Returns the network's output (p, b, o) and the tape for ``backward``.
 
         Args:
             layers: The weights.
             x: (p, b, i).
-            workspace: Where the linear maps are written; new memory without it.
-            dropout: Factors on the output of every hidden layer, (p, b, o) each; none without it.
+            dropout: Factors on the output of every hidden layer, (p, b, o) each.
         """
         tape, last, skip = [], len(layers) - 1, layers[-1].skip
         for index, layer in enumerate(layers):
             step = Step(x)
-            out = workspace.outputs[index] if workspace else None
-            x = product(x, layer.weight, layer.bias, out, bf16=self.bf16)
+            x = matmul(x, layer.weight, layer.bias, bf16=self.bf16)
             if index < last:
                 x, step = self._activate(x, step, layer, dropout[index] if dropout else None)
             tape.append(step)
         if skip is not None:
-            x.add_(product(tape[0].x, skip, bf16=self.bf16))
+            x.add_(matmul(tape[0].x, skip, bf16=self.bf16))
         return x, tape
 
     def _activate(self, x: Tensor, step: Step, layer: Layer, dropout: Tensor | None) -> tuple[Tensor, Step]:
-        """Carries a linear map's result (p, b, o), which may be written over, to the next layer's input."""
+        """Applies layer norm, activation and dropout to a linear map's output (p, b, o), which it may overwrite."""
         activation, norm = self.activation, None
         if layer.scale is not None and layer.shift is not None:
             normalised, mean, inverse_std = torch.native_layer_norm(x, x.shape[-1:], None, None, _NORM_EPS)
@@ -245,47 +236,42 @@ class MLP:
         layers: list[Layer],
         tape: Tape,
         grad: Tensor,
-        into: list[Layer] | None,
-        workspace: Workspace | None = None,
+        grads_out: list[Layer] | None,
         *,
-        to_input: Tensor | bool = True,
+        grad_input: Tensor | bool = True,
     ) -> Tensor:
-        """Carries a gradient from the output back to the input.
+        """Backpropagates a gradient from the output to the input.
 
         Args:
             layers: The weights.
-            tape: What ``forward`` returned beside the output.
-            grad: (p, b, o), the gradient with respect to the output.
-            into: Where the gradients of the weights are written; None when the network is frozen.
-            workspace: Where the gradients of the layers' inputs are written; new memory without it.
-            to_input: Whether the gradient with respect to the input is wanted, or where it is to be written.
+            tape: From ``forward``.
+            grad: Gradient with respect to the output (p, b, o).
+            grads_out: Where the gradients of the weights are written; None for a frozen network.
+            grad_input: Where the gradient with respect to the input is written; True for new memory, False to skip it.
 
         Returns:
-            The gradient with respect to the input (p, b, i), or, when not wanted, to the first layer's output.
+            The gradient with respect to the input (p, b, i), or, if skipped, to the first layer's output.
         """
-        output, skip = grad, layers[-1].skip
-        if into is not None and into[-1].skip is not None:
-            product(tape[0].x.mT, output, out=into[-1].skip, bf16=self.bf16)
+        grad_output, skip = grad, layers[-1].skip
+        if grads_out is not None and grads_out[-1].skip is not None:
+            matmul(tape[0].x.mT, grad_output, out=grads_out[-1].skip, bf16=self.bf16)
         for index in reversed(range(len(layers))):
-            if into is not None:
-                product(tape[index].x.mT, grad, out=into[index].weight, bf16=self.bf16)
-                torch.sum(grad, dim=1, keepdim=True, out=into[index].bias)
+            if grads_out is not None:
+                matmul(tape[index].x.mT, grad, out=grads_out[index].weight, bf16=self.bf16)
+                torch.sum(grad, dim=1, keepdim=True, out=grads_out[index].bias)
             if index > 0:
-                out = workspace.gradients[index] if workspace else None
-                grad = product(grad, layers[index].weight.mT, out=out, bf16=self.bf16)
-                grad = self._activate_backward(
-                    grad, tape[index - 1], layers[index - 1], into[index - 1] if into is not None else None
-                )
-            elif isinstance(to_input, Tensor):
-                grad = product(grad, layers[0].weight.mT, out=to_input, bf16=self.bf16)
-            elif to_input:
-                grad = product(grad, layers[0].weight.mT, bf16=self.bf16)
-        if skip is not None and to_input is not False:
-            grad.add_(product(output, skip.mT, bf16=self.bf16))
+                grad = matmul(grad, layers[index].weight.mT, bf16=self.bf16)
+                below = grads_out[index - 1] if grads_out is not None else None
+                grad = self._activate_backward(grad, tape[index - 1], layers[index - 1], below)
+            elif grad_input is not False:
+                out = grad_input if isinstance(grad_input, Tensor) else None
+                grad = matmul(grad, layers[0].weight.mT, out=out, bf16=self.bf16)
+        if skip is not None and grad_input is not False:
+            grad.add_(matmul(grad_output, skip.mT, bf16=self.bf16))
         return grad
 
-    def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, into: Layer | None) -> Tensor:
-        """Carries a gradient (p, b, o), which may be written over, from the next layer's input to the linear map."""
+    def _activate_backward(self, grad: Tensor, step: Step, layer: Layer, grads_out: Layer | None) -> Tensor:
+        """Backpropagates a gradient (p, b, o), overwriting it, from the next layer's input to the linear map."""
         if step.dropout is not None:
             grad.mul_(step.dropout)
         assert step.activated is not None
@@ -293,11 +279,11 @@ class MLP:
         if step.norm is None or layer.scale is None:
             return grad
         x, normalised, mean, inverse_std = step.norm
-        if into is not None:
-            torch.sum(grad * normalised, dim=1, keepdim=True, out=into.scale)
-            torch.sum(grad, dim=1, keepdim=True, out=into.shift)
+        if grads_out is not None:
+            torch.sum(grad * normalised, dim=1, keepdim=True, out=grads_out.scale)
+            torch.sum(grad, dim=1, keepdim=True, out=grads_out.shift)
         shape, wanted = x.shape[-1:], [True, False, False]
-        carried: tuple[Tensor, ...] = _aten.native_layer_norm_backward(
+        grads: tuple[Tensor, ...] = _aten.native_layer_norm_backward(
             grad.mul_(layer.scale), x, shape, mean, inverse_std, None, None, wanted
         )
-        return carried[0]
+        return grads[0]

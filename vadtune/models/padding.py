@@ -1,13 +1,11 @@
-"""Width padding: a narrow model as a wider one that computes the same, so that both can train in one stack.
+"""Width padding: embeds a narrow model in a wider one that computes the same, so that both can train in one stack.
 
-What is added is zero and stays so. A hidden unit without weights, in or out, gives f(0) = 0: its weights have no
-gradient, and no optimiser moves a zero that has none. A latent dimension of mean 0 and log variance 0 is the prior's,
-without divergence and without gradient; its noise is left out, so that it is 0 in every draw, and its weights are like
-those of a hidden unit. Only a layer norm looks at the whole width; then hidden layers have to be equal.
+The padding is zero and stays zero. A hidden unit whose weights are all 0 outputs f(0) = 0, so its weights have no
+gradient, and no optimiser moves a zero without one. A latent dimension with mean 0 and log variance 0 equals the prior:
+no divergence and no gradient; its draws are masked to 0. A layer norm depends on the whole width, so hidden widths must
+be equal there. Activations may differ: each is applied to the members that have it (networks.per_member_activation).
 
-Activations do not have to be equal: in a stack each is applied to the members that have it (networks.side_by_side).
-
-Encoders and solved decoders are not padded.
+Encoders and decoders in closed form are not padded.
 """
 
 from __future__ import annotations
@@ -21,9 +19,8 @@ from torch import Tensor
 from vadtune.models.family import Architecture, Family
 
 
-def agreement(architecture: Architecture) -> Architecture:
-    """Returns what architectures must agree in to be padded to one: with 0 in place of widths that may differ, and no
-    activation."""
+def padding_key(architecture: Architecture) -> Architecture:
+    """Returns the architecture with 0 for widths, and "" for the activation, where padding allows them to differ."""
     if architecture.family != "vad" or architecture.closed_form:
         return architecture
     shared = architecture._replace(latent=0, activation="")
@@ -31,53 +28,52 @@ def agreement(architecture: Architecture) -> Architecture:
 
 
 def widest(architectures: Sequence[Architecture]) -> Architecture:
-    """Returns the least architecture that all of these, of one ``agreement``, can be padded to; with the activation of
-    the first."""
+    """Returns the smallest architecture that all of these can be padded to, with the activation of the first."""
     latent, hidden = max(a.latent for a in architectures), max(a.hidden for a in architectures)
     return architectures[0]._replace(latent=latent, hidden=hidden)
 
 
-class Places(NamedTuple):
-    """Where the values of a narrow model lie among those of a wider one."""
+class IndexMap(NamedTuple):
+    """Positions of a narrow model's values among those of a wider one."""
 
-    chosen: Tensor
+    positions: Tensor
     size: int  # of the wider one
 
     def pad(self, values: Tensor) -> Tensor:
-        """Returns values (..., narrow) with zeros between them (..., wide)."""
+        """Returns values (..., narrow) with zeros in between (..., wide)."""
         padded = values.new_zeros(*values.shape[:-1], self.size)
-        padded[..., self.chosen] = values
+        padded[..., self.positions] = values
         return padded
 
     def unpad(self, values: Tensor) -> Tensor:
-        """Returns a copy of the values (..., narrow) that ``pad`` made wide."""
-        return values[..., self.chosen]
+        """Returns a copy of the narrow values (..., narrow) among padded ones (..., wide)."""
+        return values[..., self.positions]
 
 
 class Padding(NamedTuple):
-    """How a narrow model lies in a wider one."""
+    """Positions of a narrow model's parameters in a wider one."""
 
-    weights: Places  # of the network parameters
-    rows: Places  # of the free parameters of a row
+    weights: IndexMap  # of the network parameters
+    rows: IndexMap  # of the free parameters of a row
 
-    def of(self, name: str) -> Places:
-        """Returns the places for a tensor of a training state: weights, rows, or the moments of either."""
+    def of(self, name: str) -> IndexMap:
+        """Returns the index map for a tensor of a training state: weights, rows, or the moments of either."""
         return self.weights if name.startswith("weight") else self.rows
 
     @classmethod
     def between(cls, narrow: Family, wide: Family, device: torch.device) -> Padding:
-        """Returns the padding of models whose architectures are of one ``agreement``; on a device."""
-        shapes = narrow.layers(torch.empty(1, narrow.n_parameters))
-        places = wide.layers(torch.arange(wide.n_parameters)[None])
-        chosen = [
-            place[:, : view.shape[1], : view.shape[2]].flatten()
-            for name in shapes
-            for own, other in zip(shapes[name], places[name], strict=True)
-            for view, place in zip(own.tensors().values(), other.tensors().values(), strict=True)
+        """Returns the padding between models whose architectures have one ``padding_key``, on a device."""
+        narrow_layers = narrow.layers(torch.empty(1, narrow.n_parameters))
+        positions = wide.layers(torch.arange(wide.n_parameters)[None])
+        index = [
+            position[:, : view.shape[1], : view.shape[2]].flatten()
+            for name in narrow_layers
+            for layer, wide_layer in zip(narrow_layers[name], positions[name], strict=True)
+            for view, position in zip(layer.tensors().values(), wide_layer.tensors().values(), strict=True)
         ]
         means, k = torch.arange(narrow.architecture.latent), wide.architecture.latent
-        kinds = range(narrow.row_parameters // len(means))  # means, and log variances where they are learned
+        parts = range(narrow.row_parameters // len(means))  # means, and log variances where they are learned
         return cls(
-            Places(torch.cat(chosen).to(device), wide.n_parameters),
-            Places(torch.cat([means + kind * k for kind in kinds]).to(device), wide.row_parameters),
+            IndexMap(torch.cat(index).to(device), wide.n_parameters),
+            IndexMap(torch.cat([means + part * k for part in parts]).to(device), wide.row_parameters),
         )

@@ -13,20 +13,20 @@ _FILL_ROUNDS = 5  # of pca_iterated
 
 
 def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Projects each row on the first k principal components, missing cells filled by the column's mean.
+    """Returns each row's first k principal components (n, k), missing cells filled by the feature's mean.
 
-    Rows start where they belong, so that training needs far fewer epochs to tell configurations apart. Components are
-    scaled to the prior's unit variance; those beyond the rank of the data start as small noise.
+    With this start, training ranks configurations after far fewer epochs. Components are scaled to the prior's unit
+    variance; those beyond the rank of the data start as small noise.
     """
     mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
     return _scores((x - mean) * mask, k, generator)
 
 
 def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """As ``_principal_components``, missing cells filled by what the components say of them, over and over.
+    """Returns ``_principal_components`` with missing cells filled from the components, for a few rounds.
 
-    This is the expectation-maximisation of PCA on incomplete data (Ilin & Raiko 2010, JMLR 11, section 3.1), stopped
-    after a few rounds. With as many components as columns it fills nothing in and is the same as without it.
+    This is EM for PCA on incomplete data (Ilin & Raiko 2010, JMLR 11, section 3.1), stopped early. With as many
+    components as features the filling has no effect.
     """
     mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
     centred = (x - mean) * mask  # (n, d)
@@ -39,7 +39,7 @@ def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: t
 
 
 def _scores(centred: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Returns the projections (n, k) of complete, centred rows (n, d), of unit variance."""
+    """Returns the projections (n, k) of complete, centred rows (n, d), scaled to unit variance."""
     components, deviation = _components(centred, k)
     rank = components.shape[1]
     z = (centred.double() @ components / deviation).to(centred.dtype)
@@ -52,7 +52,7 @@ def _components(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rank = min(k, int((variance > 1e-6 * variance[-1].clamp(min=1e-12)).sum()))
     first = len(variance) - rank
     components = components[:, first:].flip(1)
-    # The sign of a component is arbitrary and differs between machines: its largest entry is made positive.
+    # The sign of a component is arbitrary and differs between machines: make its largest entry positive.
     components = components * components.gather(0, components.abs().argmax(0, keepdim=True)).sign()
     return components, variance[first:].flip(0).sqrt()
 
@@ -74,7 +74,7 @@ LATENT_INITS: dict[str, Callable[[Tensor, Tensor, int, torch.Generator], Tensor]
 
 
 class VAD(Family):
-    """The posterior of every train row is a set of free parameters, trained together with the decoder."""
+    """VAD: the posterior of every train row is a set of free parameters, trained together with the decoder."""
 
     amortised = False
 
@@ -83,5 +83,5 @@ class VAD(Family):
         self.row_parameters = architecture.posterior_params
 
     def initial_rows(self, x: Tensor, mask: Tensor, how: str, generator: torch.Generator) -> Tensor:
-        """Returns posteriors whose means are chosen by LATENT_INITS. See Family."""
+        """Returns initial posteriors with the means of LATENT_INITS[how]. See Family."""
         return self.initial_posterior_params(LATENT_INITS[how](x, mask, self.architecture.latent, generator))

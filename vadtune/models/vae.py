@@ -1,4 +1,4 @@
-"""The Variational Auto-Encoder on incomplete rows: zero-filled values and the mask enter the encoder.
+"""The Variational Auto-Encoder on incomplete rows: the encoder reads zero-filled values and the mask.
 
 Kingma & Welling 2014, arXiv 1312.6114; zero-filling with a bound over observed cells as in Nazabal et al. 2020
 (HI-VAE, arXiv 1807.03653) and Mattei & Frellsen 2019 (MIWAE, arXiv 1812.02633).
@@ -14,7 +14,7 @@ from vadtune.models.networks import Tape
 
 
 class VAE(Family):
-    """An encoder with the decoder's hidden layers mirrored gives the posterior_params of any row."""
+    """VAE: an encoder with the decoder's hidden layers computes the posterior parameters of any row."""
 
     amortised = True
     row_parameters = 0
@@ -24,11 +24,11 @@ class VAE(Family):
         self.networks["encoder"] = architecture.mlp(2 * architecture.features, architecture.posterior_params)
 
     def encode(self, networks: Networks, x: Tensor, mask: Tensor) -> tuple[Tensor, Tape]:
-        """Returns the encoder's output. See Family."""
+        """Returns the posterior parameters and the encoder's tape. See Family."""
         encoder = networks["encoder"]
         inputs = torch.cat([x, mask], dim=-1).expand(encoder[0].weight.shape[0], -1, -1)
         return self.networks["encoder"].forward(encoder, inputs)
 
-    def encode_backward(self, networks: Networks, tape: Tape, grad: Tensor, into: Networks) -> None:
-        """Writes the encoder's gradients. See Family."""
-        self.networks["encoder"].backward(networks["encoder"], tape, grad, into["encoder"], to_input=False)
+    def encode_backward(self, networks: Networks, tape: Tape, grad: Tensor, grads_out: Networks) -> None:
+        """Backpropagates to the encoder's weights. See Family."""
+        self.networks["encoder"].backward(networks["encoder"], tape, grad, grads_out["encoder"], grad_input=False)

@@ -1,99 +1,104 @@
-"""Machine code for CPUs, compiled by Numba: decoders (decoder.py) and linear decoders that are solved (linear.py).
+"""Numba kernels for CPUs: decoder epochs and posteriors (decoder_kernels), linear posteriors (linear_kernels).
 
-The first process on a machine that needs it compiles it, which takes about half a minute; what was compiled is kept
-beside the files here, or else in the user's cache, until a file here changes. Without numba PyTorch's operations do the
-same.
+PyTorch computes the same where a kernel does not apply or Numba cannot be imported. The first process on a machine
+compiles the kernels, which takes about half a minute; the result is cached until a file of this package changes.
+May import core, tables, data and config; Numba is imported by this package only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from vadtune.config.schema import TrialConfig
+from vadtune.core.files import cache_folder
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-_COMPILING = "compiling machine code for this processor, once: about half a minute"
 _FOLDER = Path(__file__).parent
-_WITHOUT_A_WORD = 3.0  # seconds
-_READY: set[Any] = set()
 
 
 @cache
-def kernels(name: str) -> ModuleType | None:
-    """Returns a module of this package, ready for use; None without numba, which is no error.
-
-    Importing numba takes half a second, so it is done where it pays.
-    """
+def is_available() -> bool:
+    """Returns whether the kernels can be used; the first call imports Numba and warns if that fails."""
     try:
-        module = importlib.import_module(f"vadtune.native.{name}")
-    except ImportError:
-        return None
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(torch.get_num_threads(), "blas")  # SciPy's was not there when the number was set
-    return module
-
-
-def is_there() -> bool:
-    """Returns whether numba is, without importing it."""
-    return find_spec("numba") is not None
+        from vadtune.native import decoder_kernels, linear_kernels  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: the LLVM library that Numba loads is missing or damaged
+        logger.warning(
+            "numba cannot be imported (%s: %s): models train in PyTorch, which is slower on a CPU; "
+            "install it again: pip install --force-reinstall numba",
+            *(type(error).__name__, " ".join(str(error).split())[:200]),
+        )
+        return False
+    return True
 
 
 def supports_training(config: TrialConfig) -> bool:
-    """Returns whether a configuration is one that decoder.py trains: without encoder or dropout, in float32, by Adam or
-    AdamW."""
+    """Returns whether ``train_epoch`` trains a configuration: a VAD in float32, without dropout, by Adam or AdamW."""
     model, train = config.model, config.train
-    plain = model.family == "vad" and not model.dropout and train.optimiser in ("adam", "adamw")
-    return plain and train.precision == "float32" and supports_inference(config)
+    known = model.family == "vad" and not model.dropout and train.optimiser in ("adam", "adamw")
+    return known and train.precision == "float32" and supports_inference(config)
 
 
 def supports_inference(config: TrialConfig) -> bool:
-    """Returns whether decoder.py fits new rows under models of a configuration: decoders without layer norm, by relu or
-    tanh, that are not solved, unless ``train.compile`` is off."""
+    """Returns whether ``fit_rows`` fits rows under a configuration: relu or tanh, no layer norm, compile not off."""
     model = config.model
     known = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
-    return known and model.head == "plain" and not model.closed_form and config.train.compile != "off"
+    known = known and model.head == "plain" and not model.closed_form and config.train.compile != "off"
+    return known and is_available()
 
 
-def run(kernel: Any, *arguments: Any) -> Any:
-    """Calls machine code; tells why that takes so long if it has to be compiled first."""
-    if kernel in _READY:
-        return kernel(*arguments)
-    timer = threading.Timer(_WITHOUT_A_WORD, logger.info, (_COMPILING,))
-    timer.start()
-    try:
-        result = kernel(*arguments)
-        _READY.add(kernel)
-        return result
-    finally:
-        timer.cancel()
+def call(kernel: Callable[..., T], *args: Any) -> T:
+    """Runs a kernel with BLAS on one thread, so that results do not depend on the thread count."""
+    return call_on_row_blocks(lambda rows: kernel(*args), 1, 1, 1)[0]
+
+
+def call_on_row_blocks(run: Callable[[slice], T], n: int, block: int, threads: int) -> list[T]:
+    """Runs kernels on contiguous parts of n rows in parallel, BLAS on one thread each; returns their results in order.
+
+    Args:
+        run: Calls a kernel on some rows.
+        n: Number of rows.
+        block: The parts are multiples of this many rows, so results do not depend on the thread count.
+        threads: Largest number of parts.
+    """
+    size = block * -(-n // (block * threads))
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    announce_compilation()
+    with _blas().limit(limits=1):
+        if len(parts) == 1:
+            return [run(parts[0])]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(run, parts))
 
 
 @cache
-def state() -> str:
-    """Returns what the files here are, in short."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.py")))).hexdigest()
+def _blas() -> Any:
+    """Returns the thread controls of the BLAS libraries that are loaded, SciPy's among them: Numba calls that one."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
-def announce(names: Iterable[str]) -> None:
-    """Tells that other processes will compile these modules, unless what they need lies beside the files here, or
-    somewhere else, perhaps. Does not import numba, which takes time."""
-    if not is_there():
-        return
-    kept = _FOLDER / "__pycache__"
-    elsewhere = "NUMBA_CACHE_DIR" in os.environ or not os.access(kept if kept.exists() else _FOLDER, os.W_OK)
-    indices = {name: kept.glob(f"{name}.*.nbi") for name in names}
-    if not elsewhere and not all(any(state().encode() in i.read_bytes() for i in own) for own in indices.values()):
-        logger.info(_COMPILING)
+@cache
+def cache_path() -> Path:
+    """Returns the folder of the compiled kernels, named after the content of this package's files.
+
+    It lies in NUMBA_CACHE_DIR if that is set, else beside the files, else, if they are read-only, in the user's cache.
+    """
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.py")))).hexdigest()
+    default = _FOLDER / "__pycache__" if os.access(_FOLDER, os.W_OK) else cache_folder() / "numba"
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or default) / f"kernels-{content[:16]}"
+
+
+@cache
+def announce_compilation() -> None:
+    """Logs once that kernels will be compiled, which takes a while, unless compiled ones are cached."""
+    if is_available() and not any(cache_path().rglob("*.nbi")):
+        logger.info("compiling machine code for this processor, once: about half a minute")

@@ -1,30 +1,31 @@
-"""How functions here are compiled."""
+"""Numba settings of the kernels in this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
-from vadtune.native import state
+from vadtune.native import cache_path
 
-# Sums may be taken in any order, so that loops use the whole vector width; NaN and infinity stay what they are.
-HOW: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+# Sums may be reordered, so loops use the whole vector width; NaN and infinity keep their meaning.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+
+helper = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+"""Decorates functions that kernels call; they are compiled and cached with the kernel."""
+inlined = njit(inline="always", **OPTIONS)
+"""Decorates functions that become part of the loops they are called in, so that these are vectorised."""
 
 
-def machine_code(function: Callable[..., Any]) -> Any:
-    """Compiles what is called from Python, and keeps it until a file of this package changes. Other threads run while
-    it is called."""
+def kernel(function: Callable[..., Any]) -> Any:
+    """Decorates functions that Python calls: compiled at the first call, cached on disk, run without the GIL."""
+    default = config.CACHE_DIR
+    # Numba checks the age of one file only; a folder named after the content of all files is never out of date.
+    config.CACHE_DIR = str(cache_path())
     try:
-        compiled = njit(cache=True, nogil=True, **HOW)(function)
-    except RuntimeError:  # there is no place to keep it
-        return njit(nogil=True, **HOW)(function)
-    compiled._cache._cache_file._source_stamp = state()  # Numba would look at the one file alone, and at its age
-    return compiled
-
-
-part = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **HOW)
-"""For what such functions call; it is compiled and kept with them."""
-inlined = njit(inline="always", **HOW)
-"""For what becomes part of the loops it stands in."""
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder can be written to
+        return njit(**OPTIONS)(function)
+    finally:
+        config.CACHE_DIR = default

@@ -1,4 +1,5 @@
-"""Training of populations of configurations, inference of the posteriors of new rows, scoring, refits.
+"""Training of populations of configurations, inference for new rows, validation scores, and refits on more rows.
 
-May import models and the packages before it.
+May import models, native, config, data, tables and core. population.py is the entry point of training, inference.py
+that of imputation.
 """

@@ -1,11 +1,11 @@
-"""What one epoch of training sees: the order of the rows, the noise, the batches, the learning rates.
+"""Batches of a training epoch: the order of the rows, the random draws, the learning rates.
 
-All of it is derived from (seed, purpose, epoch). Members of a population at the same epoch see the same; members at
-different epochs, where they are trained together, each see their own, and tensors here get a leading axis for it. Draws
-of a member that is narrower than its population are its own, as it draws them alone, followed by zeros.
+Everything is derived from (seed, purpose, epoch). Members of a population at the same epoch share it; members at
+different epochs that are trained together have their own, and the tensors get a leading axis. The draws of a member
+that is narrower than its population are the same as when it trains alone, followed by zeros.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dimensions of the population; [p,] is there only
-for members at different epochs or, where draws are made, of different widths.
+Shape comments: p members, n rows, b batch rows, d features, k latent dims of the population; [p,] is an axis that
+exists only for members at different epochs or, for draws, of different widths.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.training.optimiser import Table
 
-_TOGETHER = 2**18  # values that are put in order at once: few calls, and still in the cache when their batch comes
+_SHUFFLED_VALUES = 2**18  # values shuffled at once: few calls, and still in the cache when their batch comes
 
 
 class Batch(NamedTuple):
-    """Some rows of the shuffled order.
+    """A batch of rows, in shuffled order.
 
     Attributes:
-        number: Which batch of the epoch, from 0.
-        rows: Their positions in the shuffled order.
+        number: Index of the batch in the epoch.
+        rows: Positions of the rows in the shuffled order.
         x: ([p,] b, d), with 0 in place of missing cells.
         mask: ([p,] b, d) float, 1 = observed.
         weight: ([p,] b, d): 2 / normaliser where observed, 0 where missing.
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 class Epoch:
-    """One epoch of some members.
+    """The data of one epoch for some members.
 
     Args:
         x: The train rows (n, d), with 0 in place of missing cells.
@@ -59,19 +59,19 @@ class Epoch:
         configs: The members' configurations, which agree in seed, epochs and batch size.
         epochs: How many epochs each member has completed.
         schedule: Factor on the learning rates, given the share of the steps taken.
-        factors: A further factor on the learning rates, each member's own.
-        widths: Latent dimensions and hidden units of their population.
+        factors: A further factor on the learning rates of each member.
+        widths: Latent dims and hidden units of their population.
 
     Attributes:
         epochs: How many epochs each member has completed.
         steps: Number of batches.
         batch_size: Rows of a batch; the last may have fewer.
-        order: Of the rows, ([p,] n).
+        order: Row indices in the order of the batches, ([p,] n).
         normaliser: Observed cells of every batch, ([p,] steps).
-        noise: Standard normal draws ([p,] n, k), in row order.
-        taken: How many steps each member has taken before each of the epoch, (steps, p).
-        net_lr: The learning rate of each member's networks at each step, (steps, p).
-        latent_lr: That of each member's row posteriors, which move once an epoch, (p,).
+        eps: Standard normal draws ([p,] n, k), in row order.
+        steps_before: Number of steps each member has taken before each step of the epoch, (steps, p).
+        net_lr: Learning rate of each member's networks at each step, (steps, p).
+        latent_lr: Learning rate of each member's row posteriors, which are updated once an epoch, (p,).
     """
 
     def __init__(
@@ -91,20 +91,20 @@ class Epoch:
         self.batch_size = min(train.batch_size, n)
         self._total, self.steps = train.epochs, -(-n // self.batch_size)
         done = np.array(self.epochs)
-        self.taken = done * self.steps + np.arange(self.steps)[:, None]
+        self.steps_before = done * self.steps + np.arange(self.steps)[:, None]
         self.net_lr = np.array([c.train.net_lr for c in configs]) * factors
-        self.net_lr = self.net_lr * schedule(self.taken / (self._total * self.steps))
+        self.net_lr = self.net_lr * schedule(self.steps_before / (self._total * self.steps))
         self.latent_lr = np.array([c.train.latent_lr for c in configs]) * factors * schedule(done / self._total)
 
         def order(epoch: int) -> Tensor:
             return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
 
-        def noise(epoch: int, k: int) -> Tensor:
+        def eps(epoch: int, k: int) -> Tensor:
             generator = derived_generator(train.seed, Purpose.NOISE, epoch)
-            return _widened(standard_normal(n, k, generator=generator, device=x.device), latent)
+            return _pad_to(standard_normal(n, k, generator=generator, device=x.device), latent)
 
-        self.order = _of_members([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
-        self.noise = _of_members([(e, c.model.latent) for e, c in zip(self.epochs, configs, strict=True)], noise)
+        self.order = _per_member([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
+        self.eps = _per_member([(e, c.model.latent) for e, c in zip(self.epochs, configs, strict=True)], eps)
         ordered = pad(counts[self.order], (0, self.steps * self.batch_size - n))
         self.normaliser = (
             ordered.view(*ordered.shape[:-1], self.steps, self.batch_size).sum(-1).clamp_(min=1.0)
@@ -112,49 +112,48 @@ class Epoch:
 
     @property
     def steps_left(self) -> int:
-        """How many batches the member that is least far has yet to see."""
+        """Number of batches left to the member with the fewest epochs."""
         return (self._total - min(self.epochs)) * self.steps
 
     @cached_property
     def inverse_normaliser(self) -> Tensor:
-        """1 / observed cells of the batch a row is in, ([p,] n, 1), in shuffled order."""
+        """1 / observed cells of each row's batch, ([p,] n, 1), in shuffled order."""
         inverse = self.normaliser.reciprocal().repeat_interleave(self.batch_size, dim=-1)
         return inverse[..., : len(self._x)].unsqueeze(-1)
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
         dropout, n = self._dropout(), len(self._x)
-        together = (
-            max(1, _TOGETHER // (self._x.shape[1] * self.batch_size * len(self.order.view(-1, n)))) * self.batch_size
-        )
-        for first in range(0, n, together):  # rows are put in order for many batches at a time
-            chosen = self.order[..., first : first + together]
-            x, mask = _chosen(self._x, chosen), _chosen(self._mask, chosen)
-            weight = mask * (2.0 * self.inverse_normaliser[..., first : first + together, :])
+        batch_values = self._x.shape[1] * self.batch_size * len(self.order.view(-1, n))
+        size = max(1, _SHUFFLED_VALUES // batch_values) * self.batch_size
+        for first in range(0, n, size):  # rows are shuffled for several batches at a time
+            chosen = self.order[..., first : first + size]
+            x, mask = _select_rows(self._x, chosen), _select_rows(self._mask, chosen)
+            weight = mask * (2.0 * self.inverse_normaliser[..., first : first + size, :])
             for start in range(0, chosen.shape[-1], self.batch_size):
                 index = (first + start) // self.batch_size
                 rows = slice(first + start, min(first + start + self.batch_size, n))
-                own = (..., slice(start, start + self.batch_size), slice(None))
-                yield Batch(index, rows, x[own], mask[own], weight[own], self.normaliser[..., index], next(dropout))
+                part = (..., slice(start, start + self.batch_size), slice(None))
+                yield Batch(index, rows, x[part], mask[part], weight[part], self.normaliser[..., index], next(dropout))
 
     @cached_property
     def residual_norms(self) -> Tensor:
-        """Memory for the norm of every batch's residual weighted by ``weight``, (p, steps)."""
+        """Memory for the norm of every batch's weighted residual, (p, steps)."""
         return self._x.new_empty(len(self._configs), self.steps)
 
     @cached_property
-    def noisy_errors(self) -> Tensor:
-        """Memory for the part of every batch's loss that holds the features' noise, (p, steps)."""
+    def weighted_errors(self) -> Tensor:
+        """Memory for the first result of objective.noise_gradient of every batch, (p, steps)."""
         return self._x.new_empty(len(self._configs), self.steps)
 
     def squared_error(self) -> Tensor:
-        """Returns the sum of squared errors (p,) behind the residuals."""
+        """Returns the sum of squared errors (p,), computed from the residual norms."""
         return (self.residual_norms * (0.5 * self.normaliser)).square_().sum(-1)
 
     def _dropout(self) -> Iterator[list[Tensor] | None]:
-        """Yields the factors of every batch: 0 where a unit is left out, 1 / (1 - rate) elsewhere.
+        """Yields the dropout factors of every batch: 0 where a unit is dropped, 1 / (1 - rate) elsewhere.
 
-        Members share the draws, and compare them with rates of their own.
+        Members share the uniform draws and compare them with their rates.
         """
         model, train = self._configs[0].model, self._configs[0].train
         rates = [config.model.dropout for config in self._configs]
@@ -170,44 +169,46 @@ class Epoch:
             b = min(self.batch_size, n - start)
 
             def draw(epoch: int, hidden: int, b: int = b) -> Tensor:
-                # Pinned memory, so that no device has to be waited for.
-                own = torch.rand(b, layers * hidden, generator=generators[epoch, hidden], pin_memory=self._x.is_cuda)
-                drawn = own.to(device, non_blocking=True).view(b, layers, hidden)
-                return _widened(drawn, self._hidden).view(b, layers * self._hidden)
+                # Pinned memory, so the copy does not wait for the device.
+                uniform = torch.rand(
+                    b, layers * hidden, generator=generators[epoch, hidden], pin_memory=self._x.is_cuda
+                )
+                drawn = uniform.to(device, non_blocking=True).view(b, layers, hidden)
+                return _pad_to(drawn, self._hidden).view(b, layers * self._hidden)
 
-            uniform = _of_members(keys, draw)
+            uniform = _per_member(keys, draw)
             yield list(((uniform >= rate) * kept).chunk(layers, dim=-1))  # of (p, b, layers · hidden)
 
     def shuffled(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) of rows in the order of the batches."""
-        return _taken(values, self.order)
+        return _reorder(values, self.order)
 
     def in_row_order(self, values: Tensor) -> Tensor:
         """Returns values ([p,] n, k) in the order of the batches in the order of the rows."""
-        return _taken(values, self._inverse)
+        return _reorder(values, self._inverse)
 
     @cached_property
     def _inverse(self) -> Tensor:
         return self.order.argsort(-1)
 
 
-def _of_members(keys: Sequence[tuple[int, ...]], make: Callable[..., Tensor]) -> Tensor:
-    """Returns what is made of each member's key, stacked; made once, and without the axis, where all keys are equal."""
+def _per_member(keys: Sequence[tuple[int, ...]], make: Callable[..., Tensor]) -> Tensor:
+    """Returns make(*key) for each member's key, stacked; without the member axis if all keys are equal."""
     made = {key: make(*key) for key in dict.fromkeys(keys)}
     return next(iter(made.values())) if len(made) == 1 else torch.stack([made[key] for key in keys])
 
 
-def _widened(values: Tensor, width: int) -> Tensor:
-    """Returns values (..., w) with zeros up to the width."""
+def _pad_to(values: Tensor, width: int) -> Tensor:
+    """Returns values (..., w) padded with zeros to the width."""
     return values if values.shape[-1] == width else pad(values, (0, width - values.shape[-1]))
 
 
-def _chosen(values: Tensor, rows: Tensor) -> Tensor:
-    """Returns the rows ([p,] b) of values (n, d), ([p,] b, d)."""
+def _select_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Returns rows of values (n, d) by indices ([p,] b), ([p,] b, d)."""
     return values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])
 
 
-def _taken(values: Tensor, order: Tensor) -> Tensor:
+def _reorder(values: Tensor, order: Tensor) -> Tensor:
     if order.dim() == 1:
         return values.index_select(-2, order)
     return values.gather(-2, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -1,78 +1,56 @@
-"""How decoders that machine_code.py does not know are trained by compiled code: ``train.compile``.
+"""CUDA graphs of the decoder's passes: ``train.compile``.
 
-On a CPU ``on`` leaves a batch's two passes to PyTorch's compiler, which takes a quarter to half of a minute for every
-shape, and what comes out is no faster than the passes as they are: ``auto`` does not. On a GPU a batch costs mostly the
-launching of its operations. There the passes are captured as one CUDA graph and launched as one, which takes a moment
-for every shape and pays where many batches are left.
+On a GPU a batch costs mostly the launching of its operations. Captured as one CUDA graph, the passes are one launch.
+Capturing takes a moment for every shape, so ``auto`` captures only if many batches remain. On a CPU ``on`` means the
+same as ``auto``.
 
-Shape comments: p members, b rows, d features, k latent dimensions.
+Shape comments: p members, b rows, d features, k latent dims.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vadtune.models.networks import MLP, Layer, Workspace
+from vadtune.models.networks import MLP, Layer
 from vadtune.models.objective import reconstruction
 
-logger = logging.getLogger(__name__)
-
-_CAPTURE_STEPS = 200  # a capture costs about as much as so many batches
-_WARM_UPS = 3  # before a capture, so that what libraries set up at their first call stays outside
+_CAPTURE_STEPS = 200  # a capture costs about as much as this many batches
+_WARM_UPS = 3  # before a capture, so that what libraries set up at their first call stays outside of it
 
 Passes = Callable[..., tuple[Tensor, Tensor]]
-"""``objective.reconstruction`` of given weights: takes z, x, weight, and by name grad_z, dropout and log_noise."""
+"""``objective.reconstruction`` with given weights: takes z, x, weight, and by name grad_z, dropout and obs_log_var."""
 
 
 def decoder_passes(
-    decoder: MLP, layers: list[Layer], into: list[Layer], workspace: Workspace, *, how: str, steps: int
+    decoder: MLP, layers: list[Layer], grads_out: list[Layer], *, compile_mode: str, steps_left: int
 ) -> Passes:
-    """Returns the passes over these weights, for batches of the workspace's size.
+    """Returns the forward and backward passes of a decoder with these weights, as a CUDA graph where that pays.
 
     Args:
         decoder: Shape of the decoder.
         layers: Its weights.
-        into: Where their gradients are written.
-        workspace: Memory for the passes.
-        how: auto, on or off.
-        steps: How many batches are left to train, for auto.
+        grads_out: Where their gradients are written.
+        compile_mode: auto, on or off.
+        steps_left: Number of batches left to train.
     """
-    on_gpu = workspace.outputs[0].is_cuda
-    if on_gpu and (how == "on" or (how == "auto" and steps >= _CAPTURE_STEPS)):
-        return _Captured(partial(reconstruction, decoder, layers, into=into, workspace=workspace))
-    function = _by_compiler() if how == "on" and not on_gpu else reconstruction
-    return partial(function, decoder, layers, into=into, workspace=workspace)
-
-
-@cache
-def _by_compiler() -> Passes:
-    """Returns the passes for PyTorch's compiler to compile at their first call, or as they are where it cannot."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds to import
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        logger.warning("train.compile: on needs a C++ compiler and finds none, trains without; install g++ or clang++")
-        return reconstruction
-    compiled: Passes = torch.compile(reconstruction, dynamic=False)
-    return compiled
+    passes = partial(reconstruction, decoder, layers, grads_out=grads_out)
+    worth_it = compile_mode == "on" or (compile_mode == "auto" and steps_left >= _CAPTURE_STEPS)
+    return _Captured(passes) if layers[0].weight.is_cuda and worth_it else passes
 
 
 class _Captured:
-    """The passes as one CUDA graph, captured at the first call and replayed from then on.
+    """The passes as a CUDA graph for one shape of inputs: captured at the first call, replayed afterwards.
 
     Args:
-        run: The passes.
+        passes: The passes.
     """
 
-    def __init__(self, run: Passes) -> None:
-        self._run, self._graph = run, torch.cuda.CUDAGraph()
+    def __init__(self, passes: Passes) -> None:
+        self._run, self._graph = passes, torch.cuda.CUDAGraph()
         self._inputs: list[Tensor] = []
         self._outputs: tuple[Tensor, Tensor] | None = None
 
@@ -84,28 +62,28 @@ class _Captured:
         *,
         grad_z: Tensor | bool,
         dropout: Sequence[Tensor] | None,
-        log_noise: Tensor | None,
+        obs_log_var: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns what the passes return, in memory that the next call writes over."""
-        given = [z, x, weight, *([] if log_noise is None else [log_noise]), *(dropout or ())]
+        """Returns the results of the passes, in memory that the next call overwrites."""
+        inputs = [z, x, weight, *([] if obs_log_var is None else [obs_log_var]), *(dropout or ())]
         if self._outputs is None:
-            self._inputs = [tensor.clone() for tensor in given]
-            self._outputs = self._capture(noisy=log_noise is not None)
-        for kept, tensor in zip(self._inputs, given, strict=True):
-            kept.copy_(tensor)
+            self._inputs = [tensor.clone() for tensor in inputs]
+            self._outputs = self._capture(noisy=obs_log_var is not None)
+        for captured, tensor in zip(self._inputs, inputs, strict=True):
+            captured.copy_(tensor)
         self._graph.replay()
-        residual, found = self._outputs
-        return residual, grad_z.copy_(found) if isinstance(grad_z, Tensor) else found
+        residual, gradient = self._outputs
+        return residual, grad_z.copy_(gradient) if isinstance(grad_z, Tensor) else gradient
 
     def _capture(self, *, noisy: bool) -> tuple[Tensor, Tensor]:
         z, x, weight, *rest = self._inputs
-        log_noise = rest.pop(0) if noisy else None
-        run = partial(self._run, z, x, weight, dropout=rest or None, log_noise=log_noise)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        obs_log_var = rest.pop(0) if noisy else None
+        run = partial(self._run, z, x, weight, dropout=rest or None, obs_log_var=obs_log_var)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(self._graph):
             return run()

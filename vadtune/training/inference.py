@@ -1,11 +1,11 @@
-"""Inference: the decoder is frozen, the posterior of new rows is fitted to their observed cells.
+"""Inference: fits the posteriors of new rows to their observed cells under a frozen decoder.
 
-That of a linear decoder with learned posteriors is solved; see model/linear.py.
+Posteriors of models in closed form are computed by linear algebra; see models/linear_em.py.
 
-Every row is fitted on its own: the objective is a sum over rows, Adam acts elementwise and the noise of a step is the
-same for all rows, so a row's result does not depend on the rows beside it.
+A row's result does not depend on the other rows: the objective is a sum over rows, Adam is elementwise, and all rows
+share the draws of a step.
 
-Shape comments: p models, n rows, m train rows, d features, k latent dimensions, s posterior parameters.
+Shape comments: p models, n rows, m train rows, d features, k latent dims, s posterior parameters, M network parameters.
 """
 
 from __future__ import annotations
@@ -19,29 +19,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadtune import native
 from vadtune.config.schema import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
-from vadtune.models.linear import NotSolved, posterior_means
-from vadtune.models.objective import STANDARD_PRIOR, Prior, draw, posterior_gradients, reconstruction
-from vadtune.training import native_epoch as machine_code
+from vadtune.models.linear_em import NotPositiveDefinite, posterior_means
+from vadtune.models.objective import STANDARD_PRIOR, Prior, posterior_gradients, reconstruction, sample
+from vadtune.training import native_epoch
 from vadtune.training.optimiser import SCHEDULES, AdamW
 
-_NEAR_ROWS = 256  # whose distances to all train rows are in the cache together
-_CHUNK_FLOATS = 2**22  # bounds the memory of a chunk's largest intermediate; small enough to stay near the caches
+_NEAREST_ROWS = 256  # rows whose distances to all train rows fit in the cache
+_CHUNK_FLOATS = 2**22  # bounds a chunk's largest intermediate, so that it stays near the cache
 
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A trained model: what is needed to impute new rows.
+    """A trained model, ready to impute new rows.
 
     Attributes:
-        config: Its configuration.
+        config: The configuration.
         weights: Network parameters (M,).
-        latents: Statistics of the train rows (m, s): where new rows start, and what a train prior is fitted to.
+        latents: Posterior parameters of the train rows (m, s): starts for new rows, and the sample that a train prior
+            is fitted to.
         scaler: From the source's units to the model's; None before it is known.
-        feature_names: The columns; empty before they are known.
+        feature_names: Names of the features; empty before they are known.
     """
 
     config: TrialConfig
@@ -51,28 +53,28 @@ class FittedModel:
     feature_names: tuple[str, ...] = ()
 
     def with_metadata(self, scaler: Scaler, feature_names: Sequence[str]) -> FittedModel:
-        """Returns the model with the description of its data."""
+        """Returns a copy of the model with the scaler and feature names of its data."""
         return replace(self, scaler=scaler, feature_names=tuple(feature_names))
 
     def reconstruct(self, part: MaskedRows) -> np.ndarray:
-        """Returns x_hat, float32 (n, d) in the scaler's units: the decoded posterior means of the rows."""
+        """Returns x_hat, the decoded posterior means of rows, float32 (n, d), in the scaler's units."""
         return np.asarray(reconstruct([self], part)[0])
 
     def reconstruct_train(self, features: int) -> np.ndarray:
-        """Returns the decoded posterior means of the rows it was trained on, float32 (m, d), as training left them."""
+        """Returns the decoded posterior means of the train rows at the end of training, float32 (m, d)."""
         return np.asarray(_Inference([self], features, 1.0).decoded_train_rows()[0].cpu())
 
     def impute(self, part: MaskedRows) -> np.ndarray:
-        """Returns x_imputed, float32 (n, d): observed cells bit for bit as given, missing cells from x_hat."""
+        """Returns x_imputed, float32 (n, d): observed cells unchanged, missing cells from x_hat."""
         return np.where(part.mask, part.x, self.reconstruct(part))
 
 
 class Inferred(NamedTuple):
-    """What several models say of rows.
+    """Inference results of several models.
 
     Attributes:
-        x_hat: float32 (p, n, d), in the scaler's units: the decoded posterior means.
-        posterior_params: Of the posteriors (p, n, s).
+        x_hat: Decoded posterior means, float32 (p, n, d), in the scaler's units.
+        posterior_params: Posterior parameters (p, n, s).
     """
 
     x_hat: np.ndarray
@@ -80,7 +82,7 @@ class Inferred(NamedTuple):
 
 
 def reconstruct(models: Sequence[FittedModel], part: MaskedRows) -> np.ndarray:
-    """Returns x_hat, float32 (p, n, d), in the scaler's units; see ``infer``."""
+    """Returns x_hat of rows under several models, float32 (p, n, d), in the scaler's units; see ``infer``."""
     return infer(models, part).x_hat
 
 
@@ -90,11 +92,10 @@ def infer(
     """Fits the posteriors of new rows under several models of one architecture and decodes their means.
 
     Args:
-        models: They must agree in architecture and in the ``infer`` settings that are not numbers per model
-            (steps, start, prior).
-        part: Rows with holes (n, d).
+        models: Models that agree in architecture and in the ``infer`` settings steps, start and prior.
+        part: The rows (n, d).
         effort: Share of ``infer.steps`` to take.
-        start: Statistics (n, s) of each model to start from; without them as ``infer.start`` says.
+        start: Posterior parameters (n, s) to start each model from; by default ``infer.start`` decides.
     """
     return _Inference(models, part.x.shape[1], effort).infer(part, start)
 
@@ -107,8 +108,8 @@ class _Inference:
         self.weights = torch.stack([model.weights for model in models])  # (p, M)
         self.networks: Networks = self.family.layers(self.weights)
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
-        log_noise = self.family.log_noise(self.networks)
-        self.precision = 1.0 if log_noise is None else torch.exp(-log_noise)  # of the features, (p, 1, d)
+        obs_log_var = self.family.obs_log_var(self.networks)
+        self.precision = 1.0 if obs_log_var is None else torch.exp(-obs_log_var)  # of the features, (p, 1, d)
         self.device = self.latents.device
 
         def vector(values: list[float]) -> Tensor:
@@ -123,7 +124,7 @@ class _Inference:
         self.prior = self._train_prior() if self.config.infer.prior == "train" else STANDARD_PRIOR
 
     def _train_prior(self) -> Prior:
-        """A Gaussian with the moments of the train rows' posterior means."""
+        """Returns a Gaussian with the moments of the train rows' posterior means."""
         means = self.latents[..., : self.family.architecture.latent]
         variance = means.var(dim=1, keepdim=True, correction=0).clamp_(min=1e-6)
         return Prior(means.mean(dim=1, keepdim=True), 1.0 / variance)
@@ -134,23 +135,24 @@ class _Inference:
         return self.family.decode(self.networks, self.family.posterior(self.latents, self.log_var).mean)
 
     @torch.no_grad()
-    def infer(self, part: MaskedRows, given: Sequence[Tensor] | None) -> Inferred:
-        chunks, found = [], []
+    def infer(self, part: MaskedRows, start: Sequence[Tensor] | None) -> Inferred:
+        """See the function ``infer``."""
+        x_hat, posterior_params = [], []
         for rows in self._chunks(len(part.x)):
             mask = torch.tensor(part.mask[rows], device=self.device)
             x = torch.tensor(part.x[rows], device=self.device).masked_fill_(~mask, 0.0)
-            exact = self.family.architecture.closed_form
-            if exact:
-                posterior_params = self._solve(x, mask.float())
+            if self.family.architecture.closed_form:
+                params = self._closed_form(x, mask.float())
+            elif start is None:
+                params = self._fit(self._start(x, mask.float()), x, mask.float())
             else:
-                of_rows = None if given is None else torch.stack([own[rows] for own in given]).to(self.device)
-                posterior_params = self._fit(x, mask.float(), of_rows)
-            found.append(posterior_params)
-            mean = self.family.posterior(posterior_params, self.log_var).mean
-            # A row without any observed cell says nothing of itself: its posterior is the prior, wherever it started.
+                params = self._fit(torch.stack([each[rows] for each in start]).to(self.device), x, mask.float())
+            posterior_params.append(params)
+            mean = self.family.posterior(params, self.log_var).mean
+            # The posterior of a row without observed cells is the prior, wherever it started.
             mean = torch.where(mask.any(1, keepdim=True), mean, self.prior.mean)
-            chunks.append(self.family.decode(self.networks, mean).cpu().numpy())
-        return Inferred(np.concatenate(chunks, axis=1), torch.cat(found, dim=1))
+            x_hat.append(self.family.decode(self.networks, mean).cpu().numpy())
+        return Inferred(np.concatenate(x_hat, axis=1), torch.cat(posterior_params, dim=1))
 
     def _chunks(self, n: int) -> Iterator[slice]:
         architecture = self.family.architecture
@@ -158,72 +160,66 @@ class _Inference:
         size = max(1, _CHUNK_FLOATS // width)
         return (slice(start, start + size) for start in range(0, n, size))
 
-    def _solve(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns the exact posterior means (p, n, k) of rows x (n, d), with 0 where missing, mask (n, d) float."""
+    def _closed_form(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns the posterior means (p, n, k) of rows x (n, d), with 0 where missing, mask (n, d) float."""
         means = []
         for i in range(len(self.latents)):
-            decoder, kl_weight = self.family.linear(self.networks, i), float(self.kl_weight[i])
+            decoder, kl_weight = self.family.linear_decoder(self.networks, i), float(self.kl_weight[i])
             mean, precision = (value if isinstance(value, float) else value[i, 0] for value in self.prior)
             try:
                 found = posterior_means(decoder, x, mask, kl_weight, prior_mean=mean, prior_precision=precision)
-            except NotSolved:  # of a model that diverged, which must not harm the others
+            except NotPositiveDefinite:  # a model that diverged must not affect the others
                 found = x.new_full((len(x), len(decoder.weight)), torch.nan, dtype=torch.float64)
             means.append(found)
         return torch.stack(means).float()
 
-    def _fit(self, x: Tensor, mask: Tensor, given: Tensor | None) -> Tensor:
-        """Returns the posterior parameters (p, n, s) of rows x (n, d), with 0 where missing, mask (n, d) float.
-
-        Starts from ``given`` where that is not None.
-        """
-        posterior_params = self._start(x, mask) if given is None else given
+    def _fit(self, posterior_params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """Fits posterior parameters (p, n, s) in place to rows x (n, d), with 0 where missing, and returns them."""
         generator = derived_generator(self.config.train.seed, Purpose.INFERENCE)
-        noise = standard_normal(self.steps, 1, self.family.architecture.latent, generator=generator, device=self.device)
-        rates = SCHEDULES["cosine"](np.arange(self.steps)[:, None] / max(1, self.steps)) * self.lr  # (steps, p)
-        by_machine_code = self.device.type == "cpu" and machine_code.supports_inference(self.config)
-        (self._fit_by_machine_code if by_machine_code else self._fit_together)(posterior_params, x, mask, noise, rates)
+        eps = standard_normal(self.steps, 1, self.family.architecture.latent, generator=generator, device=self.device)
+        lr = SCHEDULES["cosine"](np.arange(self.steps)[:, None] / max(1, self.steps)) * self.lr  # (steps, p)
+        by_kernel = self.device.type == "cpu" and native.supports_inference(self.config)
+        (self._fit_natively if by_kernel else self._fit_stacked)(posterior_params, x, mask, eps, lr)
         return posterior_params
 
-    def _fit_by_machine_code(
-        self, posterior_params: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
-    ) -> None:
+    def _fit_natively(self, posterior_params: Tensor, x: Tensor, mask: Tensor, eps: Tensor, lr: np.ndarray) -> None:
+        """Fits one model after the other by the compiled kernel."""
         x_nan = x.masked_fill(mask == 0, torch.nan)
         precision = torch.as_tensor(self.precision).expand(len(posterior_params), 1, x.shape[1])
         for i, (config, weights) in enumerate(zip(self.configs, self.weights, strict=True)):
-            machine_code.fit_rows(
+            mean, prior_precision = (value if isinstance(value, float) else value[i, 0] for value in self.prior)
+            native_epoch.fit_rows(
                 self.family,
                 config,
                 weights,
                 posterior_params[i],
                 x_nan,
                 precision=precision[i, 0],
-                noise=noise[:, 0],
+                eps=eps[:, 0],
                 kl_weight=float(self.kl_weight[i]),
-                prior=Prior(*(v if isinstance(v, float) else v[i, 0] for v in self.prior)),
-                rates=np.ascontiguousarray(rates[:, i]),
+                prior=Prior(mean, prior_precision),
+                lr=np.ascontiguousarray(lr[:, i]),
             )
 
-    def _fit_together(
-        self, posterior_params: Tensor, x: Tensor, mask: Tensor, noise: Tensor, rates: np.ndarray
-    ) -> None:
+    def _fit_stacked(self, posterior_params: Tensor, x: Tensor, mask: Tensor, eps: Tensor, lr: np.ndarray) -> None:
+        """Fits all models at once in PyTorch."""
         moments, grad = torch.zeros(2, *posterior_params.shape, device=self.device), torch.empty_like(posterior_params)
         optimiser = AdamW(posterior_params, grad, moments)
         decoder, layers = self.family.networks["decoder"], self.networks["decoder"]
-        workspace = decoder.workspace(len(posterior_params), len(x), posterior_params)
-        learned = self.family.architecture.posterior == "learned"
-        weight, everyone = 2.0 * mask * self.precision, slice(0, len(posterior_params))
-        taken = np.broadcast_to(np.arange(len(rates))[:, None], rates.shape)
-        steps = optimiser.steps(everyone, taken, rates)
-        for step in range(len(rates)):
+        learned, weight = self.family.architecture.posterior == "learned", 2.0 * mask * self.precision
+        steps_before = np.broadcast_to(np.arange(len(lr))[:, None], lr.shape)
+        steps = optimiser.steps(slice(0, len(posterior_params)), steps_before, lr)
+        for step in range(len(lr)):
             posterior = self.family.posterior(posterior_params, self.log_var)
-            z, deviation = draw(posterior, noise[step])
-            _, grad_z = reconstruction(decoder, layers, z, x, weight, workspace=workspace)
+            z, deviation = sample(posterior, eps[step])
+            _, grad_z = reconstruction(decoder, layers, z, x, weight)
             grad.copy_(
                 posterior_gradients(posterior, grad_z, deviation, self.kl_weight, learned=learned, prior=self.prior)
             )
             next(steps)
 
     def _start(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns where ``infer.start`` or the encoder starts the posteriors, (p, n, s)."""
         if self.family.amortised:
             return self.family.encode(self.networks, x, mask)[0]
         k = self.family.architecture.latent
@@ -233,7 +229,7 @@ class _Inference:
                 return torch.stack([latents[index] for latents, index in zip(self.latents, nearest, strict=True)])
             case "train":
                 mean = self.latents[..., :k].mean(dim=1, keepdim=True)
-            case "normal":  # the same for all rows: none may depend on those beside it
+            case "normal":  # the same for all rows, so that rows stay independent
                 generator = derived_generator(self.config.train.seed, Purpose.START)
                 mean = 0.1 * standard_normal(1, 1, k, generator=generator, device=self.device)
             case _:
@@ -241,16 +237,18 @@ class _Inference:
         return self.family.initial_posterior_params(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns, per model and row, the train row (p, n) whose reconstruction is nearest on the observed cells, in
-        units of the features' noise."""
+        """Returns for each model and row the train row (p, n) with the nearest reconstruction.
+
+        The squared distance is over the row's observed cells, in units of the observation noise.
+        """
         decoded = self.decoded_train_rows()
         # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing; likewise with a precision in mask and x
-        given = torch.cat([-2.0 * x * self.precision, mask * self.precision], dim=-1)  # ([p,] n, 2d)
-        known = torch.cat([decoded, decoded.square()], dim=-1).mT  # (p, 2d, m)
-        found = [_argmin(torch.matmul(rows, known)) for rows in torch.split(given, _NEAR_ROWS, dim=-2)]
-        return torch.cat(found, dim=-1)
+        queries = torch.cat([-2.0 * x * self.precision, mask * self.precision], dim=-1)  # ([p,] n, 2d)
+        keys = torch.cat([decoded, decoded.square()], dim=-1).mT  # (p, 2d, m)
+        nearest = [_argmin(torch.matmul(rows, keys)) for rows in torch.split(queries, _NEAREST_ROWS, dim=-2)]
+        return torch.cat(nearest, dim=-1)
 
 
 def _argmin(values: Tensor) -> Tensor:
-    """Returns the index of the least of each row; on a CPU by numpy, which takes a tenth of the time."""
+    """Returns the index of each row's minimum; on a CPU by numpy, which takes a tenth of PyTorch's time."""
     return values.argmin(-1) if values.is_cuda else torch.from_numpy(values.numpy().argmin(-1))

@@ -1,4 +1,4 @@
-"""A configuration in training: how far it is, and what resuming it needs."""
+"""A configuration in training: its progress, and what it must share with others to train as one population."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from torch import Tensor
 
 from vadtune.config.schema import TrialConfig
 from vadtune.models import Architecture
-from vadtune.models.padding import agreement
+from vadtune.models.padding import padding_key
 from vadtune.training.optimiser import Plateau
 
 State = dict[str, Tensor]
-"""All that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
-progress (epoch, seconds), the sums of the last epoch, and what the schedule plateau has seen, as plateau (3,)."""
+"""Everything that resuming one member needs: weights (M,), weight_moments (2, M), rows (n, s), row_moments (2, n, s),
+progress (epoch, seconds), the metrics of the last epoch, and with the schedule plateau its state as plateau (3,)."""
 
 
 @dataclass(eq=False)
 class Member:
-    """One configuration in training; equal to none but itself.
+    """One configuration in training; compared by identity.
 
     Attributes:
         config: The configuration.
         epoch: Number of completed epochs.
-        train_seconds: Time spent training so far, shared evenly by the members trained together.
-        metrics: Sums of the last epoch: train_loss, train_reconstruction (squared error per observed cell, whatever the
-            noise), train_kl (nats posterior parameters).
-        plateau: What the schedule plateau has seen; untouched by others.
+        train_seconds: Training time so far; members trained together share it evenly.
+        metrics: Of the last epoch: train_loss, train_reconstruction (squared error per observed cell, not scaled by the
+            observation noise), train_kl (nats per row).
+        plateau: State of the schedule plateau.
     """
 
     config: TrialConfig
@@ -37,11 +37,11 @@ class Member:
 
     @property
     def finished(self) -> bool:
-        """Whether it has completed its epochs."""
+        """Whether the member has completed its epochs."""
         return self.epoch >= self.config.train.epochs
 
     def divergence(self) -> str | None:
-        """Returns why the member cannot go on, None if it can."""
+        """Returns the reason why the member has diverged, None if it has not."""
         for name, value in self.metrics.items():
             if value != value or abs(value) == float("inf"):
                 return f"diverged: {name} became NaN or infinite in epoch {self.epoch}"
@@ -49,10 +49,13 @@ class Member:
 
 
 def signature(config: TrialConfig, features: int, *, pad: bool = False) -> tuple[object, ...]:
-    """Returns what configurations must share to be one population: shapes (with ``pad``, those that padding does not
-    make equal) and activation (not with ``pad``), batches, optimiser, seed, precision, inference."""
+    """Returns the settings that configurations must share to train as one population.
+
+    These are the architecture (with ``pad``, the part that padding cannot make equal), batches, optimiser, schedule,
+    seed, precision, compile and kind of inference.
+    """
     train = config.train
     shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
-    how = config.infer.steps, config.infer.start, config.infer.prior
+    infer = config.infer.steps, config.infer.start, config.infer.prior
     architecture = Architecture.of(config.model, features)
-    return (*(agreement(architecture) if pad else architecture), *shared, *how)
+    return (*(padding_key(architecture) if pad else architecture), *shared, *infer)

@@ -1,12 +1,13 @@
-"""Which decoders are trained and fitted by machine code on a CPU, and the way there from PyTorch's tensors.
+"""Calls the compiled decoder kernels (native/decoder_kernels.py) with PyTorch's tensors, on a CPU.
 
-PyTorch's operations do the same for all others. Shape comments: n rows, d features, k latent dimensions, s of a row,
-M parameters.
+``native.supports_training`` and ``native.supports_inference`` say for which configurations. Shape comments: n rows,
+d features, k latent dims, s posterior parameters of a row, M parameters.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,20 +17,10 @@ from vadtune import native
 from vadtune.config.schema import TrialConfig
 from vadtune.models import Family
 from vadtune.models.objective import Prior
-from vadtune.models.products import on_threads
-from vadtune.native import kernels, run
 from vadtune.training.batches import Epoch
 
-
-def supports_training(config: TrialConfig) -> bool:
-    """Returns whether a configuration is trained by machine code: one it knows, where there is numba."""
-    return native.supports_training(config) and kernels("decoder") is not None
-
-
-def supports_inference(config: TrialConfig) -> bool:
-    """Returns whether the posteriors of new rows are fitted by machine code: under a decoder it knows, where there is
-    numba."""
-    return native.supports_inference(config) and kernels("decoder") is not None
+if TYPE_CHECKING:  # imports Numba
+    from vadtune.native.decoder_passes import Shape
 
 
 def train_epoch(
@@ -41,40 +32,25 @@ def train_epoch(
     epoch: Epoch,
     index: int,
 ) -> tuple[float, float, float]:
-    """Trains one member for an epoch.
+    """Trains one member for an epoch, in place.
 
     Args:
-        family: Its family.
-        config: Its configuration, which ``supports_training`` knows.
-        weights: Its networks' parameters (M,), memory for their gradient (M,), the optimiser's moments (2, M); all
-            updated in place.
-        rows: The posterior_params of its rows (n, s) and their moments (2, n, s); updated in place.
+        family: The member's family.
+        config: The member's configuration.
+        weights: Network parameters (M,), memory for their gradient (M,), the optimiser's moments (2, M).
+        rows: Posterior parameters of the train rows (n, s) and their moments (2, n, s).
         x: The train rows (n, d), NaN where missing.
-        epoch: What the epoch sees.
-        index: Which of the epoch's members it is.
+        epoch: Batches, draws and learning rates.
+        index: The member's position among those of the epoch.
 
     Returns:
-        The sum of squared errors, what the features' noise makes of it, the sum of KL divergences in nats.
+        The sum of squared errors, the same in units of the observation noise (see objective.noise_gradient), and the
+        sum of KL divergences in nats.
     """
-    code, train = kernels("decoder"), config.train
-    assert code is not None
-    (parameters, grad, moments), (posterior_params, row_moments) = weights, rows
-    noisy = family.architecture.noise == "learned"
-    errors, weighted, divergence = run(
-        code.train_epoch,
-        parameters.numpy(),
-        grad.numpy(),
-        *moments.numpy(),
-        posterior_params.numpy(),
-        *row_moments.numpy(),
-        *_decoder(family),
-        noisy,
-        *_posterior(family, config),
-        x.numpy(),
-        epoch.order.numpy(),
-        epoch.batch_size,
-        epoch.normaliser.numpy(),
-        epoch.noise.numpy(),
+    from vadtune.native import decoder_kernels as kernels
+
+    (parameters, grad, moments), (posterior_params, row_moments), train = weights, rows, config.train
+    settings = kernels.Settings(
         float(train.kl_weight),
         epoch.epochs[index],
         np.ascontiguousarray(epoch.net_lr[:, index]),
@@ -82,7 +58,18 @@ def train_epoch(
         float(train.weight_decay),
         train.optimiser == "adamw",
     )
-    return errors, weighted if noisy else errors, divergence
+    order, normaliser, eps = epoch.order.numpy(), epoch.normaliser.numpy(), epoch.eps.numpy()
+    learned, log_var = _log_var(family, config)
+    first, second = row_moments.numpy()
+    errors, weighted, divergence = native.call(
+        kernels.train_epoch,
+        _shape(family),
+        kernels.Network(parameters.numpy(), grad.numpy(), *moments.numpy()),
+        kernels.Posteriors(posterior_params.numpy(), first, second, learned, log_var),
+        kernels.Batches(x.numpy(), order, epoch.batch_size, normaliser, eps),
+        settings,
+    )
+    return errors, weighted if family.architecture.noise == "learned" else errors, divergence
 
 
 def fit_rows(
@@ -93,56 +80,54 @@ def fit_rows(
     x: Tensor,
     *,
     precision: Tensor,
-    noise: Tensor,
+    eps: Tensor,
     kl_weight: float,
     prior: Prior,
-    rates: np.ndarray,
+    lr: np.ndarray,
 ) -> None:
-    """Fits the posteriors of new rows to their observed cells under one model, with as many threads as PyTorch has.
+    """Fits the posteriors of new rows to their observed cells under one model, in place.
 
     Args:
-        family: Of the model.
-        config: Of the model, which ``supports_inference`` knows.
-        weights: Of its networks (M,).
-        posterior_params: Where the posteriors start (n, s); updated in place.
+        family: The model's family.
+        config: The model's configuration.
+        weights: Network parameters (M,).
+        posterior_params: Where the posteriors start (n, s).
         x: The rows (n, d), NaN where missing.
-        precision: Of the features' noise, (d,).
-        noise: Standard normal draws of every step, the same for all rows, (steps, k).
+        precision: Inverse variances of the observation noise, (d,).
+        eps: Standard normal draws of every step, shared by all rows, (steps, k).
         kl_weight: Factor on the divergence from the prior.
         prior: Of the latents, (k,) each.
-        rates: The learning rate of every step (steps,).
+        lr: Learning rate of every step (steps,).
     """
-    code = kernels("decoder")
-    assert code is not None
-    own, values = posterior_params.numpy(), x.numpy()
-    k = family.architecture.latent
-    mean, precise = (torch.as_tensor(value, dtype=torch.float32).expand(k).contiguous().numpy() for value in prior)
-    how = (*_decoder(family), precision.contiguous().numpy(), *_posterior(family, config))
+    from vadtune.native import decoder_kernels as kernels
 
-    def fit(rows: slice) -> None:
-        run(
-            code.fit_rows,
-            weights.contiguous().numpy(),
-            own[rows],
-            *how,
-            values[rows],
-            noise.contiguous().numpy(),
-            kl_weight,
-            mean,
-            precise,
-            rates,
+    def latents(value: Tensor | float) -> np.ndarray:
+        expanded = torch.as_tensor(value, dtype=torch.float32).expand(family.architecture.latent)
+        return np.ascontiguousarray(expanded.numpy())
+
+    shape, parameters = _shape(family), weights.contiguous().numpy()
+    params, values, draws = posterior_params.numpy(), x.numpy(), eps.contiguous().numpy()
+    prior_of_latents = kernels.Prior(latents(prior.mean), latents(prior.precision))
+    first, second = np.zeros_like(params), np.zeros_like(params)
+
+    def run(part: slice) -> None:
+        rows = kernels.Posteriors(params[part], first[part], second[part], *_log_var(family, config))
+        data = kernels.NewRows(
+            values[part], draws, precision.contiguous().numpy(), float(kl_weight), prior_of_latents, lr
         )
+        kernels.fit_rows(shape, parameters, rows, data)
 
-    on_threads(fit, len(x), code.BLOCK)
-
-
-def _decoder(family: Family) -> tuple[np.ndarray, bool, bool]:
-    """Returns the decoder's widths, whether its activation is tanh, whether it has a skip."""
-    architecture = family.architecture
-    return np.array(family.networks["decoder"].sizes), architecture.activation == "tanh", architecture.skip
+    native.call_on_row_blocks(run, len(x), kernels.BLOCK, torch.get_num_threads())
 
 
-def _posterior(family: Family, config: TrialConfig) -> tuple[bool, float]:
+def _shape(family: Family) -> Shape:
+    from vadtune.native.decoder_passes import Shape
+
+    architecture, sizes = family.architecture, np.array(family.networks["decoder"].sizes)
+    return Shape(sizes, architecture.activation == "tanh", architecture.skip, architecture.noise == "learned")
+
+
+def _log_var(family: Family, config: TrialConfig) -> tuple[bool, float]:
     """Returns whether log variances are learned, and the fixed one."""
     kind = family.architecture.posterior
     return kind == "learned", -math.inf if kind == "none" else float(config.model.log_var)

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vadtune import native
+
 Table = NDArray[Any]
 """Numbers of each step and member, (t, p)."""
 
@@ -26,7 +28,7 @@ class Optimiser(ABC):
     Args:
         parameter: (p, ...), contiguous; updated in place.
         grad: Like ``parameter``; the gradient is read from here.
-        moments: (2, p, ...): what the optimiser remembers, zeros at first; updated in place.
+        moments: (2, p, ...): the optimiser's state, zeros at first; updated in place.
         decay: Weight decay per member.
     """
 
@@ -35,19 +37,17 @@ class Optimiser(ABC):
         self._decay = np.zeros(len(parameter)) if decay is None else np.array(decay, dtype=np.float64)
 
     @abstractmethod
-    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
-        """Takes one step whenever asked for the next item. What follows from the arguments is computed once, so that a
-        step costs the same however many members there are.
+    def steps(self, members: slice, steps_before: Table, lr: Table) -> Iterator[None]:
+        """Returns an iterator that takes one step per item. Coefficients are computed once for all steps.
 
         Args:
             members: Which members; contiguous.
-            taken: How many steps each of them has taken before each step (t, p).
-            lr: The learning rate of each of them at each step (t, p).
+            steps_before: Number of steps that each of them has taken before each step (t, p).
+            lr: Learning rate of each of them at each step (t, p).
         """
 
     def _columns(self, *tables: Table) -> Tensor:
-        """Returns numbers of each step and member (t, p) as a tensor (t, tables, p, 1, ...), brought to the device in
-        one go."""
+        """Returns numbers of each step and member (t, p) as one tensor (t, tables, p, 1, ...) on the device."""
         stacked = torch.from_numpy(np.stack(tables, axis=1)).to(self._parameter.dtype)
         return stacked.view(*stacked.shape, *[1] * (self._parameter.dim() - 1)).to(self._parameter.device)
 
@@ -55,73 +55,49 @@ class Optimiser(ABC):
 class Adam(Optimiser):
     """Adam (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1); weight decay is added to the gradient.
 
-    The moments are the running means of the gradient and of its square. On a CPU every member takes PyTorch's fused
-    step, one pass over memory; elsewhere all members share a handful of elementwise operations, because there it is
-    launches that cost. See Optimiser for the arguments.
+    The moments are the running means of the gradient and of its square. On a CPU a compiled kernel takes the step in
+    one pass over memory; elsewhere all members share a few elementwise operations. See Optimiser for the arguments.
     """
 
-    _fused_step: Callable[..., Any] = staticmethod(torch._fused_adam_)
     _decoupled = False
 
-    def __init__(self, parameter: Tensor, grad: Tensor, moments: Tensor, decay: Sequence[float] | None = None) -> None:
-        super().__init__(parameter, grad, moments, decay)
-        self._fused = parameter.device.type == "cpu"
-        self._counts = torch.zeros(len(parameter))
-        self._members = [
-            ([parameter[i]], [grad[i]], [moments[0, i]], [moments[1, i]], [self._counts[i]])
-            for i in range(len(parameter) if self._fused else 0)
-        ]
-
-    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+    def steps(self, members: slice, steps_before: Table, lr: Table) -> Iterator[None]:
         """Takes steps. See Optimiser."""
-        return (self._each if self._fused else self._together)(members, taken, lr)
+        decay = np.broadcast_to(self._decay[members], lr.shape)
+        keep, l2 = (1 - lr * decay, np.zeros_like(lr)) if self._decoupled else (np.ones_like(lr), decay)
+        t = steps_before + 1
+        coefficients = self._columns(lr / (1 - _BETA1**t), (1 - _BETA2**t) ** -0.5, keep, l2)  # (t, 4, p, 1, ...)
+        tensors = self._parameter[members], self._grad[members], self._moments[0, members], self._moments[1, members]
+        by_kernel = self._parameter.is_cpu and native.is_available()
+        return (self._kernel_steps if by_kernel else self._elementwise_steps)(coefficients, *tensors)
 
-    def _each(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
-        indices = range(*members.indices(len(self._members)))
-        for before, rates in zip(taken.tolist(), lr.tolist(), strict=True):
-            for i, done, rate in zip(indices, before, rates, strict=True):
-                parameter, grad, first, second, count = self._members[i]
-                count[0].fill_(done + 1)
-                self._fused_step(
-                    parameter,
-                    grad,
-                    first,
-                    second,
-                    [],
-                    count,
-                    lr=rate,
-                    beta1=_BETA1,
-                    beta2=_BETA2,
-                    weight_decay=float(self._decay[i]),
-                    eps=_EPS,
-                    amsgrad=False,
-                    maximize=False,
-                )
+    def _kernel_steps(self, coefficients: Tensor, *tensors: Tensor) -> Iterator[None]:
+        from vadtune.native.decoder_kernels import adam_step
+
+        p = coefficients.shape[2]
+        arrays = [tensor.view(p, -1).numpy() for tensor in tensors]
+        for of_step in coefficients.view(-1, 4, p).numpy():
+            adam_step(*arrays, of_step)
             yield
 
-    def _together(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
-        parameter, grad = self._parameter[members], self._grad[members]
-        first, second = self._moments[0, members], self._moments[1, members]
-        decay = np.broadcast_to(self._decay[members], lr.shape)
-        kept_or_added = 1 - lr * decay if self._decoupled else decay
-        columns = self._columns(np.sqrt(1 - _BETA2 ** (taken + 1)), lr / (1 - _BETA1 ** (taken + 1)), kept_or_added)
-        for correction, rate, of_parameter in columns:
+    def _elementwise_steps(
+        self, coefficients: Tensor, parameter: Tensor, grad: Tensor, first: Tensor, second: Tensor
+    ) -> Iterator[None]:
+        for lr, correction, keep, l2 in coefficients:
             slope = grad
             if self._decoupled:
-                parameter.mul_(of_parameter)
+                parameter.mul_(keep)
             else:
-                slope = torch.addcmul(grad, parameter, of_parameter)
+                slope = torch.addcmul(grad, parameter, l2)
             first.lerp_(slope, 1 - _BETA1)
             second.mul_(_BETA2).addcmul_(slope, slope, value=1 - _BETA2)
-            parameter.sub_((first / second.sqrt().div_(correction).add_(_EPS)).mul_(rate))
+            parameter.sub_((first / second.sqrt().mul_(correction).add_(_EPS)).mul_(lr))
             yield
 
 
 class AdamW(Adam):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2): weight decay is decoupled from the gradient and
-    scaled by the learning rate."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2): decoupled weight decay."""
 
-    _fused_step = staticmethod(torch._fused_adamw_)
     _decoupled = True
 
 
@@ -129,7 +105,7 @@ class SGD(Optimiser):
     """Gradient descent; weight decay is added to the gradient. See Optimiser for the other arguments.
 
     Args:
-        momentum: What is kept of the last step's direction, which is the first of the moments.
+        momentum: Factor on the last step's direction, which is the first of the moments.
     """
 
     def __init__(
@@ -143,7 +119,7 @@ class SGD(Optimiser):
         super().__init__(parameter, grad, moments, decay)
         self._momentum = momentum
 
-    def steps(self, members: slice, taken: Table, lr: Table) -> Iterator[None]:
+    def steps(self, members: slice, steps_before: Table, lr: Table) -> Iterator[None]:
         """Takes steps. See Optimiser."""
         parameter, direction, grad = self._parameter[members], self._moments[0, members], self._grad[members]
         for rate, decay in self._columns(lr, np.broadcast_to(self._decay[members], lr.shape)):
@@ -155,7 +131,7 @@ class SGD(Optimiser):
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
 """Name -> the optimiser of the networks."""
 
-# A row is visited once an epoch: what its last gradient was says little about a decoder that has moved on.
+# A row is visited once an epoch; the decoder has changed since its last gradient, so momentum would not help.
 ROW_OPTIMISERS: dict[str, Callable[..., Optimiser]] = OPTIMISERS | {"sgd": partial(SGD, momentum=0.0)}
 """Name -> the optimiser of the train rows' posteriors."""
 
@@ -164,17 +140,17 @@ SCHEDULES: dict[str, Callable[[Table], Table]] = {
     "cosine": lambda progress: 0.5 * (1 + np.cos(np.pi * progress)),
     "plateau": lambda progress: np.ones_like(progress),
 }
-"""Name -> factors on the learning rates, given shares of the steps already taken (0 to 1). That of ``plateau`` is
-each member's own: see Plateau."""
+"""Name -> factors on the learning rates, given shares of the steps already taken (0 to 1); for ``plateau`` see Plateau,
+which is a factor of each member."""
 
 
 @dataclass
 class Plateau:
-    """Halves the learning rates of a member whose train loss no longer falls.
+    """Halves the learning rates of a member whose train loss has stopped falling.
 
     Attributes:
         factor: On the learning rates.
-        best: The least loss so far.
+        best: The lowest loss so far.
         bad: Epochs since it fell by a ten-thousandth or more.
     """
 
@@ -182,10 +158,10 @@ class Plateau:
     best: float = math.inf
     bad: float = 0.0
 
-    PATIENCE = 10  # epochs without progress that change nothing yet
+    PATIENCE = 10  # epochs without progress before the factor is halved
 
     def update(self, loss: float) -> None:
-        """Takes the loss of an epoch into account."""
+        """Updates the factor with the loss of an epoch."""
         if loss < self.best * (1 - 1e-4):
             self.best, self.bad = loss, 0.0
             return

@@ -1,10 +1,10 @@
-"""Training: a Population trains P configurations of one architecture at once; P = 1 is the ordinary case.
+"""Training of a population: p configurations of one architecture at once; p = 1 is the ordinary case.
 
-Neighbours never matter. Randomness is common to all members and derived, never carried along: the batch order, the
-noise and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
-same alone or packed, whenever its neighbours come and go, and a checkpoint needs no generator state to resume exactly.
+A member's result does not depend on the other members. All random numbers are shared and derived: the batch order, the
+draws and the initial weights come from generators seeded by (seed, purpose, epoch), so a configuration's result is the
+same alone or packed, whenever others join or leave, and a checkpoint needs no generator state to resume exactly.
 
-Shape comments: p members, n rows, d features, k latent dimensions, s posterior parameters, M network parameters.
+Shape comments: p members, n rows, d features, k latent dims, s posterior parameters, M network parameters.
 """
 
 from __future__ import annotations
@@ -22,33 +22,32 @@ from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import MaskedRows
 from vadtune.models import Architecture, Family, build_family
-from vadtune.models.linear import regression
+from vadtune.models.linear_em import regression
 from vadtune.models.padding import Padding, widest
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State, signature
 from vadtune.training.optimiser import Plateau
 from vadtune.training.stack import Stack, TrainRows
 
-_START_NOISE = 0.01  # of weights that are not drawn at random: what starts as nothing would stay so
+_START_NOISE = 0.01  # scale of the random part of regression weights: weights that start at 0 would stay 0
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
-_MOST_PADDED = 2  # parameters of a population with its padding, in units of those its members have
-_CACHE_BYTES = 6 * 2**20  # what a CPU core keeps near: members beyond it are trained one group after the other
+_MAX_PADDED = 2  # parameters of a padded population, in units of its members' parameters
+_CACHE_BYTES = 6 * 2**20  # cache of a CPU core: members beyond it are trained one group after the other
 
 
 class Population:
     """P configurations of one architecture in training on the same rows.
 
     Args:
-        configs: The configurations. They may differ in whatever does not change shapes, the batches or the seed.
+        configs: The configurations. They may differ in everything that does not change shapes, batches or the seed.
         train: The train rows; copied.
         device: Where to train.
-        pad: Whether configurations may differ in their widths and activations; all are then as wide as the widest
-            (model/padding.py), and those of one activation side by side. States and models that are given out, or taken
-            in, are of each member's own widths.
+        pad: Whether configurations may differ in widths and activations: all are then padded to the widest
+            (models/padding.py). States and models that are returned or loaded have the member's widths.
 
     Attributes:
-        members: The configurations and how far they are, in the order they are stacked in.
-        family: The model they train as; where activations differ, with that of the first.
+        members: The members, in stacking order.
+        family: The family they train as, with the activation of the first member.
 
     Raises:
         ConfigError: The configurations cannot share a population.
@@ -64,15 +63,15 @@ class Population:
         self._seed = first.train.seed
         self._schedule_name = first.train.schedule
         self._bf16 = first.train.precision == "bf16"
-        # Members at different epochs see different batches. On a CPU they are trained one group after the other, which
-        # costs nothing; elsewhere together, each with batches of its own.
+        # Members at different epochs see different batches. On a CPU such groups are trained one after the other, which
+        # costs nothing; on a GPU together, with separate batches.
         self._mixed = self.device.type != "cpu"
 
         self._data = TrainRows(train, self.device)
         self._initial: dict[tuple[Architecture, str], State] = {}
         self._stack([(Member(config), self._initial_state(config)) for config in configs])
 
-    def _own(self, config: TrialConfig) -> Architecture:
+    def _architecture(self, config: TrialConfig) -> Architecture:
         return Architecture.of(config.model, self._features)
 
     def _family_of(self, architecture: Architecture) -> Family:
@@ -81,9 +80,8 @@ class Population:
         return family
 
     def _initial_state(self, config: TrialConfig) -> State:
-        """Returns where a configuration starts: the same for all of one shape that start their latents alike, so made
-        once."""
-        key = self._own(config), config.train.latent_init
+        """Returns the initial state of a configuration, cached by architecture and latent_init."""
+        key = self._architecture(config), config.train.latent_init
         if key not in self._initial:
             architecture, how = key
             family, x, mask = self._family_of(architecture), self._data.x.cpu(), self._data.mask.cpu()
@@ -99,22 +97,22 @@ class Population:
         return self._initial[key]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
-        """Takes these members and no others; changes nothing when it fails, for want of memory, say."""
+        """Replaces the members; changes nothing if it fails, for lack of memory, say."""
         for member, _ in parts:
-            own = signature(member.config, self._features, pad=self._pad)
-            if own != self._signature:
+            found = signature(member.config, self._features, pad=self._pad)
+            if found != self._signature:
                 raise ConfigError(
                     "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
-                    f"inference, got {own} beside {self._signature}; train them apart"
+                    f"inference, got {found} and {self._signature}; train them apart"
                 )
-        parts = sorted(parts, key=self._place)
+        parts = sorted(parts, key=self._sort_key)
         configs = [member.config for member, _ in parts]
-        architectures = [self._own(config) for config in configs]
+        architectures = [self._architecture(config) for config in configs]
         common = widest(architectures)
         family = self._family_of(common)
-        narrower = {own for own in architectures if own._replace(activation=common.activation) != common}
-        padding_of = {own: Padding.between(build_family(own), family, self.device) for own in narrower}
-        paddings = [padding_of.get(own) for own in architectures]
+        narrower = {each for each in architectures if each._replace(activation=common.activation) != common}
+        padding_of = {each: Padding.between(build_family(each), family, self.device) for each in narrower}
+        paddings = [padding_of.get(each) for each in architectures]
 
         def stacked(name: str, dim: int = 0) -> Tensor:
             tensors = [state[name].to(self.device) for _, state in parts]
@@ -130,21 +128,20 @@ class Population:
 
         tensors = stacked("weights"), stacked("weight_moments", 1), stacked("rows"), stacked("row_moments", 1)
         log_var = vector(lambda c: c.model.log_var)
-        if narrower:  # of the prior, where a member has no latent
+        if narrower:  # padded latents have the prior's log variance
             latents = torch.arange(common.latent, device=self.device)
             log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
-        members, activations = [member for member, _ in parts], [own.activation or "linear" for own in architectures]
+        members, activations = [member for member, _ in parts], [each.activation or "linear" for each in architectures]
         stack = Stack(self._data, members, family, tensors, log_var, activations, padded=self._pad)
 
         self.members, self.family, self._paddings = members, family, paddings
         self._stacked, self._tensors = stack, dict(zip(_TENSORS, tensors, strict=True))
         self._initial = {key: state for key, state in self._initial.items() if key[0] in architectures}
 
-    def _place(self, part: tuple[Member, State]) -> tuple[tuple[int, bool], str, int]:
-        """Returns what members are ordered by: those that train as a group are side by side, and among them those of
-        one activation, and then those at the same epoch."""
+    def _sort_key(self, part: tuple[Member, State]) -> tuple[tuple[int, bool], str, int]:
+        """Returns the stacking key: groups are contiguous, in them equal activations, in these equal epochs."""
         member, _ = part
-        return self._group_of(member), self._own(member.config).activation, member.epoch
+        return self._group_of(member), self._architecture(member.config).activation, member.epoch
 
     def _group_of(self, member: Member) -> tuple[int, bool]:
         return (0, False) if self._mixed else (member.epoch, member.config.model.dropout > 0)
@@ -155,7 +152,7 @@ class Population:
         return min(member.epoch for member in self.members)
 
     def join(self, config: TrialConfig, state: State | None = None) -> Member:
-        """Adds a configuration, from its start or from a state; the others do not notice. Returns its member.
+        """Adds a configuration, from its start or from a state, without effect on the others; returns its member.
 
         Raises:
             ConfigError: It has another signature, or the state belongs to another configuration or dataset.
@@ -166,18 +163,17 @@ class Population:
         return member
 
     def leave(self, *members: Member) -> None:
-        """Removes members; the others do not notice. The last one cannot leave."""
+        """Removes members without effect on the others. The last one cannot leave."""
         self._stack([part for part in zip(self.members, self.states(), strict=True) if part[0] not in members])
 
     def has_room_for(self, config: TrialConfig) -> bool:
-        """Returns whether a configuration may join, and padding then at most doubles what the members have of
-        parameters, those of their rows included."""
+        """Returns whether a configuration may join, and padding then at most doubles the number of parameters."""
         if signature(config, self._features, pad=self._pad) != self._signature:
             return False
-        architectures = [self._own(each) for each in (config, *(member.config for member in self.members))]
+        architectures = [self._architecture(each) for each in (config, *(member.config for member in self.members))]
         common = widest(architectures)
         parameters = {architecture: self._parameters(architecture) for architecture in {*architectures, common}}
-        return len(architectures) * parameters[common] <= _MOST_PADDED * sum(parameters[own] for own in architectures)
+        return len(architectures) * parameters[common] <= _MAX_PADDED * sum(parameters[each] for each in architectures)
 
     def _parameters(self, architecture: Architecture) -> int:
         family = build_family(architecture)
@@ -196,17 +192,17 @@ class Population:
                     raise TrialDiverged(reason)
 
     def train_epoch(self) -> None:
-        """Trains every member one epoch further; a member that diverges harms no other."""
+        """Trains every member for one epoch; a member that diverges does not affect the others."""
         for members in self._groups():
             start = time.perf_counter()
             group = self.members[members]
             weights = [member.config.train.kl_weight for member in group]
-            told = self._stacked.train_epoch(members)
+            epoch_sums = self._stacked.train_epoch(members)
             seconds = (time.perf_counter() - start) / len(group)
-            for member, weight, sums in zip(group, weights, told, strict=True):
+            for member, weight, sums in zip(group, weights, epoch_sums, strict=True):
                 member.epoch += 1
                 member.train_seconds += seconds
-                if sums is None:  # it stands still
+                if sums is None:  # converged: nothing changed
                     continue
                 error, weighted, divergence = sums
                 member.metrics = {
@@ -218,33 +214,32 @@ class Population:
                     member.plateau.update(member.metrics["train_loss"])
 
     def _groups(self) -> Iterator[slice]:
-        """Yields the members to train together: on a CPU those at the same epoch, with dropout or without, as many as
-        stay in the cache."""
+        """Yields the members to train together; on a CPU those of one ``_group_of``, as many as fit in the cache."""
         if self._mixed:
             yield slice(0, len(self.members))
             return
-        most, start = max(1, _CACHE_BYTES // (16 * self._tensors["weights"].shape[1])), 0
+        largest, start = max(1, _CACHE_BYTES // (16 * self._tensors["weights"].shape[1])), 0
         for _, group in groupby(self.members, key=self._group_of):
             end = start + len(list(group))
-            yield from (slice(first, min(first + most, end)) for first in range(start, end, most))
+            yield from (slice(first, min(first + largest, end)) for first in range(start, end, largest))
             start = end
 
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:
-        """Returns the members, or some, as they are now, ready to impute; later training does not change them."""
+        """Returns the current models of all members, or of some; copies, which later training does not change."""
         chosen = [self.members.index(member) for member in (self.members if members is None else members)]
         tensors = [self._tensors_of(i) for i in chosen]
-        latents = [own["rows"] for own in tensors]
+        latents = [each["rows"] for each in tensors]
         if self.family.amortised:
             encoded, _ = self.family.encode(self.family.layers(self._tensors["weights"]), self._data.x, self._data.mask)
             latents = [encoded[i] for i in chosen]
         return [
-            FittedModel(self.members[i].config, own["weights"].clone(), rows.clone())
-            for i, own, rows in zip(chosen, tensors, latents, strict=True)
+            FittedModel(self.members[i].config, each["weights"].clone(), rows.clone())
+            for i, each, rows in zip(chosen, tensors, latents, strict=True)
         ]
 
     def states(self) -> list[State]:
-        """Returns the members' states; later training changes them, so copy what is to stay."""
+        """Returns the members' states; views that later training changes, so copy what must stay."""
         return [self.state(member) for member in self.members]
 
     def state(self, member: Member) -> State:
@@ -259,11 +254,11 @@ class Population:
     def _tensors_of(self, i: int) -> State:
         """Returns the tensors of the i-th member's state."""
         padding = self._paddings[i]
-        own = {name: tensor[:, i] if "moments" in name else tensor[i] for name, tensor in self._tensors.items()}
-        return own if padding is None else {name: padding.of(name).unpad(value) for name, value in own.items()}
+        views = {name: tensor[:, i] if "moments" in name else tensor[i] for name, tensor in self._tensors.items()}
+        return views if padding is None else {name: padding.of(name).unpad(value) for name, value in views.items()}
 
     def load_states(self, states: Sequence[State]) -> None:
-        """Goes on from where the states were taken, one for each member in the order of ``members``.
+        """Resumes from states, one for each member in the order of ``members``.
 
         Raises:
             ConfigError: A state belongs to another architecture or other rows.
@@ -272,12 +267,9 @@ class Population:
         self._stack([(m, self._checked(m, state)) for m, state in zip(members, states, strict=True)])
 
     def _checked(self, member: Member, state: State) -> State:
-        """Returns the state, having set the member's progress to it."""
-        family, n, plateau = (
-            self._family_of(self._own(member.config)),
-            len(self._data.x),
-            self._schedule_name == "plateau",
-        )
+        """Checks a state, sets the member's progress from it and returns its tensors."""
+        family, n = self._family_of(self._architecture(member.config)), len(self._data.x)
+        plateau = self._schedule_name == "plateau"
         weights, rows = (family.n_parameters,), (n, family.row_parameters)
         shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))
         for name, shape in {**shapes, **({"plateau": (3,)} if plateau else {})}.items():

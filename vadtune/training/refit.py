@@ -1,12 +1,11 @@
-"""Training chosen configurations anew, on more rows, or on parts of the rows to learn how much each is worth.
+"""Training of chosen configurations on more rows, or on parts of the rows for cross-fitted predictions.
 
-Configurations of one shape train as one population, and populations in several processes, one for each core: the
-models are small, and threads of one process would wait for each other. Nothing here knows what the rows are for.
+Configurations of one shape train as one population; populations train in several processes, one per core, because
+threads would wait for each other with models this small.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -23,17 +22,15 @@ import torch
 
 from vadtune.config.schema import HoldoutConfig, TrialConfig
 from vadtune.core.errors import VadtuneError
-from vadtune.core.processes import worker_context
+from vadtune.core.processes import available_cores, worker_context
+from vadtune.core.threads import one_thread, use_threads
 from vadtune.data import HeldOut, MaskedRows, hold_out
-from vadtune.models.products import one_thread, use_threads
 from vadtune.training.inference import FittedModel, reconstruct
 from vadtune.training.member import signature
 from vadtune.training.population import Population
 
-logger = logging.getLogger(__name__)
-
 ROW_FOLDS = 5
-_ALONE_STEPS = 4000  # fewer steps than this are done before processes have started
+_IN_PROCESS_STEPS = 4000  # fewer steps finish before worker processes have started
 
 
 class Fit(NamedTuple):
@@ -44,14 +41,14 @@ class Fit(NamedTuple):
 
 
 class RowFold(NamedTuple):
-    """A fifth of the rows, and what models that were trained on the others make of both.
+    """A fifth of the rows, and the reconstructions by models trained on the others.
 
     Attributes:
         train: The other rows (n, d).
-        held_out: Of the fifth.
-        inside: Which rows these are.
-        trained: What each fit reconstructs of ``train``, float32 (n, d); none where it diverged.
-        x_hat: What each reconstructs of ``held_out``.
+        held_out: The fifth, with cells hidden in turn.
+        inside: Row indices of the fifth.
+        trained: Reconstructions of ``train`` by fit, float32 (n, d); without the fits that diverged.
+        x_hat: Reconstructions of ``held_out`` by fit.
     """
 
     train: MaskedRows
@@ -62,11 +59,11 @@ class RowFold(NamedTuple):
 
 
 class CrossFitted(NamedTuple):
-    """Predictions of observed cells by models that saw neither their rows nor them.
+    """Predictions of observed cells by models trained without their rows.
 
     Attributes:
         folds: The fifths.
-        sound: The indices of the fits that diverged in none.
+        sound: Indices of the fits that diverged in no fold.
     """
 
     folds: list[RowFold]
@@ -85,7 +82,7 @@ class CrossFitted(NamedTuple):
         )
 
     def predictions(self, fit: int) -> np.ndarray:
-        """Returns what a sound fit predicts of the cells, float32 (c,)."""
+        """Returns the predictions of the cells by a sound fit, float32 (c,)."""
         return np.concatenate([fold.x_hat[fit][fold.held_out.cells] for fold in self.folds])
 
 
@@ -93,13 +90,13 @@ _Arrays = tuple[np.ndarray, ...]
 
 
 class _Task(NamedTuple):
-    """A population to train on some of the rows: to predict cells of others, or to be kept.
+    """A population to train on some of the rows.
 
     Attributes:
-        indices: Of its fits among all.
-        fits: Of one shape, that end at one epoch.
-        train_rows: Indices of rows.
-        predicted: What to predict; None to return the models.
+        indices: Positions of the fits among all.
+        fits: Fits of one shape that stop at the same epoch.
+        train_rows: Row indices.
+        predicted: Rows to reconstruct; None to return the models.
     """
 
     indices: list[int]
@@ -109,20 +106,20 @@ class _Task(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """About how much work it is."""
+        """Number of model-steps, an estimate of the work."""
         batch = min(self.fits[0].config.train.batch_size, len(self.train_rows))
         return sum(fit.epochs for fit in self.fits) * -(-len(self.train_rows) // batch)
 
 
 def same_steps(config: TrialConfig, epochs: int, *, rows_before: int, rows: int, effort: float = 1.0) -> Fit:
-    """Returns what trains on another number of rows for as many steps.
+    """Returns a fit with rescaled epochs, so that the number of steps is unchanged on another number of rows.
 
     Args:
-        config: As it was searched.
-        epochs: How many epochs it had; fewer than its configuration says where its trial was stopped early.
-        rows_before: The train rows of the search.
-        rows: The rows to train on now.
-        effort: Share of the steps to take; the schedule is shortened with them.
+        config: The configuration of the search.
+        epochs: Number of epochs it trained; fewer than configured if its trial was stopped early.
+        rows_before: Number of train rows in the search.
+        rows: Number of rows to train on now.
+        effort: Share of the steps to take; the schedule is shortened accordingly.
     """
     train = config.train
     before, now = (-(-n // min(train.batch_size, n)) for n in (rows_before, rows))
@@ -132,25 +129,25 @@ def same_steps(config: TrialConfig, epochs: int, *, rows_before: int, rows: int,
 
 
 class Trainer:
-    """Trains configurations from scratch on rows, or on parts of them. Leave it, and its processes end.
+    """Trains configurations from scratch on rows or parts of them; a context manager that ends its processes on exit.
 
     Args:
         rows: The rows (n, d).
-        device: Where to train; on a CPU in as many processes as there are cores, started when the work is worth it.
+        device: Where to train; on a CPU in one process per core, started when the work is worth it.
     """
 
     def __init__(self, rows: MaskedRows, device: str = "cpu") -> None:
         self._rows, self._device = rows, device
-        self._workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+        self._workers = available_cores() if device == "cpu" else 1
         self._pool: ProcessPoolExecutor | None = None
         self._file: Path | None = None
 
     def __enter__(self) -> Trainer:
-        """See the class."""
+        """Returns the trainer."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """See the class."""
+        """Ends the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._file is not None:
@@ -176,13 +173,13 @@ class Trainer:
         return models
 
     def cross_fit(self, fits: Sequence[Fit], rows: int, holdout: HoldoutConfig, *, seed: int) -> CrossFitted:
-        """Trains configurations on four fifths of rows, five times, and has them predict cells of the other fifth.
+        """Trains configurations on four fifths of the rows, five times, and predicts cells of the other fifth.
 
         Args:
-            fits: What to train.
-            rows: How many rows play a part, the first of all; every observed cell of these is predicted once.
-            holdout: How the observed cells of a fifth are dealt out, to be hidden in turn.
-            seed: Same seed, same fifths and cells.
+            fits: Configurations and epochs.
+            rows: Number of rows to use, from the first; every observed cell of these is predicted once.
+            holdout: How the observed cells of a fifth are split into parts that are hidden in turn.
+            seed: Of the fifths and the cells.
 
         Raises:
             VadtuneError: A process died.
@@ -206,32 +203,32 @@ class Trainer:
         return CrossFitted(folds, [i for i in range(len(fits)) if all(i in fold.x_hat for fold in folds)])
 
     def _packs(self, fits: Sequence[Fit]) -> list[list[int]]:
-        """Returns the indices of the fits that train as one population: of one shape, and ending at one epoch."""
+        """Returns the fits, by index, that train as one population: of one shape and with the same last epoch."""
         packs: dict[tuple[object, ...], list[int]] = {}
         for index, fit in enumerate(fits):
             packs.setdefault((*signature(fit.config, self._rows.x.shape[1]), fit.epochs), []).append(index)
         return list(packs.values())
 
     def _run(self, tasks: Sequence[_Task]) -> list[list[_Arrays | None]]:
-        """Returns what comes of each task, of each of its fits: weights and latents, or reconstructions."""
-        few = len(tasks) == 1 or sum(task.steps for task in tasks) < _ALONE_STEPS
-        if self._workers == 1 or (self._pool is None and few):
+        """Returns for each task and fit the weights and latents, or the reconstructions; None where it diverged."""
+        small = len(tasks) == 1 or sum(task.steps for task in tasks) < _IN_PROCESS_STEPS
+        if self._workers == 1 or (self._pool is None and small):
             with one_thread():
                 return [_train(task, self._rows, self._device) for task in tasks]
         pool = self._started()
         longest_first = sorted(range(len(tasks)), key=lambda i: -tasks[i].steps)  # so that all cores end together
         try:
-            waiting = {i: pool.submit(_train_here, tasks[i]) for i in longest_first}
-            return [waiting[i].result() for i in range(len(tasks))]
+            futures = {i: pool.submit(_train_here, tasks[i]) for i in longest_first}
+            return [futures[i].result() for i in range(len(tasks))]
         except BrokenProcessPool as error:
             raise VadtuneError(
-                f"training anew needs {self._workers} processes, and one of them died, for want of memory perhaps; "
-                "make room, or take --refit none"
+                f"a refit needs {self._workers} processes, and one of them died, possibly for lack of memory; "
+                "free memory, or take --refit none"
             ) from error
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # By a file, since a process is only started when it has read its arguments, one after the other.
+            # Passed by a file, since starting a process waits until it has read its arguments.
             handle, name = tempfile.mkstemp(prefix="vadtune-", suffix=".npz")
             self._file = Path(name)
             with os.fdopen(handle, "wb") as file:
@@ -246,26 +243,26 @@ def _train(task: _Task, rows: MaskedRows, device: str) -> list[_Arrays | None]:
     for _ in range(task.fits[0].epochs):
         population.train_epoch()
     models = population.models()
-    found: list[_Arrays]
+    outcomes: list[_Arrays]
     if task.predicted is None:
-        found = [(model.weights.cpu().numpy(), model.latents.cpu().numpy()) for model in models]
+        outcomes = [(model.weights.cpu().numpy(), model.latents.cpu().numpy()) for model in models]
     else:
         trained = [model.reconstruct_train(train.x.shape[1]) for model in models]
-        found = list(zip(trained, reconstruct(models, task.predicted.visible), strict=True))
-    sound = [all(np.isfinite(array).all() for array in arrays) for arrays in found]
-    return [arrays if fine else None for arrays, fine in zip(found, sound, strict=True)]
+        outcomes = list(zip(trained, reconstruct(models, task.predicted.visible), strict=True))
+    sound = [all(np.isfinite(array).all() for array in arrays) for arrays in outcomes]
+    return [arrays if fine else None for arrays, fine in zip(outcomes, sound, strict=True)]
 
 
-_rows_here: MaskedRows
+_worker_rows: MaskedRows
 
 
 def _start_worker(rows: str) -> None:
-    """Gets a process ready: one thread, the rows, and an end with its parent, however that comes."""
-    global _rows_here
+    """Initialises a worker process: one thread, the rows, and exit when the parent ends."""
+    global _worker_rows
     with np.load(rows, allow_pickle=False) as arrays:
-        _rows_here = MaskedRows(arrays["x"], arrays["mask"])
+        _worker_rows = MaskedRows(arrays["x"], arrays["mask"])
     use_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the parent alone
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # only the parent reports Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -277,4 +274,4 @@ def _start_worker(rows: str) -> None:
 
 
 def _train_here(task: _Task) -> list[_Arrays | None]:
-    return _train(task, _rows_here, "cpu")
+    return _train(task, _worker_rows, "cpu")

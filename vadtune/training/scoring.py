@@ -1,4 +1,4 @@
-"""Scoring a population in training: the metrics a trial reports."""
+"""Validation scores of a population in training: the metrics that a trial reports."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from vadtune.training.member import Member
 from vadtune.training.population import Population
 
 _EARLY_EFFORT = 0.3
-"""Share of the inference steps that is enough to rank unfinished trials: on random digits configurations after a ninth
-of the epochs, the ranking by 30 steps agrees with that by 100 to a Spearman correlation of .996 (by 15 steps: .96)."""
+"""Share of the inference steps for unfinished trials. On digits, for random configurations after a ninth of the
+epochs, the ranking by 30 steps has a Spearman correlation of .996 with that by 100 (15 steps: .96)."""
 
 _NEXT_EFFORT = 0.1
-"""The same from the posteriors of a report shortly before: 5 epochs later, 10 steps from there agree with 100 steps to
-.98, 30 steps from the nearest train row to .88. From a report far behind, as those at ASHA's rungs are, steps are lost:
-56 epochs later 10 steps agree to .88, from the nearest train row to .89 (12 nonlinear digits configurations)."""
+"""The same from the posteriors of a report shortly before. 5 epochs later, the ranking by 10 steps from there has a
+correlation of .98 with that by 100 steps, 30 steps from the nearest train row .88. From a report far behind nothing is
+gained: 56 epochs later, 10 steps give .88, from the nearest train row .89 (12 nonlinear digits configurations)."""
 
-_SHORTLY = 0.1  # of the epochs there were: how far behind a report may be to start from its posteriors
+_SHORTLY = 0.1  # share of the last report's epochs up to which the next one starts from its posteriors
 
 
 def follows_shortly(epoch: int, last: int) -> bool:
-    """Returns whether a report at an epoch should start from the posteriors of the last one."""
+    """Returns whether inference at an epoch should start from the posteriors of the last report."""
     return 0 < epoch - last <= _SHORTLY * last
 
 
 class Evaluation(NamedTuple):
-    """What one configuration is worth.
+    """Scores and predictions of one configuration.
 
     Attributes:
-        scores: The metrics of ``config.REPORTED_METRICS``.
-        held_out: What it predicts for the held-out cells, float32 (c,), in the order of ``HeldOut.values``.
-        posteriors: Statistics of the validation rows (f*n, s), from which the next evaluation may start.
+        scores: The metrics of ``config.schema.REPORTED_METRICS``.
+        held_out: Predictions of the held-out cells, float32 (c,), in the order of ``HeldOut.values``.
+        posteriors: Posterior parameters of the validation rows (f*n, s); the next evaluation may start from them.
     """
 
     scores: dict[str, float]
@@ -49,8 +49,8 @@ class Evaluation(NamedTuple):
     posteriors: Tensor
 
 
-class _How(NamedTuple):
-    """What members must agree in to be inferred together; those that padding made one architecture are not."""
+class _InferenceGroup(NamedTuple):
+    """Settings that members must share to be inferred together; members of a padded population may differ in them."""
 
     architecture: Architecture
     finished: bool
@@ -68,38 +68,40 @@ def evaluate(
     *,
     start: Sequence[Tensor | None] | None = None,
 ) -> list[Evaluation]:
-    """Infers the validation rows without their held-out cells and scores every member, or those given.
+    """Returns the validation scores of members: infers the rows without their held-out cells and scores those.
 
-    Members that have not completed their epochs are inferred with fewer steps: their scores only decide who goes on.
-    Those that have are inferred as new rows are, wherever they might start from.
+    Unfinished members take fewer inference steps, since their scores only decide which trials continue. Finished
+    members take all steps from ``infer.start``, as for new rows.
 
     Args:
-        population: The members.
-        data: What a search sees.
-        members: Some of them; all without it.
-        start: Posteriors of each member at a report shortly before, where there was one.
+        population: The population.
+        data: Train and validation rows of a search.
+        members: The members to score; all by default.
+        start: Posteriors of each member at a report shortly before, or None.
 
     Returns:
         The evaluation of each member. Errors are in the scaler's units; ``val_missing_*`` are over held-out observed
-        validation cells, ``val_observed_rmse`` is over the cells inference was given; seconds are shared by the
-        members.
+        validation cells, ``val_observed_rmse`` is over the cells that inference saw; ``inference_seconds`` is the
+        total of the members.
 
     Raises:
         TrialDiverged: A score is NaN or infinite.
     """
     began = time.perf_counter()
-    given, truth, held_out = data.validation
+    visible, truth, held_out = data.validation
     members = population.members if members is None else members
     models, amortised = population.models(members), population.family.amortised
     starts = [None] * len(members) if start is None or amortised else start  # an encoder says where to start
-    groups: dict[_How, list[int]] = {}
+    groups: dict[_InferenceGroup, list[int]] = {}
     for i, (model, member, near) in enumerate(zip(models, members, starts, strict=True)):
-        architecture = Architecture.of(model.config.model, given.x.shape[1])
-        groups.setdefault(_How(architecture, member.finished, near is not None and not member.finished), []).append(i)
-    x_hat, posteriors = np.empty((len(models), *given.x.shape), np.float32), [torch.empty(0)] * len(models)
-    for how, group in groups.items():
-        nearby = [near for i in group if (near := starts[i]) is not None] if how.nearby else None
-        found = infer([models[i] for i in group], given, effort=how.effort, start=nearby)
+        architecture = Architecture.of(model.config.model, visible.x.shape[1])
+        groups.setdefault(
+            _InferenceGroup(architecture, member.finished, near is not None and not member.finished), []
+        ).append(i)
+    x_hat, posteriors = np.empty((len(models), *visible.x.shape), np.float32), [torch.empty(0)] * len(models)
+    for key, group in groups.items():
+        nearby = [near for i in group if (near := starts[i]) is not None] if key.nearby else None
+        found = infer([models[i] for i in group], visible, effort=key.effort, start=nearby)
         for index, i in enumerate(group):
             x_hat[i], posteriors[i] = found.x_hat[index], found.posterior_params[index]
     seconds = time.perf_counter() - began
@@ -107,7 +109,7 @@ def evaluate(
     for member, member_x_hat, posterior in zip(members, x_hat, posteriors, strict=True):
         if not np.isfinite(member_x_hat).all():
             raise TrialDiverged(f"diverged: a reconstruction became NaN or infinite after epoch {member.epoch}")
-        missing, observed = score(member_x_hat, truth, held_out), score(member_x_hat, truth, given.mask)
+        missing, observed = score(member_x_hat, truth, held_out), score(member_x_hat, truth, visible.mask)
         scores = {
             "val_missing_rmse": missing.rmse,
             "val_missing_mae": missing.mae,

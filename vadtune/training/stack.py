@@ -1,6 +1,7 @@
-"""Members stacked: their weights, posteriors and moments side by side in memory, and an epoch of training of some.
+"""A stack of population members: their weights, posteriors and moments in stacked tensors, and an epoch of training.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dimensions, s of a row, M network parameters.
+Shape comments: p members, n rows, b batch rows, d features, k latent dims, s posterior parameters, M network
+parameters.
 """
 
 from __future__ import annotations
@@ -14,30 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vadtune import native
 from vadtune.data import MaskedRows
 from vadtune.models import Family, Networks
-from vadtune.models.linear import NotSolved, iterate
-from vadtune.models.networks import Workspace, side_by_side
-from vadtune.models.noise import log_variance_backward
-from vadtune.models.objective import draw, kl_divergence, noise_gradient, posterior_gradients
-from vadtune.training import native_epoch as machine_code
+from vadtune.models.linear_em import NotPositiveDefinite, em_step
+from vadtune.models.networks import per_member_activation
+from vadtune.models.objective import kl_divergence, noise_gradient, posterior_gradients, sample
+from vadtune.models.observation_noise import log_variance_backward
+from vadtune.training import native_epoch
 from vadtune.training.batches import Batch, Epoch
 from vadtune.training.cuda_graph import Passes, decoder_passes
 from vadtune.training.member import Member
 from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
 
-# Below either, a solved model has settled: the change of an iteration, in units of the greatest weight; what the loss
-# changes, in units of kl_weight, which makes it nats for each observed cell. Of what still moves then (the noise of a
-# column that is all but solved, say) the held-out cells know nothing: digits moved by .0003 of .2 in 200 iterations.
-_SETTLED, _SETTLED_LOSS = 1e-3, 5e-5
+# EM has converged below either threshold: the change of an iteration in units of the largest weight, or the change of
+# the loss in units of kl_weight, that is in nats per observed cell. What still moves then (the noise of a feature
+# without error, say) hardly affects held-out cells: digits changed by .0003 of .2 in 200 more iterations.
+_CONVERGED, _CONVERGED_LOSS = 1e-3, 5e-5
 
 
 class TrainRows:
-    """The rows that all members train on, on their device.
+    """The train rows of all members, on their device.
 
     Args:
         train: The rows; copied.
-        device: Where they are to lie.
+        device: The device to copy them to.
 
     Attributes:
         x: (n, d), with 0 in place of missing cells.
@@ -59,25 +61,25 @@ class TrainRows:
         return self.x.masked_fill(self.mask == 0, torch.nan)
 
 
-class _Sums(NamedTuple):
-    """Of an epoch, (p,) each."""
+class _EpochSums(NamedTuple):
+    """Sums over an epoch of each member (p,)."""
 
     squared_error: Tensor
-    weighted: Tensor  # the squared error in units of the features' noise, and what its log variances cost
+    weighted_error: Tensor  # the same in units of the observation noise, plus the cost of its log variances
     kl: Tensor  # nats
 
 
 class Stack:
-    """Members that train side by side. Their number and order are fixed.
+    """A fixed sequence of members in stacked tensors.
 
     Args:
         data: The train rows.
-        members: In the order they are stacked in.
-        family: The model they train as.
-        tensors: Weights (p, M), their moments (2, p, M), posterior_params of the rows (p, n, s) and their moments
+        members: The members, in stacking order.
+        family: The family that all of them train as.
+        tensors: Weights (p, M), their moments (2, p, M), posterior parameters of the rows (p, n, s) and their moments
             (2, p, n, s); updated in place.
-        log_var: The fixed log variance of each member's posteriors (p, 1, 1), or of its latents (p, 1, k).
-        activations: The name of each member's.
+        log_var: Fixed log variance of each member's posteriors (p, 1, 1), or of its latents (p, 1, k).
+        activations: Name of each member's activation.
         padded: Whether members may be narrower than the family.
     """
 
@@ -102,88 +104,77 @@ class Stack:
         name, decay = configs[0].train.optimiser, [config.train.weight_decay for config in configs]
         self._optimiser = OPTIMISERS[name](self._flat, self._grad, self._flat_moments, decay)
         self._row_optimiser = ROW_OPTIMISERS[name](self._rows, self._row_grad, self._row_moments)
-        self._workspaces: dict[tuple[int, int], Workspace] = {}
         self._passes: dict[tuple[int, int, int], Passes] = {}
 
     def train_epoch(self, members: slice) -> list[list[float] | None]:
-        """Trains some members an epoch further, and changes nothing but memory given to it.
+        """Trains some members for an epoch, in place.
 
         Returns:
-            Of each member the sum of squared errors, the same in units of the features' noise with what its log
-            variances cost, and the KL divergence in nats; None if it has settled.
+            For each member the sum of squared errors, the same in units of the observation noise plus the cost of its
+            log variances, and the KL divergence in nats; None if it has converged.
         """
+        indices = range(*members.indices(len(self.members)))
         if self.family.architecture.closed_form:
-            return [self._solve(index) for index in range(*members.indices(len(self.members)))]
+            return [self._em_step(index) for index in indices]
         group = self.members[members]
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
         schedule = SCHEDULES[configs[0].train.schedule]
         widths = self.family.architecture.latent, self.family.architecture.hidden
         epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors, widths)
-        alike = not self._padded and len(set(epochs)) == 1 and self._flat.is_cpu
-        if alike and all(machine_code.supports_training(config) for config in configs):
-            return self._train_by_machine_code(members, epoch)
+        same_batches = not self._padded and len(set(epochs)) == 1 and self._flat.is_cpu
+        if same_batches and all(native.supports_training(config) for config in configs):
+            return [self._train_native(index, epoch, position) for position, index in enumerate(indices)]
         train = self._train_amortised if self.family.amortised else self._train_free
-        told: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # the one wait for the device
-        return told
+        epoch_sums: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # waits for the device
+        return epoch_sums
 
-    def _solve(self, index: int) -> list[float] | None:
-        """Takes one member an iteration of linear.py further, unless the last one changed next to nothing.
+    def _em_step(self, index: int) -> list[float] | None:
+        """Runs one EM iteration of a member unless it has converged.
 
-        What it changed is kept where an optimiser would keep its first moment, and so is part of the state; nothing is
-        kept there when the loss has settled.
+        The change of the weights is stored in the first moments, and so is part of the state; it is set to 0 when the
+        loss has converged.
         """
         member, flat, change = self.members[index], self._flat[index], self._flat_moments[0, index]
-        if member.epoch > 0 and bool(change.abs().max() <= _SETTLED * flat.abs().max()):
+        if member.epoch > 0 and bool(change.abs().max() <= _CONVERGED * flat.abs().max()):
             return None
         networks, train = self.family.layers(self._flat), member.config.train
         ridge = train.weight_decay * self._data.cells / self._data.x.shape[1]
+        decoder = self.family.linear_decoder(networks, index)
         try:
-            done = iterate(self.family.linear(networks, index), self._data.x, self._data.mask, train.kl_weight, ridge)
-        except NotSolved:
+            step = em_step(decoder, self._data.x, self._data.mask, train.kl_weight, ridge)
+        except NotPositiveDefinite:
             flat.fill_(torch.nan)
             return [torch.nan] * 3
         change.copy_(flat)
-        self.family.set_linear(networks, index, done.decoder)
+        self.family.set_linear_decoder(networks, index, step.decoder)
         torch.sub(flat, change, out=change)
-        loss = (done.weighted + train.kl_weight * done.kl) / self._data.cells
-        if abs(loss - member.metrics.get("train_loss", torch.inf)) < _SETTLED_LOSS * train.kl_weight:
+        loss = (step.weighted_error + train.kl_weight * step.kl) / self._data.cells
+        if abs(loss - member.metrics.get("train_loss", torch.inf)) < _CONVERGED_LOSS * train.kl_weight:
             change.zero_()
-        self._rows[index] = done.means
-        return [done.squared_error, done.weighted, done.kl]
+        self._rows[index] = step.means
+        return [step.squared_error, step.weighted_error, step.kl]
 
-    def _train_by_machine_code(self, members: slice, epoch: Epoch) -> list[list[float] | None]:
-        """Trains decoders and free row posteriors by machine code, one member after the other."""
-        indices = range(*members.indices(len(self.members)))
-        return [
-            list(
-                machine_code.train_epoch(
-                    self.family,
-                    self.members[i].config,
-                    (self._flat[i], self._grad[i], self._flat_moments[:, i]),
-                    (self._rows[i], self._row_moments[:, i]),
-                    self._data.x_nan,
-                    epoch,
-                    at,
-                )
-            )
-            for at, i in enumerate(indices)
-        ]
+    def _train_native(self, index: int, epoch: Epoch, position: int) -> list[float]:
+        """Trains a member's decoder and free row posteriors by the compiled kernel."""
+        weights = self._flat[index], self._grad[index], self._flat_moments[:, index]
+        rows, config = (self._rows[index], self._row_moments[:, index]), self.members[index].config
+        return list(native_epoch.train_epoch(self.family, config, weights, rows, self._data.x_nan, epoch, position))
 
-    def _train_free(self, members: slice, epoch: Epoch) -> _Sums:
-        """Trains decoders and free row posteriors.
+    def _train_free(self, members: slice, epoch: Epoch) -> _EpochSums:
+        """Trains decoders and free row posteriors in PyTorch.
 
-        An epoch visits every row once, so a row's posterior does not change before its batch, and what its batch tells
-        about it is not needed before the next epoch: draws are made, and posteriors updated, for all rows at once.
+        An epoch visits every row once, so a row's posterior does not change before its batch, and its gradient is not
+        needed before the next epoch: all rows are sampled, and all posteriors updated, at once.
         """
         posterior = self.family.posterior(self._rows[members], self._log_var[members])
-        z, deviation = draw(posterior, epoch.noise)  # (p, n, k)
+        z, deviation = sample(posterior, epoch.eps)  # (p, n, k)
         z = epoch.shuffled(z)
         grad_z = torch.empty_like(z)
-        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        steps = self._optimiser.steps(members, epoch.taken, epoch.net_lr)
+        networks, grads_out = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+        steps = self._optimiser.steps(members, epoch.steps_before, epoch.net_lr)
         for batch in epoch.batches():
-            self._decode(members, networks, into, epoch, batch, z[:, batch.rows], grad_z[:, batch.rows])
+            self._decode(members, networks, grads_out, epoch, batch, z[:, batch.rows], grad_z[:, batch.rows])
             next(steps)
         weight = self._kl_weight[members] * epoch.in_row_order(epoch.inverse_normaliser)
         learned = self.family.architecture.posterior == "learned"
@@ -194,72 +185,70 @@ class Stack:
         next(self._row_optimiser.steps(members, np.array([epoch.epochs]), epoch.latent_lr[None]))
         return self._sums(epoch, kl)
 
-    def _train_amortised(self, members: slice, epoch: Epoch) -> _Sums:
-        """Trains encoders and decoders."""
-        networks, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-        noise = epoch.shuffled(epoch.noise)
+    def _train_amortised(self, members: slice, epoch: Epoch) -> _EpochSums:
+        """Trains encoders and decoders in PyTorch."""
+        networks, grads_out = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
+        eps = epoch.shuffled(epoch.eps)
         learned = self.family.architecture.posterior == "learned"
         kl = torch.zeros(len(self._flat[members]), device=self._flat.device)
-        steps = self._optimiser.steps(members, epoch.taken, epoch.net_lr)
+        steps = self._optimiser.steps(members, epoch.steps_before, epoch.net_lr)
         for batch in epoch.batches():
             posterior_params, tape = self.family.encode(networks, batch.x, batch.mask)
             posterior = self.family.posterior(posterior_params, self._log_var[members])
-            z, deviation = draw(posterior, noise[..., batch.rows, :])
-            grad_z = self._decode(members, networks, into, epoch, batch, z)
+            z, deviation = sample(posterior, eps[..., batch.rows, :])
+            grad_z = self._decode(members, networks, grads_out, epoch, batch, z)
             kl += kl_divergence(posterior).sum(1)
             weight = self._kl_weight[members] * epoch.inverse_normaliser[..., batch.rows, :]
             grad = posterior_gradients(posterior, grad_z, deviation, weight, learned=learned)
-            self.family.encode_backward(networks, tape, grad, into)
+            self.family.encode_backward(networks, tape, grad, grads_out)
             next(steps)
         return self._sums(epoch, kl)
 
-    def _sums(self, epoch: Epoch, kl: Tensor) -> _Sums:
+    def _sums(self, epoch: Epoch, kl: Tensor) -> _EpochSums:
         squared_error = epoch.squared_error()
         noisy = "noise" in self.family.networks
-        return _Sums(squared_error, epoch.noisy_errors.sum(-1) if noisy else squared_error, kl)
+        return _EpochSums(squared_error, epoch.weighted_errors.sum(-1) if noisy else squared_error, kl)
 
     def _decode(
         self,
         members: slice,
         networks: Networks,
-        into: Networks,
+        grads_out: Networks,
         epoch: Epoch,
         batch: Batch,
         z: Tensor,
         grad_z: Tensor | bool = True,
     ) -> Tensor:
-        """Decodes a batch, writes the gradients of decoder and noise, and lets the epoch know the errors.
+        """Decodes a batch, writes the gradients of decoder and observation noise, and records the errors in the epoch.
 
         Returns:
             The gradient with respect to z (p, b, k).
         """
-        log_noise = self.family.log_noise(networks)
-        passes = self._passes_of(members, batch.x.shape[-2], epoch)
-        residual, carried = passes(z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, log_noise=log_noise)
+        obs_log_var = self.family.obs_log_var(networks)
+        passes = self._passes_of(members, batch.x.shape[-2], networks, grads_out, epoch)
+        residual, grad_z = passes(
+            z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, obs_log_var=obs_log_var
+        )
         torch.linalg.vector_norm(residual, dim=(1, 2), out=epoch.residual_norms[:, batch.number])
-        if log_noise is not None:
+        if obs_log_var is not None:
             weighted, grad = noise_gradient(
-                log_noise, residual, batch.weight, batch.normaliser, self._kl_weight[members]
+                obs_log_var, residual, batch.weight, batch.normaliser, self._kl_weight[members]
             )
-            epoch.noisy_errors[:, batch.number] = weighted
-            log_variance_backward(networks["noise"], grad, into["noise"])
-        return carried
+            epoch.weighted_errors[:, batch.number] = weighted
+            log_variance_backward(networks["noise"], grad, grads_out["noise"])
+        return grad_z
 
-    def _passes_of(self, members: slice, b: int, epoch: Epoch) -> Passes:
-        """Returns the decoder's passes over some members and batches of b rows."""
-        p = members.stop - members.start
-        if (members.start, p, b) not in self._passes:
-            activation = side_by_side(self._activations[members])
+    def _passes_of(self, members: slice, b: int, networks: Networks, grads_out: Networks, epoch: Epoch) -> Passes:
+        """Returns the decoder's passes for some members and batches of b rows; made once, since captures take time."""
+        key = members.start, members.stop, b
+        if key not in self._passes:
+            activation = per_member_activation(self._activations[members])
             decoder = replace(self.family.networks["decoder"], activation=activation)
-            if (p, b) not in self._workspaces:
-                self._workspaces[p, b] = decoder.workspace(p, b, self._flat)
-            layers, into = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
-            self._passes[members.start, p, b] = decoder_passes(
+            self._passes[key] = decoder_passes(
                 decoder,
-                layers["decoder"],
-                into["decoder"],
-                self._workspaces[p, b],
-                how=self.members[0].config.train.compile,
-                steps=epoch.steps_left,
+                networks["decoder"],
+                grads_out["decoder"],
+                compile_mode=self.members[0].config.train.compile,
+                steps_left=epoch.steps_left,
             )
-        return self._passes[members.start, p, b]
+        return self._passes[key]

@@ -28,8 +28,8 @@ from vadtune.artifacts.model_folder import parse_state
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import CheckpointError, TrialDiverged
+from vadtune.core.threads import use_threads
 from vadtune.data import Scaler, SearchData
-from vadtune.models.products import use_threads
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
 from vadtune.search.trials.trial_runner import POSTERIORS, write_checkpoint
 from vadtune.training.inference import FittedModel

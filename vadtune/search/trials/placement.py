@@ -45,11 +45,11 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
     drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
     if not on_gpu and all(map(trained_one_by_one, drawn)):
         logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
-        native.announce({"linear" if config.model.closed_form else "decoder" for config in drawn})
+        native.announce_compilation()
         return 1
     import torch
 
-    from vadtune.models.products import use_threads
+    from vadtune.core.threads import use_threads
     from vadtune.search.trials.calibration import calibrate
 
     if on_gpu and not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None)
 def trained_one_by_one(config: TrialConfig) -> bool:
     """Returns whether a CPU trains the members of a stack of such configurations one after the other: it solves them,
     or has machine code for them. Without PyTorch."""
-    return config.model.closed_form or (native.supports_training(config) and native.is_there())
+    return config.model.closed_form or native.supports_training(config)
 
 
 def _gpus(cores: int | None) -> int:

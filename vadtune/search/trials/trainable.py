@@ -40,7 +40,7 @@ class TrainTrial(Recoverable):
             scaler: Of the data, for the model folder.
             feature_names: Likewise.
         """
-        from vadtune.models.products import use_threads
+        from vadtune.core.threads import use_threads
 
         self._search, self._data, self._scaler, self._feature_names = search, data, scaler, feature_names
         use_threads(max(1, int(search.search.cpus_per_trial)))
