@@ -14,14 +14,13 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
+from vadtune.artifacts.held_out_predictions import load_held_out
 from vadtune.artifacts.model_folder import (
     MANIFEST,
     MODEL_FILES,
     find_model_folders,
-    load_held_out,
     load_model,
     read_manifest,
-    read_metrics,
 )
 from vadtune.cli import main
 from vadtune.config.schema import REFITS, SELECTABLE_METRICS
@@ -48,6 +47,10 @@ def export(search: FinishedSearch, out: Path, *options: str) -> int:
     return main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(out), *options])
 
 
+def metrics_of(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -68,7 +71,7 @@ def test_the_best_models_are_written_as_folders_that_stand_alone(
         assert provenance["trial"] == name
         assert provenance["refit"] == "none"
         assert provenance["mlflow_run_id"]
-        assert read_metrics(folder)["val_missing_rmse"] == pytest.approx(search.scores[name])
+        assert metrics_of(folder)["val_missing_rmse"] == pytest.approx(search.scores[name])
         assert torch.equal(
             load_model(folder).weights, load_model(search.checkpoints / name / "checkpoint_000000/model").weights
         )
@@ -269,7 +272,7 @@ def test_members_are_trained_anew_on_the_rows_that_were_named(
         (expected,) = population.models()
         assert torch.equal(model.weights, expected.weights)
         assert model.latents.shape[0] == len(rows.x)
-        assert f"search_{SELECTABLE_METRICS[0]}" in read_metrics(folder), "no score of another model under its name"
+        assert f"search_{SELECTABLE_METRICS[0]}" in metrics_of(folder), "no score of another model under its name"
 
 
 def test_hidden_cells_of_test_rows_change_nothing(
