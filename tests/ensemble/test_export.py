@@ -30,10 +30,10 @@ from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.data import test_masks as masks
 from vadtune.data.test_masks import MaskKey
+from vadtune.ensemble.ensemble_json import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.export import export_best
-from vadtune.ensemble.kernel_regression import RegressionChoice
-from vadtune.ensemble.manifest import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.model_average import ModelAverage
+from vadtune.ensemble.regression_choice import RegressionChoice
 from vadtune.evaluation.previews import make_preview
 from vadtune.evaluation.retest import MASKS_FILE, run_retest
 from vadtune.tracking.queries import find_results, ranked
@@ -166,7 +166,7 @@ def test_trials_without_a_checkpoint_here_are_passed_over_aloud(
     without_best = [gone if trial == best else trial for trial, gone in zip(trials, elsewhere, strict=True)]
     exported = export_best(run, without_best, metric=metric, ensemble="top:3", out=tmp_path / "best")
     assert {trial.name for trial in exported.trials} == {trial.name for trial in ranked(trials, metric)[1:]}
-    assert f"{best.name} is passed over, its checkpoint is not here" in caplog.text
+    assert f"{best.name} is skipped, its checkpoint is not here" in caplog.text
     with pytest.raises(ModelFolderError, match="none of its 4 trials has both a score and a checkpoint"):
         export_best(run, elsewhere, metric=metric, ensemble="top:3", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -216,7 +216,7 @@ def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
 def test_heavy_networks_are_trained_from_several_seeds_that_share_their_weight(
     search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.MOST_FITS", 12)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.MOST_FITS", 12)
     assert export(search, tmp_path / "alone", "--ensemble", "best") == 0
     assert export(search, tmp_path / "best") == 0
     (alone,), folders = find_model_folders(tmp_path / "alone"), find_model_folders(tmp_path / "best")
@@ -239,7 +239,7 @@ def test_heavy_networks_are_trained_from_several_seeds_that_share_their_weight(
 def test_many_rows_need_no_training_to_choose_weights(
     search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.FEW_ROWS", 100)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.FEW_ROWS", 100)
     assert export(search, tmp_path / "best", "--refit", "none") == 0
     ensemble = read_ensemble(tmp_path / "best")
     assert ensemble is not None
@@ -366,8 +366,8 @@ def test_the_exported_folder_is_one_model(
     iris: IncompleteDataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.FEW_ROWS", 0)
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: regression)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.FEW_ROWS", 0)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: regression)
     best = tmp_path / "best"
     assert export(search, best, *(["--no-regression"] if regression is None else [])) == 0
     ensemble, folders = read_ensemble(best), find_model_folders(best)
@@ -409,8 +409,8 @@ def test_the_exported_folder_is_one_model(
 def test_one_model_and_a_regression_are_told_apart(
     search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: CHOICE)
-    monkeypatch.setattr("vadtune.ensemble.candidates.greedy_by_ratio", lambda products, ratio: np.eye(len(products))[0])
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: CHOICE)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.greedy_by_ratio", lambda gram, ratio: np.eye(len(gram))[0])
     best = tmp_path / "best"
     assert export(search, best, "--refit", "none") == 0
     (folder,) = find_model_folders(best)
@@ -439,7 +439,7 @@ def test_an_altered_regression_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: CHOICE)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: CHOICE)
     best = tmp_path / "best"
     assert export(search, best, "--refit", "none") == 0
     path, described = best / REGRESSION_FILE, best / "ensemble.json"
