@@ -18,7 +18,7 @@ from vadtune.cli import main
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.evaluation.compare import Cell, plan, run_comparison
 from vadtune.evaluation.retest import run_retest
-from vadtune.reports.figures import _curve_colours, _curves, comparison_plot
+from vadtune.reports.comparison_figure import _curve_colours, _curves, comparison_plot
 
 TREE: dict[str, Any] = {
     "name": "one",
@@ -175,7 +175,7 @@ def test_cells_have_names_ratios_and_overrides_of_their_own(files: list[str], tm
 
 
 def test_two_files_of_one_name_are_refused(files: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="need names of their own, got 'one' twice"):
+    with pytest.raises(ConfigError, match="need different names, got 'one' twice"):
         plan([Path(files[0]), Path(files[0])], [], [0.3], tmp_path)
 
 

@@ -20,7 +20,9 @@ from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.evaluation.baselines import BASELINES
-from vadtune.evaluation.retest import METRICS, Retest, parse_ratios, run_retest
+from vadtune.evaluation.mask_options import parse_ratios
+from vadtune.evaluation.retest import run_retest
+from vadtune.evaluation.retest_scores import METRICS, Retest
 from vadtune.training.population import Population
 
 RATIOS, SEEDS = [0.3, 0.7], [0, 1, 2]

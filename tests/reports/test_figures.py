@@ -12,7 +12,7 @@ from vadtune.artifacts.model_folder import load_model
 from vadtune.cli import main
 from vadtune.data import load_dataset
 from vadtune.evaluation.previews import Preview, make_preview
-from vadtune.reports.figures import preview_plot
+from vadtune.reports.preview_figure import preview_plot
 
 
 def made_up(d: int, *, n: int = 5, images: bool = False) -> Preview:

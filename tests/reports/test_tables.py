@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from vadtune.data.test_masks import MaskKey
-from vadtune.evaluation.retest import METRICS, MethodScores, Retest
-from vadtune.reports.tables import retest_plot, retest_text, spread_apart, to_csv, to_json, to_text
+from vadtune.evaluation.retest_scores import METRICS, MethodScores, Retest
+from vadtune.reports.plot_style import spread_apart
+from vadtune.reports.retest_figure import retest_plot
+from vadtune.reports.tables import retest_text, to_csv, to_json, to_text
 
 ROWS = [{"trial": "a", "end": "stopped, early", "score": 0.123456, "none": None, "nan": float("nan"), "n": 3}]
 WIDE = Console(width=10_000)
