@@ -40,12 +40,8 @@ from vadtune.training.inference import FittedModel
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL_FILES = (
-    "config.yaml",
-    "weights.safetensors",
-    "latents.safetensors",
-    "scaler.json",
-    "metrics.json",
-    "environment.json",
+    *("config.yaml", "weights.safetensors", "latents.safetensors"),
+    *("scaler.json", "metrics.json", "environment.json"),
 )
 _LATENTS = "train_statistics"
 _PACKAGES = ("torch", "numpy", "safetensors")
@@ -146,13 +142,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "use the vadtune that wrote it, or export the model again"
         )
     for name in MODEL_FILES:
+        problem = ""
         if not (folder / name).is_file():
-            raise ModelFolderError(f"{folder}: {name} is missing; export the model again")
-        if _sha256(folder / name) != hashes.get(name):
-            raise ModelFolderError(
-                f"{folder}: {name} was altered after it was written (its SHA-256 differs from the manifest's); "
-                "export the model again"
-            )
+            problem = "is missing"
+        elif _sha256(folder / name) != hashes.get(name):
+            problem = "was altered after it was written (its SHA-256 differs from the manifest's)"
+        if problem:
+            raise ModelFolderError(f"{folder}: {name} {problem}; export the model again")
     return manifest
 
 

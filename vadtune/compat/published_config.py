@@ -111,9 +111,7 @@ def import_settings(
     settings = {**FLAG_DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
     source = source or settings.get("dataset")
     if source is None:
-        raise ConfigError(
-            "--source: is needed, a configuration of the published code does not name its data; add it"
-        )
+        raise ConfigError("--source: is needed, a configuration of the published code does not name its data; add it")
     values: dict[str, Any] = {"name": name, "data.source": source, **_missing(settings.get("masked"), ratio)}
     values |= {key: settings[published] for published, key in _RENAMED.items() if published in settings}
     values |= _posterior(settings) | _training(settings)
@@ -141,9 +139,7 @@ def _missing(masked: object, ratio: float | None) -> dict[str, Any]:
     """Returns the data section: missing ratio ``masked`` for train rows, ``ratio`` for validation and test rows."""
     train = _train_ratio(masked)
     if ratio is None and not train:
-        raise ConfigError(
-            "--ratio: is needed, for masked is null: the published code trained on complete rows; add it"
-        )
+        raise ConfigError("--ratio: is needed, for masked is null: the published code trained on complete rows; add it")
     if ratio is None or ratio == train:
         return {"data.missing.ratio": train}
     return {"data.missing.ratio": ratio, "data.train_missing": {"ratio": train} if train else "none"}

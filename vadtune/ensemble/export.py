@@ -56,12 +56,10 @@ class Exported(NamedTuple):
     """An exported ensemble.
 
     Attributes:
-        folder: Absolute path of its folder.
         ensemble: The content of its ensemble.json.
         trials: The trial of each member.
     """
 
-    folder: Path
     ensemble: Ensemble
     trials: list[Trial]
 
@@ -169,7 +167,7 @@ def export_best(
             )
             write_ensemble(folder, written)
     _log(search, out, written)
-    return Exported(out, written, [member.candidate.trial for member, _ in trained])
+    return Exported(written, [member.candidate.trial for member, _ in trained])
 
 
 def _without_diverged(members: Sequence[Member], models: Sequence[FittedModel | None]) -> _Trained:

@@ -26,8 +26,11 @@ from vadtune.ensemble.selection import (
 )
 from vadtune.training.refit import Trainer
 
-FEW_ROWS = 600
-"""With fewer train and validation rows weights are chosen on all of them: validation cells alone are too few."""
+FEW_ROWS = (
+    600  # with fewer train and validation rows, weights are chosen on all of them and not on validation rows only
+)
+MOST_FITS = 6  # of a refit: if members are fewer, the heaviest are trained with several seeds
+_MOST_VALIDATION_ROWS = 1000  # to choose a regression on: enough for its three hyperparameters
 
 # These bound the cost of an export, on breast_cancer to three tenths of the search's time. Models trained with a third
 # of the steps gave weights with an error of 0.5187 over the cells of all train and validation rows, predicted by fully
@@ -35,11 +38,6 @@ FEW_ROWS = 600
 # six, and a fifth of the steps, the cross-validated error of the export rose from 0.5064 to 0.5066.
 _ROW_CANDIDATES = 4  # each is trained five times
 _ROW_EFFORT = 1 / 5
-
-_MOST_VALIDATION_ROWS = 1000  # to choose a regression on: enough for its three hyperparameters
-
-MOST_FITS = 6
-"""Trainings of a refit at most: if members are fewer, the heaviest are trained with several seeds."""
 
 
 class Member(NamedTuple):

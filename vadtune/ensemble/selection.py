@@ -19,19 +19,11 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError
 
-MOST_CANDIDATES = 32
-"""Trials considered at most, best first: worse ones are hardly ever selected, and their predictions need memory."""
-
-PICKS = 50
-"""Picks of the greedy selection: weights are multiples of 1/50 at the finest."""
-
-MOST_MEMBERS = 8
-"""Distinct models of a greedy selection at most: each is one more to train again, to store and to infer with."""
-
-GROUPS = 5
-"""Groups of rows for cross-validation: weights chosen on four fifths of the rows are scored on the last fifth."""
-
-_UNIFORM_TOP = 5
+MOST_CANDIDATES = 32  # trials considered, best first: worse ones are hardly ever selected and need memory
+MOST_MEMBERS = 8  # distinct models of a greedy selection: each is one more to train again, to store and to infer with
+PICKS = 50  # of the greedy selection: weights are multiples of 1/50 at the finest
+GROUPS = 5  # of rows: weights chosen on four fifths of the rows are scored on the last fifth
+_UNIFORM_TOP = 5  # models with equal weights where much is missing
 _CHUNK = 2**20  # cells at once: bounds the memory of residuals
 
 ResidualGram = np.ndarray

@@ -14,10 +14,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vadtune.artifacts.run_folder import run_folders
 from vadtune.config.search_file import SearchFile, load_search
@@ -78,13 +78,6 @@ class Comparison:
     rows: list[dict[str, object]]
     failures: dict[str, str]
     interrupted: str | None
-
-
-class _Settings(NamedTuple):
-    """Settings of a comparison that a cell's result depends on, stored in result.json."""
-
-    ensemble: str
-    seeds: list[int]
 
 
 def plan(
@@ -161,7 +154,7 @@ def run_comparison(
         TrackingError: The store does not answer; nothing was started.
         SearchError: A result.json is damaged, or another process runs the search of a cell.
     """
-    settings = _Settings(ensemble, list(seeds))
+    settings = {"ensemble": ensemble, "seeds": list(seeds)}  # stored with each result, which depends on them
     rows = [_read_result(cell, settings) for cell in cells]
     failures: dict[str, str] = {}
     interrupted = None
@@ -197,7 +190,7 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
     return outcome.run, outcome.failures, outcome.interrupted
 
 
-def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, object]:
+def _retest(cell: Cell, run: str, settings: Mapping[str, Any], uri: str) -> dict[str, object]:
     """Exports and retests the cell's ensemble; writes result.json and returns its row."""
     search, trials, metric = find_results(run, uri)
     best = cell.folder / "best"
@@ -206,13 +199,13 @@ def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, ob
         trials,
         metric=metric,
         out=best,
-        ensemble=settings.ensemble,
+        ensemble=settings["ensemble"],
         # Where train rows have another missing ratio, training on validation rows too would be another experiment.
         refit="train+validation" if cell.search.data.train_missing is None else "none",
         regress=False,  # only the models are compared
         overwrite=True,
     )
-    retest = run_retest(best, [cell.ratio], settings.seeds, store_masks=False, baselines=[])
+    retest = run_retest(best, [cell.ratio], settings["seeds"], store_masks=False, baselines=[])
     (summary,) = [row for row in retest.summary() if row["method"] == retest.headline.name]
     scores = retest.headline.scores["missing_rmse"][0]
     row: dict[str, object] = {
@@ -229,16 +222,16 @@ def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, ob
         "missing_rmse_highest": float(scores.max()),
     }
     masks = [entry for entry in retest.per_mask() if entry["method"] == retest.headline.name]
-    result = {**settings._asdict(), "row": row, "masks": masks}
+    result = {**settings, "row": row, "masks": masks}
     write_atomically(cell.folder / _RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return row
 
 
-def _read_result(cell: Cell, settings: _Settings) -> dict[str, object] | None:
+def _read_result(cell: Cell, settings: Mapping[str, Any]) -> dict[str, object] | None:
     """Returns the cell's row if it was finished with these settings, else None."""
     try:
         result: dict[str, Any] = json.loads((cell.folder / _RESULT).read_text())
-        same = all(result[name] == value for name, value in settings._asdict().items())
+        same = all(result[name] == value for name, value in settings.items())
         return dict(result["row"]) if same else None
     except FileNotFoundError:
         return None

@@ -22,25 +22,19 @@ def parse_ratios(text: str) -> list[float]:
     """
     ratios: set[Decimal] = set()  # decimals, so that 0.1:0.9:0.1 holds 0.3 and not 0.30000000000000004
     for part in text.split(","):
+        numbers = part.split(":")
         try:
-            numbers = [Decimal(number.strip()) for number in part.split(":")]
-        except InvalidOperation:
-            numbers = []
-        if not all(number.is_finite() for number in numbers):  # "nan" parses, and cannot be compared
-            numbers = []
-        match numbers:
-            case [ratio] if 0 < ratio < 1:
-                ratios.add(ratio)
-            case [first, last, step] if 0 < first <= last < 1 and step > 0:
-                steps = (last - first) // step
-                if steps >= _MOST_RATIOS:
-                    raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
-                ratios |= {first + i * step for i in range(int(steps) + 1)}
-            case _:
-                raise ConfigError(
-                    f"--ratios: takes ratios above 0 and below 1, as 0.1,0.5 or first:last:step, got '{part}'; "
-                    "try 0.1:0.9:0.1"
-                )
+            first, last, step = map(Decimal, numbers if len(numbers) == 3 else (part, part, "1"))
+            if not (0 < first <= last < 1 and step > 0 and step.is_finite()):
+                raise ValueError
+        except (InvalidOperation, ValueError) as error:
+            raise ConfigError(
+                f"--ratios: takes ratios above 0 and below 1, as 0.1,0.5 or first:last:step, got '{part}'; "
+                "try 0.1:0.9:0.1"
+            ) from error
+        if (last - first) / step >= _MOST_RATIOS:
+            raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
+        ratios |= {first + i * step for i in range(int((last - first) / step) + 1)}
     return [float(ratio) for ratio in sorted(ratios)]
 
 
