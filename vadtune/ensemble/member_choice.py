@@ -26,9 +26,7 @@ from vadtune.ensemble.selection import (
 )
 from vadtune.training.refit import Trainer
 
-FEW_ROWS = (
-    600  # with fewer train and validation rows, weights are chosen on all of them and not on validation rows only
-)
+FEW_ROWS = 600  # with fewer train and validation rows, weights are chosen on all of them
 MOST_FITS = 6  # of a refit: if members are fewer, the heaviest are trained with several seeds
 _MOST_VALIDATION_ROWS = 1000  # to choose a regression on: enough for its three hyperparameters
 
