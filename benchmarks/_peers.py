@@ -27,7 +27,7 @@ _BIG = 60_000  # cells of a table above which trees get fewer rounds
 
 
 class Rows(NamedTuple):
-    """The input of a method: rows by part, float64 (n, d), NaN where missing, without the true values of these cells."""
+    """The input of a method: rows by part, float64 (n, d), NaN where missing, without these cells' true values."""
 
     train: np.ndarray
     validation: np.ndarray
