@@ -75,7 +75,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, _Curve], colours: Mapping[str,
     shown = [row for curve in curves.values() for row in curve]
     ratios = sorted({row["missing_ratio"] for row in shown})
     label_lines(axes, labels, last=ratios[-1], bold=set(curves))
-    style_error_axes(axes, "missing_rmse", shown[0]["units"])
+    style_error_axes(axes, "RMSE", shown[0]["units"])
     axes.set_xticks(ratios)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, GREY, INK = "#0b4f9c", "0.35", "0.15"
-ERROR_NAMES = {"missing_rmse": "RMSE", "missing_mae": "MAE"}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,10 +37,10 @@ def heading(figure: Figure, title: str, subtitle: str) -> None:
     figure.text(0.16 / width, 1 - 0.64 / height, subtitle, color=GREY)
 
 
-def style_error_axes(axes: Axes, metric: str, units: str) -> None:
-    """Labels the axes of a plot of errors by missing ratio, with grid lines for the errors."""
+def style_error_axes(axes: Axes, error: str, units: str) -> None:
+    """Labels the axes of a plot of errors (``RMSE`` or ``MAE``) by missing ratio, with grid lines for the errors."""
     axes.set_xlabel("share of cells missing")
-    axes.set_ylabel(f"{ERROR_NAMES[metric]} over missing test cells ({units})")
+    axes.set_ylabel(f"{error} over missing test cells ({units})")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
@@ -73,8 +73,6 @@ def label_lines(axes: Axes, labels: Sequence[tuple[float, str, str]], *, last: f
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     """Returns the heights nearest to the given ones, in the same order, that are at least ``gap`` apart."""
-    from scipy.optimize import isotonic_regression
-
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(heights))
     spread = np.empty(len(heights))

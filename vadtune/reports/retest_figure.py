@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vadtune.reports.plot_style import BLUE, GREY, label_lines, new_figure, png, style_error_axes
+from vadtune.reports.tables import ERROR_NAMES
 
 if TYPE_CHECKING:
     from vadtune.evaluation.retest_scores import Retest
@@ -48,7 +49,7 @@ def retest_plot(retest: Retest, metric: str = "missing_rmse") -> bytes:
         color="0.45",
         fontsize=9,
     )
-    style_error_axes(axes, metric, retest.units)
+    style_error_axes(axes, ERROR_NAMES[metric], retest.units)
     if len(retest.ratios) <= _MOST_TICKS:
         axes.set_xticks(retest.ratios)
     spread = f"mean ± standard error over {len(retest.seeds)} masks" if len(retest.seeds) > 1 else "one mask"

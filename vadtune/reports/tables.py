@@ -16,12 +16,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from vadtune.reports.plot_style import ERROR_NAMES
-
 if TYPE_CHECKING:  # at run time it would import torch for every command that prints a table
     from vadtune.evaluation.retest_scores import Retest
 
 Rows = Sequence[Mapping[str, object]]
+ERROR_NAMES = {"missing_rmse": "RMSE", "missing_mae": "MAE"}
 
 
 def to_csv(rows: Rows) -> str:
