@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vadtune.config.schema import TrialConfig, unflatten
 from vadtune.config.search_file import parse_trial
@@ -46,8 +45,7 @@ _IGNORED = (
 )
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(NamedTuple):
     """A translated configuration.
 
     Attributes:

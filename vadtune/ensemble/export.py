@@ -65,11 +65,7 @@ class Exported(NamedTuple):
 
 
 def check_refit(refit: str) -> None:
-    """Checks that a refit is one of ``REFITS``.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Raises ConfigError unless ``refit`` is one of ``REFITS``."""
     if refit not in REFITS:
         raise ConfigError(f"--refit: {unknown_name('refit', refit, REFITS)}")
 

@@ -110,11 +110,7 @@ class ModelAverage:
         return tuple(self.models[0].config.data.na_values or ())
 
     def dataset(self) -> IncompleteDataset:
-        """Loads the dataset that all the models were trained on.
-
-        Raises:
-            ModelFolderError: As for ``shared_dataset``.
-        """
+        """Loads the dataset that all the models were trained on; raises as ``shared_dataset`` does."""
         return shared_dataset(list(zip(self.names, self.models, strict=True)))
 
     def check_unseen(self, masks: Mapping[MaskKey, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
 """Exported models on test rows: retests and baselines, saved predictions, previews, and comparisons of searches.
 
-Only ``retest`` and ``previews`` read the values of test rows. May import ensemble and the packages before it.
+Hidden values of test rows are read here only. May import ensemble and the packages before it.
 """
