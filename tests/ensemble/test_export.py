@@ -98,7 +98,7 @@ def test_a_failed_trial_is_never_exported(
     assert "12 models asked for, but only 3 trials have a checkpoint" in caplog.text
 
 
-def test_an_earlier_export_is_replaced_only_when_told_to(
+def test_an_earlier_export_is_replaced_only_with_overwrite(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "best"
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_leaves_nothing_behind(search: FinishedSearch, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
-def test_trials_without_a_checkpoint_here_are_passed_over_aloud(
+def test_trials_without_a_checkpoint_here_are_skipped_with_a_warning(
     search: FinishedSearch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, trials, metric = find_results("tiny", search.uri)
@@ -183,7 +183,7 @@ def test_models_kept_behind_a_uri_are_fetched(search: FinishedSearch, tmp_path: 
         export_best(found.search, away, metric=found.metric, out=tmp_path / "other")
 
 
-def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
+def test_the_ensemble_is_chosen_on_held_out_cells_and_logged(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -254,7 +254,7 @@ def test_many_rows_need_no_training_to_choose_weights(
 
 
 @pytest.mark.parametrize("refit", ["train", "train+validation", "all-observed"])
-def test_members_are_trained_anew_on_the_rows_that_were_named(
+def test_members_are_trained_again_on_the_rows_of_the_refit(
     refit: str, search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset
 ) -> None:
     assert export(search, tmp_path / "best", "--ensemble", "top:3", "--refit", refit) == 0
@@ -298,7 +298,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
     assert exported(tmp_path / "after") == before
 
 
-def test_validation_cells_that_nobody_observed_change_nothing(
+def test_unobserved_validation_cells_change_nothing(
     search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = find_results("tiny", search.uri)
@@ -316,7 +316,7 @@ def test_validation_cells_that_nobody_observed_change_nothing(
     assert contents(tmp_path / "after") == contents(tmp_path / "before")
 
 
-def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
+def test_models_that_saw_test_cells_are_retested_under_that_mask_only(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], iris: IncompleteDataset
 ) -> None:
     best = tmp_path / "best"
@@ -343,7 +343,7 @@ def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
     assert sorted(path.name for path in best.iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "own.png"]
     (best / MASKS_FILE).write_bytes(masks._packed({MaskKey(0.3, 0): iris.test_mask(0.3, 1)}, iris))
-    assert main(["retest", str(best), *own]) == 2  # another mask under its own's name
+    assert main(["retest", str(best), *own]) == 2  # another mask under the name of the one that was seen
     assert "models refitted on all-observed have seen" in capsys.readouterr().err
 
 
@@ -406,7 +406,7 @@ def test_the_exported_folder_is_one_model(
     np.testing.assert_allclose(alike.reconstruct(part), np.mean(x_hats, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
 
 
-def test_one_model_and_a_regression_are_told_apart(
+def test_one_model_and_its_mean_with_a_regression_are_scored_separately(
     search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: CHOICE)

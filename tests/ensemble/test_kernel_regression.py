@@ -14,7 +14,7 @@ CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, ga
 
 
 def table(seed: int, n: int = 120, d: int = 6, missing: float = 0.2) -> tuple[MaskedRows, np.ndarray]:
-    """Returns rows near a curved surface of two dimensions, with holes, and their complete values."""
+    """Returns rows near a curved surface of two dimensions, with missing cells, and their complete values."""
     rng = np.random.default_rng(seed)
     u = rng.uniform(-1.5, 1.5, (n, 2))
     waves = np.sin(u @ np.random.default_rng(0).normal(size=(2, d)) + np.arange(d))
@@ -93,7 +93,7 @@ def test_a_column_never_sees_itself() -> None:
     np.testing.assert_allclose(fitted.refine(one, part), fitted.refine(other, part), rtol=1e-3, atol=1e-3)
 
 
-def test_columns_that_nobody_can_learn_keep_what_the_ensemble_says() -> None:
+def test_columns_observed_in_too_few_rows_keep_the_reconstruction_of_the_ensemble() -> None:
     train, x = table(0)
     mask = train.mask.copy()
     mask[5:, 2] = False
@@ -153,7 +153,7 @@ def test_one_column_and_very_many_have_none() -> None:
     assert choose_regression([RegressionSplit(train, split.train_x_hat[:, :1], one, 60, split.x_hat[:, :1])]) is None
 
 
-def test_values_of_cells_that_nobody_observed_play_no_part() -> None:
+def test_values_of_unobserved_cells_change_nothing() -> None:
     split, x = completed(0)
     hidden = np.where(split.train.mask, split.train.x, 1e6).astype(np.float32)
     truth = np.where(split.held_out.cells, split.held_out.truth, 1e6).astype(np.float32)

@@ -18,7 +18,7 @@ from vadtune.ensemble.selection import (
 
 
 def made(seed: int, m: int = 6, rows: int = 60, columns: int = 4) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Returns predictions with errors of a common and an own part, the truth, and the row of each cell."""
+    """Returns predictions whose errors have a common and an independent part, the truth, and the row of each cell."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=rows * columns).astype(np.float32)
     common = 0.3 * rng.normal(size=len(truth))
@@ -63,7 +63,7 @@ def test_greedy_is_a_mean_of_few_and_no_worse_than_the_best(seed: int, most: int
     assert weights[np.diag(gram).argmin()] > 0
 
 
-def test_greedy_repeats_its_own_definition() -> None:
+def test_greedy_selection_equals_a_literal_implementation() -> None:
     """Caruana et al.: add what lowers the error of the mean most, with replacement."""
     predictions, truth, rows = made(1)
     bag = [int(np.argmin([rmse([p], np.ones(1), truth) for p in predictions]))]
@@ -100,8 +100,8 @@ def test_the_uniform_share_grows_with_the_missing_ratio() -> None:
     assert np.count_nonzero(greedy_by_ratio(gram, 0.9)) <= MOST_MEMBERS + 5
 
 
-def test_scores_are_told_on_rows_that_chose_nothing() -> None:
-    """Among models that are all alike the best on some rows is not the best on others; the told score shows it."""
+def test_unseen_scores_are_cross_validated() -> None:
+    """Among models that are all alike the best on some rows is not the best on others; the score shows it."""
     rng = np.random.default_rng(0)
     truth, rows = np.zeros(30, np.float32), np.arange(30)
     noise = [rng.normal(size=30).astype(np.float32) for _ in range(60)]
@@ -112,7 +112,7 @@ def test_scores_are_told_on_rows_that_chose_nothing() -> None:
     assert selection.unseen_rmse < selection.best_unseen_rmse < 1.3
 
 
-def test_a_single_model_is_its_own_ensemble() -> None:
+def test_an_ensemble_of_one_model_has_weight_one() -> None:
     predictions, truth, rows = made(0, m=1)
     selection = select(residual_gram(predictions, truth, rows), greedy)
     np.testing.assert_array_equal(selection.weights, [1])

@@ -97,7 +97,7 @@ def test_every_preview_can_be_drawn(preview: Preview) -> None:
     assert preview_plot(preview) == png, "the same preview gives the same bytes"
 
 
-def test_missing_pixels_have_a_colour_of_their_own() -> None:
+def test_missing_pixels_are_amber() -> None:
     import io
 
     from matplotlib import image
