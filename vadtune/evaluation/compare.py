@@ -81,11 +81,7 @@ class Comparison:
 
 
 def plan(
-    files: Sequence[Path],
-    overrides: Sequence[str],
-    ratios: Sequence[float],
-    out: Path,
-    vary: Sequence[str] = (),
+    files: Sequence[Path], overrides: Sequence[str], ratios: Sequence[float], out: Path, vary: Sequence[str] = ()
 ) -> list[Cell]:
     """Returns the cells of a comparison, ordered by file and ratio.
 
