@@ -1,8 +1,7 @@
-"""Imputers in common use, tuned, for accuracy.py.
+"""Common imputation methods with tuned hyperparameters, for accuracy.py.
 
-Each is a function ``fit(x, setting)`` of rows with holes that returns an imputer of rows. Settings are chosen on
-held-out observed validation cells, and so is what a method learns from: the train rows alone, or the observed cells of
-all rows, those to be imputed included.
+Each is a function ``fit(x, setting)`` that fits an imputer to rows with missing cells. Settings are chosen on held-out
+observed validation cells, and so are the rows to fit to: the train rows, or all rows including those to be imputed.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ import numpy as np
 from vadtune.core.metrics import score
 
 Impute = Callable[[np.ndarray], np.ndarray]
-"""Takes rows (n, d), NaN where missing; returns a value for every cell, float64 (n, d)."""
+"""Maps rows (n, d), NaN where missing, to a value for every cell, float64 (n, d)."""
 
 Fit = Callable[[np.ndarray, Any], Impute]
-"""Takes rows (n, d), NaN where missing, and a setting."""
+"""Fits an imputer to rows (n, d), NaN where missing, with a hyperparameter setting."""
 
 FOLDS = 4
-_ENOUGH_CELLS = 1000  # held-out cells on which slow methods are tuned; the others are on all folds
-_PATIENCE = 2  # settings that are worse in a row before the rest of a list, which is in order, is left out
-_BIG = 60_000  # cells of a table with which rounds of trees take long
+_ENOUGH_CELLS = 1000  # held-out cells that slow methods are tuned on; other methods use all folds
+_PATIENCE = 2  # consecutive worse settings after which the rest of the ordered list is skipped
+_BIG = 60_000  # cells of a table above which trees get fewer rounds
 
 
 class Rows(NamedTuple):
-    """All a method sees: rows with holes, float64 (n, d), NaN where missing. The truth of a hole is nowhere in it."""
+    """The input of a method: rows by part, float64 (n, d), NaN where missing, without these cells' true values."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -36,20 +35,19 @@ class Rows(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What a peer made of the test rows, and what was chosen for it."""
+    """A peer's imputation of the test rows (n, d), and the chosen rows and setting in words."""
 
     x_hat: np.ndarray
     choice: str
 
 
 class Peer(NamedTuple):
-    """A method.
+    """An imputation method.
 
     Attributes:
-        fit: The method.
-        settings: Those to choose from for a table of n rows and d columns, in order of complexity, so that the list can
-            be left early.
-        slow: Whether it takes so long that not all folds are scored.
+        fit: The function that fits it.
+        settings: Settings to try for a table of n rows and d columns, in order of complexity.
+        slow: Whether only as many folds are scored as give enough held-out cells.
     """
 
     fit: Fit
@@ -58,14 +56,14 @@ class Peer(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Validation rows (n, d) with observed cells hidden, and which."""
+    """Validation rows (n, d) with some observed cells hidden, and a bool (n, d) of these cells."""
 
     given: np.ndarray
     cells: np.ndarray
 
 
 def held_out(validation: np.ndarray, seed: int, enough: float = np.inf) -> list[HeldOut]:
-    """Deals the observed cells into disjoint folds; returns as many of these as it takes to have enough cells."""
+    """Splits the observed cells into disjoint folds and returns the first folds that have ``enough`` cells together."""
     observed = ~np.isnan(validation)
     fold_of = np.random.default_rng([seed, 6]).integers(FOLDS, size=validation.shape)
     folds: list[HeldOut] = []
@@ -77,12 +75,12 @@ def held_out(validation: np.ndarray, seed: int, enough: float = np.inf) -> list[
 
 
 def tuned(peer: Peer, rows: Rows, seed: int) -> Tuned:
-    """Imputes the test rows with the best setting and the better of the two sets of rows to learn from.
+    """Imputes the test rows with the best setting, fitted to the better of train rows and all rows.
 
     Args:
         peer: The method.
-        rows: What it sees.
-        seed: Of the folds.
+        rows: Its input.
+        seed: Seed of the folds.
     """
     fit, settings = peer.fit, peer.settings(*rows.train.shape)
     folds = held_out(rows.validation, seed, _ENOUGH_CELLS if peer.slow else np.inf)
@@ -104,7 +102,7 @@ def tuned(peer: Peer, rows: Rows, seed: int) -> Tuned:
             break
     best = int(np.argmin(on_train))
     found = [(on_train[best], "train rows", settings[best])]
-    # More rows bear the same setting, or the next more complex one.
+    # With more rows the same setting is the best one, or the next more complex one.
     for setting in settings[best : best + 2]:
         found.append((score(of_all(setting), truth, cells).rmse, "all rows", setting))
     _, name, setting = min(found, key=lambda one: one[0])
@@ -113,13 +111,13 @@ def tuned(peer: Peer, rows: Rows, seed: int) -> Tuned:
 
 
 def fit_mean(x: np.ndarray, _: None) -> Impute:
-    """The mean of each column."""
+    """Fits the mean of each column."""
     mean = _column_means(x)
     return lambda new: np.broadcast_to(mean, new.shape)
 
 
 def fit_ppca(x: np.ndarray, rank: int, *, rounds: int = 200, tolerance: float = 1e-2) -> Impute:
-    """Probabilistic PCA by EM over the observed cells alone (Tipping & Bishop 1999, appendix B; Ilin & Raiko 2010).
+    """Fits probabilistic PCA by EM over observed cells (Tipping & Bishop 1999, appendix B; Ilin & Raiko 2010).
 
     A row is x = W z + μ + ε with z ~ N(0, I), ε ~ N(0, σ² I). The E-step has for each row, o its observed columns,
     A = W_oᵀ W_o + σ² I, E[z] = A⁻¹ W_oᵀ (x_o − μ_o), Cov[z] = σ² A⁻¹. The M-step regresses each column on (E[z], 1).
@@ -127,8 +125,8 @@ def fit_ppca(x: np.ndarray, rank: int, *, rounds: int = 200, tolerance: float = 
     Args:
         x: Rows (n, d), NaN where missing.
         rank: Columns of W.
-        rounds: At most so many of EM.
-        tolerance: Relative change of σ² below which it ends; a smaller one takes longer and imputes no better.
+        rounds: EM iterations at most.
+        tolerance: Relative change of σ² below which EM ends; a smaller one takes longer and imputes no better.
     """
     mask = (~np.isnan(x)).astype(float)
     mean = _column_means(x)
@@ -175,17 +173,17 @@ def _posterior(
 
 
 def fit_soft_impute(x: np.ndarray, share: float, *, rounds: int = 200, tolerance: float = 1e-3) -> Impute:
-    """SoftImpute (Mazumder, Hastie & Tibshirani 2010, algorithm 1).
+    """Fits SoftImpute (Mazumder, Hastie & Tibshirani 2010, algorithm 1).
 
-    Finds the matrix Z that minimises ½ Σ over observed cells (x − z)² + λ ‖Z‖_*: each round fills the holes from Z and
-    shrinks the singular values by λ. Columns are centred. A row is imputed by ridge regression with λ on the factor
+    Finds the matrix Z that minimises ½ Σ over observed cells (x − z)² + λ ‖Z‖_*: each round fills missing cells from Z
+    and shrinks the singular values by λ. Columns are centred. A row is imputed by ridge regression with λ on the factor
     V √D of Z = U D Vᵀ, which for a row of ``x`` gives back its row of Z (Hastie et al. 2015, theorem 3).
 
     Args:
         x: Rows (n, d), NaN where missing.
-        share: λ as a share of the greatest singular value with holes 0, from which on Z would be 0.
-        rounds: At most so many, for each λ on the way from the greatest, where each starts from the one before.
-        tolerance: Relative change of Z below which a λ ends.
+        share: λ as a share of the largest singular value of x with missing cells 0, at which Z would be 0.
+        rounds: Iterations at most, for each λ of a decreasing path with warm starts.
+        tolerance: Relative change of Z below which the iterations of a λ end.
     """
     known = ~np.isnan(x)
     mean = _column_means(x)
@@ -201,7 +199,7 @@ def fit_soft_impute(x: np.ndarray, share: float, *, rounds: int = 200, tolerance
             singular = np.sqrt(np.maximum(squares, 0.0))
             shrunk = np.maximum(singular - penalty, 0.0)
             new = (filled @ right) * (shrunk / np.maximum(singular, 1e-12)) @ right.T
-            change = np.linalg.norm(new - z) / max(np.linalg.norm(z), 1e-12)
+            change = float(np.linalg.norm(new - z)) / max(float(np.linalg.norm(z)), 1e-12)
             z = new
             if change < tolerance:
                 break
@@ -228,21 +226,21 @@ def _column_means(x: np.ndarray) -> np.ndarray:
 
 
 def fit_knn(x: np.ndarray, neighbours: int) -> Impute:
-    """The mean of the nearest rows that have the cell."""
+    """Fits the mean of the nearest rows that have the cell."""
     from sklearn.impute import KNNImputer
 
     return _sklearn(KNNImputer(n_neighbors=neighbours, keep_empty_features=True), x)
 
 
 def fit_bayesian_ridge(x: np.ndarray, nearest: int | None) -> Impute:
-    """Each column by Bayesian ridge regression on the others, or on the most correlated ones, in rounds."""
+    """Fits Bayesian ridge regressions of each column on the others, or on the most correlated ones, in rounds."""
     from sklearn.linear_model import BayesianRidge
 
     return _iterative(x, estimator=BayesianRidge(), n_nearest_features=nearest)
 
 
 def fit_extra_trees(x: np.ndarray, rounds: int) -> Impute:
-    """Each column by 10 extremely randomised trees on the others, in rounds, much like missForest."""
+    """Fits 10 extremely randomised trees of each column on the others, in rounds, much like missForest."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     return _iterative(x, estimator=ExtraTreesRegressor(10, random_state=0), max_iter=rounds)
@@ -256,7 +254,7 @@ def _iterative(x: np.ndarray, **settings: Any) -> Impute:
     empty = ~known.any(0)
     lowest = np.where(empty, 0.0, np.where(known, x, np.inf).min(0))
     highest = np.where(empty, 0.0, np.where(known, x, -np.inf).max(0))
-    # Within the observed range, as it diverges without.
+    # Predictions outside of the observed range can diverge.
     bounds = {"min_value": lowest, "max_value": np.maximum(highest, lowest + 1e-6)}
     return _sklearn(IterativeImputer(**bounds, keep_empty_features=True, random_state=0, **settings), x)
 

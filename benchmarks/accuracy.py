@@ -1,20 +1,20 @@
-"""Imputation error of a search's export against customary imputers, on identical splits and masks.
+"""Compares the imputation error of a search's export with common imputers, on identical splits and masks.
 
     python benchmarks/accuracy.py --tables digits,breast_cancer --out accuracy                # all methods
-    python benchmarks/accuracy.py --methods mean,knn,ppca --out accuracy --jobs 2             # some peers alone
-    python benchmarks/accuracy.py --methods vadtune --samples 64 --out accuracy               # our side alone
+    python benchmarks/accuracy.py --methods mean,knn,ppca --out accuracy --jobs 2             # some peers only
+    python benchmarks/accuracy.py --methods vadtune --samples 64 --out accuracy               # vadtune only
     python benchmarks/accuracy.py --methods hyperimpute,miwae,gain --hyperimpute-python env/bin/python --out accuracy
-    python benchmarks/accuracy.py --methods none --out accuracy                               # the table alone
+    python benchmarks/accuracy.py --methods none --out accuracy                               # the table only
 
 The task of a cell (table, ratio r, mask seed s): rows are permuted by RandomState(0) and cut at 70 % and 85 % into
 train, validation and test. Cell masks of part i (0, 1, 2) are RandomState(1000 s + 17 i + int(100 r)).rand(n, d) > r,
-True where observed. The score is the RMSE over the missing cells of the test rows; digits in pixels of 0 to 1, tables
-in standard deviations of the complete train rows (units only: no method sees them otherwise). Every method learns from
-the train rows or from the observed cells of all rows, those to be imputed included, whichever is better on held-out
-observed validation cells; so are its settings chosen.
+True where observed. The score is the RMSE over the missing cells of the test rows: digits in pixels of 0 to 1, tables
+in standard deviations of the complete train rows (used for units only). Every method is fitted to the train rows or to
+the observed cells of all rows including those to be imputed, whichever is better on held-out observed validation cells;
+hyperparameters are chosen likewise.
 
-Results are kept in OUT/results.jsonl, one line each as it is known, and are not computed again. Printed, and written to
-OUT/accuracy.md and OUT/accuracy.png: every cell with its standard error over mask seeds, and the summary last.
+Results are appended to OUT/results.jsonl and not computed again. Printed, and written to OUT/accuracy.md and
+OUT/accuracy.png: every cell with its standard error over mask seeds, and a summary line last.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ALIASES = {"bc": "breast_cancer"}
 
 
 class Key(NamedTuple):
-    """What a result is of."""
+    """Identifies a result."""
 
     table: str
     ratio: float
@@ -64,11 +64,11 @@ class Task:
     """One table under the masks of one ratio and mask seed.
 
     Attributes:
-        rows: What methods see.
-        truth: The test rows (n, d), in the units of the score; NaN where the table itself has holes.
+        rows: The input of the methods.
+        truth: The test rows (n, d), in the units of the score; NaN where a cell is missing in the table itself.
         cells: bool (n, d), the missing cells to score.
-        offset: Of the score's units, (d,): value = (source value - offset) / scale.
-        scale: See offset.
+        offset: (d,); values in the units of the score are (source value - offset) / scale.
+        scale: (d,), see ``offset``.
     """
 
     rows: Rows
@@ -97,7 +97,7 @@ def make_task(table: str, ratio: float, seed: int) -> Task:
 
 
 def task_of(x: np.ndarray, ratio: float, seed: int, *, standardise: bool) -> Task:
-    """Returns the task of values (n, d), NaN in holes of their own."""
+    """Returns the task of a table (n, d), NaN where the table itself has missing cells."""
     n, d = x.shape
     order = np.random.RandomState(0).permutation(n)
     parts = np.split(x[order], [int(0.7 * n), int(0.85 * n)])
@@ -110,12 +110,12 @@ def task_of(x: np.ndarray, ratio: float, seed: int, *, standardise: bool) -> Tas
         offset, deviation = np.nanmean(parts[0], axis=0), np.nanstd(parts[0], axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
     parts = [(rows - offset) / scale for rows in parts]
-    given = [np.where(mask, rows, np.nan) for rows, mask in zip(parts, masks, strict=True)]
-    return Task(Rows(*given), parts[2], ~masks[2] & ~np.isnan(parts[2]), offset, scale)
+    masked = [np.where(mask, rows, np.nan) for rows, mask in zip(parts, masks, strict=True)]
+    return Task(Rows(*masked), parts[2], ~masks[2] & ~np.isnan(parts[2]), offset, scale)
 
 
 def run_peer(key: Key) -> dict[str, Any]:
-    """Returns the result of a peer."""
+    """Runs a peer and returns its result."""
     task = make_task(key.table, key.ratio, key.seed)
     start = time.perf_counter()
     found = tuned(PEERS[key.method], task.rows, key.seed)
@@ -123,9 +123,9 @@ def run_peer(key: Key) -> dict[str, Any]:
 
 
 def run_plugin(key: Key, python: Path, limit: float) -> dict[str, Any]:
-    """Returns the result of a plugin of hyperimpute, which lives in an environment of its own.
+    """Runs a plugin of hyperimpute, with the Python of another environment, and returns its result.
 
-    It imputes all rows at once, with its own defaults, which for hyperimpute is a search.
+    It imputes all rows at once, with its default settings, which for hyperimpute is a search.
     """
     task = make_task(key.table, key.ratio, key.seed)
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def _result(key: Key, task: Task, found: Tuned, seconds: float) -> dict[str, Any
 
 
 class Ours:
-    """Searches, exports and imputes, cell after cell, in one Ray and one MLflow store."""
+    """Runs search, export and imputation for one cell after another, with one Ray and one MLflow store."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -153,7 +153,7 @@ class Ours:
         self.uri = f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def search_of(self, key: Key, cell: Path) -> Any:
-        """Returns the search of a cell: what ``vadtune init`` writes for any table, unless a file is named."""
+        """Returns the search of a cell: from ``--search``, else as ``vadtune init`` writes it for the table."""
         from vadtune.config.search_file import load_search
 
         data = data_section(key.table)
@@ -169,12 +169,12 @@ class Ours:
         return load_search(file, [*overrides, *self.args.override])
 
     def run(self, key: Key) -> dict[str, Any]:
-        """Returns the result of a cell."""
+        """Runs a cell and returns its result."""
         from vadtune.ensemble.model_average import ModelAverage
         from vadtune.search.driver.start import start_search
 
         cell = self.folder / f"{Path(key.table).stem}-r{key.ratio:g}-s{key.seed}"
-        shutil.rmtree(cell, ignore_errors=True)  # of a run that was interrupted
+        shutil.rmtree(cell, ignore_errors=True)  # from an interrupted run
         cell.mkdir(parents=True)
         task, search = make_task(key.table, key.ratio, key.seed), self.search_of(key, cell)
         check_same_task(search.data, task)
@@ -198,10 +198,10 @@ class Ours:
 
 
 def _vadtune(*command: str) -> None:
-    """Runs a command of vadtune in this process.
+    """Runs a vadtune command in this process.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: The command failed.
     """
     from vadtune import cli
 
@@ -212,7 +212,7 @@ def _vadtune(*command: str) -> None:
 
 
 def check_same_task(config: DataConfig, task: Task) -> None:
-    """Makes sure that a search splits and hides just as the task does.
+    """Checks that a search has the rows and masks of the task.
 
     Raises:
         SystemExit: Rows or masks differ.
@@ -221,21 +221,21 @@ def check_same_task(config: DataConfig, task: Task) -> None:
 
     dataset = load_dataset(config)
     test = dataset.test_part(config.missing.ratio, config.missing.seed)
-    for mine, theirs in zip(task.rows, (dataset.train, dataset.validation, test), strict=True):
-        values = (dataset.scaler.inverse(theirs.x) - task.offset) / task.scale
-        if not np.array_equal(~np.isnan(mine), theirs.mask) or not np.allclose(values, mine, 1e-4, 1e-4, True):
+    for expected, part in zip(task.rows, (dataset.train, dataset.validation, test), strict=True):
+        values = (dataset.scaler.inverse(part.x) - task.offset) / task.scale
+        if not np.array_equal(~np.isnan(expected), part.mask) or not np.allclose(values, expected, 1e-4, 1e-4, True):
             raise SystemExit(f"accuracy: a search of source {config.source} has other rows or masks than the task")
 
 
 class Results:
-    """The results of a folder, in a file that is only appended to."""
+    """The results in a folder: one JSON line each, in a file that is only appended to."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "results.jsonl"
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns all results; a line that was cut off is none."""
+        """Returns all results; a truncated line is skipped."""
         found: dict[Key, dict[str, Any]] = {}
         for line in self._file.read_text().splitlines() if self._file.exists() else []:
             with contextlib.suppress(ValueError):
@@ -249,33 +249,33 @@ class Results:
         return [key for key in keys if key not in done]
 
     def add(self, result: dict[str, Any]) -> None:
-        """Appends one, in one write, as several processes may do so."""
+        """Appends a result in a single write, so that several processes may do so."""
         before = self._file.read_bytes() if self._file.exists() else b""
-        end = "\n" if before and not before.endswith(b"\n") else ""  # of a line that was cut off
+        end = "\n" if before and not before.endswith(b"\n") else ""  # after a truncated line
         with self._file.open("a") as file:
             file.write(end + json.dumps(result) + "\n")
 
 
 def key_of(result: dict[str, Any]) -> Key:
-    """Returns what a result is of."""
+    """Returns the key of a result."""
     return Key(result["table"], result["ratio"], result["seed"], result["method"])
 
 
 class Cell(NamedTuple):
-    """How all methods did on a table at a ratio.
+    """The scores of all methods on one table at one missing ratio.
 
     Attributes:
-        table: Name.
-        ratio: Of missing cells.
-        seeds: Mask seeds that every method has.
-        mean: Of each method over the seeds.
+        table: Name of the table.
+        ratio: Missing ratio.
+        seeds: Mask seeds that every method has results for.
+        mean: Mean RMSE of each method over the seeds.
         error: Standard error of each mean; NaN with a single seed.
-        best_peer: The peer of least mean; None without one.
-        ratio_to_best: Our mean over the best peer's; None where one lacks.
-        difference: Mean over the seeds of ours less the best peer's.
+        best_peer: The peer of the lowest mean, or None.
+        ratio_to_best: vadtune's mean divided by the best peer's; None if either is missing.
+        difference: Mean over the seeds of vadtune's RMSE minus the best peer's.
         difference_error: Standard error of the difference, paired by seed.
-        outcome: ``won`` or ``lost`` where the difference is more than its standard error, else ``tied``; empty where
-            one lacks, and with a single seed.
+        outcome: ``won`` or ``lost`` if the difference exceeds its standard error, else ``tied``; empty if either is
+            missing, and with a single seed.
     """
 
     table: str
@@ -342,7 +342,7 @@ def summary_line(cells: Sequence[Cell]) -> str:
 
 
 def to_markdown(cells: Sequence[Cell], methods: Sequence[str], ours: str) -> str:
-    """Returns the table: a line for each cell, the winner bold."""
+    """Returns a Markdown table: a line per cell, the best method in bold."""
     head = ["table", "r", "seeds", *methods, "ratio to best peer", "difference", ""]
     lines = [head, ["---"] * len(head)]
     for cell in cells:
@@ -363,7 +363,7 @@ def to_markdown(cells: Sequence[Cell], methods: Sequence[str], ours: str) -> str
 
 
 def plot(cells: Sequence[Cell], methods: Sequence[str], ours: str, path: Path) -> None:
-    """Writes a PNG: a column for each table, the error of all methods above, the ratio to the best peer below."""
+    """Writes a PNG: a column per table, the errors of all methods above, ratios to the best peer below."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -376,10 +376,10 @@ def plot(cells: Sequence[Cell], methods: Sequence[str], ours: str, path: Path) -
     colours = plt.get_cmap("tab10")
     for column, table in enumerate(tables):
         above, below = axes[:, column]
-        own = [cell for cell in cells if cell.table == table]
-        worst_sensible = max((cell.mean["mean"] for cell in own if "mean" in cell.mean), default=None)
+        of_table = [cell for cell in cells if cell.table == table]
+        worst_sensible = max((cell.mean["mean"] for cell in of_table if "mean" in cell.mean), default=None)
         for number, method in enumerate(methods):
-            there = [cell for cell in own if method in cell.mean]
+            there = [cell for cell in of_table if method in cell.mean]
             style: dict[str, Any] = {"color": "black" if method == ours else colours(number % 10)}
             style |= {
                 "label": method,
@@ -393,7 +393,7 @@ def plot(cells: Sequence[Cell], methods: Sequence[str], ours: str, path: Path) -
             compared = [(cell.ratio, cell.mean[method] / cell.mean[cell.best_peer]) for cell in there if cell.best_peer]
             below.plot(*zip(*compared, strict=True), **{key: style[key] for key in style if key != "capsize"})
         if worst_sensible is not None:
-            above.set_ylim(0, 1.15 * worst_sensible)  # what diverges is off the plot
+            above.set_ylim(0, 1.15 * worst_sensible)  # diverged methods are outside the plot
         below.set_ylim(0.8, 1.6)
         below.axhline(1, color="0.5", linewidth=0.8)
         above.set_title(table)
@@ -406,7 +406,7 @@ def plot(cells: Sequence[Cell], methods: Sequence[str], ours: str, path: Path) -
 
 
 def run_all(args: argparse.Namespace, methods: Sequence[str]) -> None:
-    """Computes the results that are missing, each kept at once."""
+    """Computes the missing results and stores each as soon as it is known."""
     kept = Results(args.out)
     cells = [(table, r, s) for s in range(args.seeds) for table in args.tables for r in args.ratios]
     todo = kept.missing([Key(*cell, method) for cell in cells for method in methods if method != OURS])
@@ -434,16 +434,16 @@ def run_all(args: argparse.Namespace, methods: Sequence[str]) -> None:
             except (subprocess.SubprocessError, ValueError, np.linalg.LinAlgError) as error:
                 print(f"{waiting[future]}: failed: {error}", file=sys.stderr, flush=True)
     if OURS in methods:
-        mine = kept.missing([Key(*cell, args.label) for cell in cells])
-        with _ray() if mine else contextlib.nullcontext():
+        ours = kept.missing([Key(*cell, args.label) for cell in cells])
+        with _ray() if ours else contextlib.nullcontext():
             side = Ours(args)
-            for number, key in enumerate(mine, start=1):
-                keep(side.run(key), len(mine), number)
+            for number, key in enumerate(ours, start=1):
+                keep(side.run(key), len(ours), number)
 
 
 @contextlib.contextmanager
 def _ray() -> Iterator[None]:
-    """One local Ray for all searches, as starting it takes seconds."""
+    """Starts one local Ray for all searches, since starting it takes seconds."""
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -454,7 +454,7 @@ def _ray() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is missing, then prints the table and the summary."""
+    """Computes missing results, then prints the table and the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*PEERS, *PLUGINS, OURS]
     parser.add_argument("--tables", type=_listed, default=["digits", "breast_cancer"], help="sources or files")
@@ -466,11 +466,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="peers at a time")
     parser.add_argument("--hyperimpute-python", type=Path, help="Python of an environment with hyperimpute")
     parser.add_argument("--plugin-limit", type=float, default=900, help="seconds a plugin of hyperimpute may take")
-    parser.add_argument("--search", type=Path, help="search file of our side (default: as vadtune init)")
-    parser.add_argument("--samples", type=int, help="trials of a search (default: what its file says)")
+    parser.add_argument("--search", type=Path, help="search file for vadtune (default: as vadtune init writes it)")
+    parser.add_argument("--samples", type=int, help="trials of a search (default: the number in its file)")
     parser.add_argument("--override", action="append", default=[], metavar="key.path=value", help="of the search file")
     parser.add_argument("--export", default="--ensemble greedy --refit all-observed", help="options of vadtune export")
-    parser.add_argument("--label", default=OURS, help="name under which our side is kept, to compare several")
+    parser.add_argument("--label", default=OURS, help="name of vadtune's results, to compare several versions")
     parser.add_argument("--keep", action="store_true", help="keep searches and models")
     args = parser.parse_args(argv)
     args.tables = [ALIASES.get(table, table) for table in args.tables]

@@ -1,9 +1,9 @@
-"""Imputes a table with a plugin of hyperimpute; run by accuracy.py, in an environment that has it.
+"""Imputes a table with a plugin of hyperimpute; accuracy.py runs it in an environment where hyperimpute is installed.
 
     python benchmarks/hyperimpute_peer.py PLUGIN GIVEN.npy IMPUTED.npy SEED
 
 hyperimpute 0.1.17 needs pandas 2 and scikit-learn 1.5: with pandas 3 it silently returns about the column means. Its
-HyperImpute chooses a model for each column by itself, its GAIN has the package's defaults. Its MIWAE has one latent
+HyperImpute searches a model for each column, its GAIN has the package's defaults. Its MIWAE has one latent
 dimension and one hidden unit by default and returns a draw, so it gets the sizes of its paper (Mattei & Frellsen 2019)
 and the mean of several draws.
 """
@@ -26,7 +26,7 @@ _DRAWS = {"miwae": 20}
 
 
 def main() -> None:
-    """Reads rows with holes, writes them filled."""
+    """Reads rows with missing cells and writes them completed."""
     name, given, imputed, seed = sys.argv[1:]
     if int(pd.__version__.split(".")[0]) > 2:
         raise SystemExit(f"hyperimpute_peer: needs pandas 2, got {pd.__version__}; install pandas<3")

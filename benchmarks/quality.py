@@ -1,12 +1,12 @@
-"""Whether the fast trainer finds what a plain loop finds: the same configurations, the same epochs, both ways.
+"""Compares the model quality of vadtune's trainer with a plain training loop, for the same configurations and epochs.
 
     python benchmarks/quality.py [--samples 8] [--seeds 5]
 
 For each of several search seeds, configurations drawn at random from search_spaces/digits.yaml are trained for all its
-epochs by vadtune and by the plain loop of plain_search.py (autograd, one dense Adam over the decoder and all rows). Of
-either side the configuration with the least error over held-out validation cells is chosen, as a search would, and its
-error over the missing cells of the test rows stands beside it. One process, one thread, no Ray: about eight minutes.
-The last line is the mean difference of the test errors, fast minus plain, with the spread of either side over seeds.
+epochs by vadtune and by the plain loop of plain_search.py (autograd, one dense Adam over the decoder and all rows). For
+either side the configuration of the lowest RMSE over held-out validation cells is chosen, as in a search, and printed
+with its RMSE over the missing cells of the test rows. One process, one thread, no Ray: about eight minutes. The last
+line is the mean difference of the test errors, fast minus plain, with the standard deviation of either side over seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILE = Path(__file__).resolve().parent.parent / "search_spaces" / "digits.yaml"
 
 
 class Found(NamedTuple):
-    """The error over held-out validation cells, and over the missing cells of the test rows."""
+    """RMSE over held-out validation cells and over the missing cells of the test rows, in the scaler's units."""
 
     validation: float
     test: float
@@ -40,10 +40,10 @@ class Found(NamedTuple):
 
 def scored(reconstruct: Callable[[MaskedRows], np.ndarray], dataset: IncompleteDataset) -> Found:
     """Returns the errors of a model."""
-    given, truth, cells = dataset.search_data.validation
+    visible, truth, cells = dataset.search_data.validation
     part = dataset.test_part(dataset.config.missing.ratio, 0)
     return Found(
-        score(reconstruct(given), truth, cells).rmse,
+        score(reconstruct(visible), truth, cells).rmse,
         score(reconstruct(part), dataset.test_truth, ~part.mask).rmse,
     )
 
@@ -82,10 +82,11 @@ def main() -> None:
             line += f" {best[name][-1].validation:19.4f} {best[name][-1].test:8.4f} {time.perf_counter() - start:9.1f}"
         print(line, flush=True)
     for name in Found._fields:
-        one, other = ([getattr(found, name) for found in best[side]] for side in ("fast", "plain"))
-        gaps = [a - b for a, b in zip(one, other, strict=True)]
+        fast_errors, plain_errors = ([getattr(found, name) for found in best[side]] for side in ("fast", "plain"))
+        gaps = [a - b for a, b in zip(fast_errors, plain_errors, strict=True)]
         print(
-            f"{name} error: fast {mean(one):.4f} ± {stdev(one):.4f}, plain {mean(other):.4f} ± {stdev(other):.4f}, "
+            f"{name} error: fast {mean(fast_errors):.4f} ± {stdev(fast_errors):.4f}, "
+            f"plain {mean(plain_errors):.4f} ± {stdev(plain_errors):.4f}, "
             f"difference {mean(gaps):+.4f} ± {stdev(gaps) / len(gaps) ** 0.5:.4f}"
         )
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.conftest import trial_config
-from vadtune.artifacts.model_folder import save_held_out, save_model, save_state
+from vadtune.artifacts.held_out_predictions import save_held_out
+from vadtune.artifacts.model_folder import save_model
+from vadtune.artifacts.training_state import save_state
 from vadtune.data import IncompleteDataset
 from vadtune.tracking import Tracker, connect
 from vadtune.training.population import Population

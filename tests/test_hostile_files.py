@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from tests.config.test_search_file import TREE
 from tests.conftest import trial_config
 from tests.training.test_population import trained
-from vadtune.artifacts.model_folder import load_model, load_state, save_model, save_state
+from vadtune.artifacts.model_folder import load_model, save_model
 from vadtune.artifacts.run_folder import read_run
+from vadtune.artifacts.training_state import load_state, save_state
 from vadtune.config.search_file import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset

@@ -9,26 +9,20 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import trial_config
-from tests.training.test_population import KINDS, assert_same_state, trained
+from tests.training.test_population import KINDS, trained
 from vadtune.artifacts.model_folder import (
-    HELD_OUT_FILE,
     MANIFEST,
     MODEL_FILES,
     find_model_folders,
-    load_held_out,
     load_model,
-    load_state,
     read_manifest,
-    read_metrics,
-    save_held_out,
+    replaced_folder,
     save_model,
-    save_state,
     write_manifest,
 )
 from vadtune.config.search_file import load_trial
 from vadtune.core.errors import ModelFolderError
-from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
-from vadtune.training.population import Population
+from vadtune.data import IncompleteDataset
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def test_a_model_comes_back_as_it_was(model: dict[str, str], tmp_path: Path, iri
 def test_a_model_folder_holds_exactly_the_documented_files(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, MANIFEST}
     assert [path.name for path in folder.parent.iterdir()] == ["model"], "no temporary file may stay behind"
-    assert read_metrics(folder) == {"val_missing_rmse": 0.5}
+    assert json.loads((folder / "metrics.json").read_text()) == {"val_missing_rmse": 0.5}
     assert read_manifest(folder)["provenance"] == {"mlflow_run_id": "abc"}
     assert load_trial(folder / "config.yaml") == trial_config()
     assert find_model_folders(folder) == find_model_folders(folder.parent) == [folder]
@@ -136,76 +130,17 @@ def test_an_occupied_folder_is_left_alone(folder: Path, iris: IncompleteDataset)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("model", KINDS)
-def test_training_resumed_from_disk_changes_nothing(
-    model: dict[str, str], tmp_path: Path, iris: IncompleteDataset
-) -> None:
-    config = trial_config(model=model)
-    save_state(tmp_path, trained(config, iris.train, epochs=2).states()[0])
-    resumed = Population([config], iris.train)
-    load_state(tmp_path, resumed)
-    resumed.train_until(4)
-    assert_same_state(trained(config, iris.train), resumed)
-
-
-def test_a_damaged_training_state_is_a_clear_error(tmp_path: Path, iris: IncompleteDataset) -> None:
-    population = trained(trial_config(), iris.train, epochs=1)
-    save_state(tmp_path, population.states()[0])
-    path = tmp_path / "training_state.safetensors"
-    whole = path.read_bytes()
-    for damaged in (whole[:-20], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
-        path.write_bytes(damaged)
-        with pytest.raises(ModelFolderError, match="training cannot be resumed"):
-            load_state(tmp_path, population)
-    path.unlink()
-    with pytest.raises(ModelFolderError, match="training cannot be resumed"):
-        load_state(tmp_path, population)
-
-
-def test_held_out_predictions_survive_and_are_of_their_cells_alone(tmp_path: Path, iris: IncompleteDataset) -> None:
-    held_out = iris.search_data.validation
-    predictions = np.random.default_rng(0).normal(size=len(held_out.values)).astype(np.float32)
-    save_held_out(tmp_path, predictions, held_out)
-    np.testing.assert_array_equal(load_held_out(tmp_path, held_out), predictions)
-    other = load_dataset(trial_config(data={"holdout": {"folds": 3}}).data).search_data.validation
-    assert other.cells.sum() == held_out.cells.sum()
-    with pytest.raises(ModelFolderError, match="about other held-out cells than those of this data"):
-        load_held_out(tmp_path, other)
-
-
-@pytest.mark.parametrize(
-    "harm", ["gone", "truncated", "altered", "encrypted", "short", "double", "infinite", "pickled", "bomb"]
-)
-def test_damaged_held_out_predictions_are_one_error(harm: str, tmp_path: Path, iris: IncompleteDataset) -> None:
-    held_out = iris.search_data.validation
-    predictions = np.random.default_rng(0).normal(size=len(held_out.values)).astype(np.float32)
-    path, cells = tmp_path / HELD_OUT_FILE, np.array(mask_sha256(held_out.cells))
-    save_held_out(tmp_path, predictions, held_out)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    match harm:
-        case "gone":
-            path.unlink()
-        case "truncated":
-            path.write_bytes(path.read_bytes()[:100])
-        case "altered":
-            path.write_bytes(content)
-        case "encrypted":
-            content = bytearray(path.read_bytes())
-            start = content.find(b"PK\x01\x02")
-            while start >= 0:
-                content[start + 8] |= 1  # a flag of the directory's entry
-                start = content.find(b"PK\x01\x02", start + 1)
-            path.write_bytes(content)
-        case "short":
-            np.savez(path, predictions=predictions[:-1], cells=cells)
-        case "double":
-            np.savez(path, predictions=predictions[: len(predictions) // 2].astype(np.float64), cells=cells)
-        case "infinite":
-            np.savez(path, predictions=np.full_like(predictions, np.inf), cells=cells)
-        case "pickled":
-            np.savez(path, predictions=np.array([{}], dtype=object), cells=cells)
-        case "bomb":
-            np.savez_compressed(path, predictions=np.zeros(10**7, np.float32), cells=cells)
-    with pytest.raises(ModelFolderError, match=r"held_out\.npz: cannot be used \(.*\); search again"):
-        load_held_out(tmp_path, held_out)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_replaced_when_its_block_succeeds_and_kept_when_it_fails(overwrite: bool, tmp_path: Path) -> None:
+    target = tmp_path / "new/folder"
+    with replaced_folder(target, overwrite=overwrite) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(UnicodeEncodeError), replaced_folder(target, overwrite=True) as folder:
+        (folder / "a").write_text("\ud800", encoding="utf-8")
+    assert (target / "a").read_text() == "first"
+    with replaced_folder(target, overwrite=True) as folder:
+        (folder / "b").write_text("third")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    with pytest.raises(ModelFolderError, match="must be new or empty"), replaced_folder(target):
+        pass
+    assert [path.name for path in target.parent.iterdir()] == ["folder"], "no temporary folder may stay behind"

@@ -141,7 +141,7 @@ MISTAKES = [
     ("compare {digits} --out cmp --ensemble top:0", "--ensemble: takes greedy, best or top:K with K from 1"),
     ("compare {digits}", "the following arguments are required: --out"),
     ("compare search.samples=3 --out cmp", "FILE: needs a search file at least, got search.samples=3; name one"),
-    ("compare {digits} {digits} --out cmp", "need names of their own, got 'digits' twice; change one"),
+    ("compare {digits} {digits} --out cmp", "need different names, got 'digits' twice; change one"),
     ("compare {digits} nofile.yaml --out cmp", "nofile.yaml: cannot be read"),
     ("compare {digits} data.source=digit --out cmp", "data.source: unknown source 'digit'"),
     ("compare {digits} --out {file}/cmp", "cannot be written"),

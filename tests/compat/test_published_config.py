@@ -76,7 +76,7 @@ def test_ratio_kl_is_converted_by_the_observed_cells_of_a_row() -> None:
     assert "kl_weight = ratio_kl 2 x 4 columns x 0.7 observed" in iris.notes
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_ignored_settings_are_listed_in_the_notes() -> None:
     notes = import_settings({**SETTINGS, "warp": 9}, name="x", source="digits").notes
     assert notes == [
         "config_folder: no effect here, left out",
@@ -150,7 +150,7 @@ def test_settings_that_break_a_rule_are_named(changes: dict[str, Any], message: 
         ("\ud800", "not valid JSON"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_told(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_configuration_is_reported(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config_0.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigError) as raised:

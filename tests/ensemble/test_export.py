@@ -14,14 +14,13 @@ from mlflow import MlflowClient
 
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
+from vadtune.artifacts.held_out_predictions import load_held_out
 from vadtune.artifacts.model_folder import (
     MANIFEST,
     MODEL_FILES,
     find_model_folders,
-    load_held_out,
     load_model,
     read_manifest,
-    read_metrics,
 )
 from vadtune.cli import main
 from vadtune.config.schema import REFITS, SELECTABLE_METRICS
@@ -31,10 +30,10 @@ from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.data import test_masks as masks
 from vadtune.data.test_masks import MaskKey
+from vadtune.ensemble.ensemble_json import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.export import export_best
-from vadtune.ensemble.kernel_regression import RegressionChoice
-from vadtune.ensemble.manifest import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.model_average import ModelAverage
+from vadtune.ensemble.regression_choice import RegressionChoice
 from vadtune.evaluation.previews import make_preview
 from vadtune.evaluation.retest import MASKS_FILE, run_retest
 from vadtune.tracking.queries import find_results, ranked
@@ -46,6 +45,10 @@ CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=0.4, observed=0.5, gai
 
 def export(search: FinishedSearch, out: Path, *options: str) -> int:
     return main(["export", "tiny", "--tracking-uri", search.uri, "--out", str(out), *options])
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +71,7 @@ def test_the_best_models_are_written_as_folders_that_stand_alone(
         assert provenance["trial"] == name
         assert provenance["refit"] == "none"
         assert provenance["mlflow_run_id"]
-        assert read_metrics(folder)["val_missing_rmse"] == pytest.approx(search.scores[name])
+        assert metrics_of(folder)["val_missing_rmse"] == pytest.approx(search.scores[name])
         assert torch.equal(
             load_model(folder).weights, load_model(search.checkpoints / name / "checkpoint_000000/model").weights
         )
@@ -95,7 +98,7 @@ def test_a_failed_trial_is_never_exported(
     assert "12 models asked for, but only 3 trials have a checkpoint" in caplog.text
 
 
-def test_an_earlier_export_is_replaced_only_when_told_to(
+def test_an_earlier_export_is_replaced_only_with_overwrite(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "best"
@@ -154,7 +157,7 @@ def test_a_damaged_checkpoint_leaves_nothing_behind(search: FinishedSearch, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
-def test_trials_without_a_checkpoint_here_are_passed_over_aloud(
+def test_trials_without_a_checkpoint_here_are_skipped_with_a_warning(
     search: FinishedSearch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, trials, metric = find_results("tiny", search.uri)
@@ -163,7 +166,7 @@ def test_trials_without_a_checkpoint_here_are_passed_over_aloud(
     without_best = [gone if trial == best else trial for trial, gone in zip(trials, elsewhere, strict=True)]
     exported = export_best(run, without_best, metric=metric, ensemble="top:3", out=tmp_path / "best")
     assert {trial.name for trial in exported.trials} == {trial.name for trial in ranked(trials, metric)[1:]}
-    assert f"{best.name} is passed over, its checkpoint is not here" in caplog.text
+    assert f"{best.name} is skipped, its checkpoint is not here" in caplog.text
     with pytest.raises(ModelFolderError, match="none of its 4 trials has both a score and a checkpoint"):
         export_best(run, elsewhere, metric=metric, ensemble="top:3", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -180,7 +183,7 @@ def test_models_kept_behind_a_uri_are_fetched(search: FinishedSearch, tmp_path: 
         export_best(found.search, away, metric=found.metric, out=tmp_path / "other")
 
 
-def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
+def test_the_ensemble_is_chosen_on_held_out_cells_and_logged(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -213,7 +216,7 @@ def test_the_ensemble_is_chosen_on_held_out_cells_and_told(
 def test_heavy_networks_are_trained_from_several_seeds_that_share_their_weight(
     search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.MOST_FITS", 12)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.MOST_FITS", 12)
     assert export(search, tmp_path / "alone", "--ensemble", "best") == 0
     assert export(search, tmp_path / "best") == 0
     (alone,), folders = find_model_folders(tmp_path / "alone"), find_model_folders(tmp_path / "best")
@@ -236,7 +239,7 @@ def test_heavy_networks_are_trained_from_several_seeds_that_share_their_weight(
 def test_many_rows_need_no_training_to_choose_weights(
     search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.FEW_ROWS", 100)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.FEW_ROWS", 100)
     assert export(search, tmp_path / "best", "--refit", "none") == 0
     ensemble = read_ensemble(tmp_path / "best")
     assert ensemble is not None
@@ -251,7 +254,7 @@ def test_many_rows_need_no_training_to_choose_weights(
 
 
 @pytest.mark.parametrize("refit", ["train", "train+validation", "all-observed"])
-def test_members_are_trained_anew_on_the_rows_that_were_named(
+def test_members_are_trained_again_on_the_rows_of_the_refit(
     refit: str, search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset
 ) -> None:
     assert export(search, tmp_path / "best", "--ensemble", "top:3", "--refit", refit) == 0
@@ -269,7 +272,7 @@ def test_members_are_trained_anew_on_the_rows_that_were_named(
         (expected,) = population.models()
         assert torch.equal(model.weights, expected.weights)
         assert model.latents.shape[0] == len(rows.x)
-        assert f"search_{SELECTABLE_METRICS[0]}" in read_metrics(folder), "no score of another model under its name"
+        assert f"search_{SELECTABLE_METRICS[0]}" in metrics_of(folder), "no score of another model under its name"
 
 
 def test_hidden_cells_of_test_rows_change_nothing(
@@ -295,7 +298,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
     assert exported(tmp_path / "after") == before
 
 
-def test_validation_cells_that_nobody_observed_change_nothing(
+def test_unobserved_validation_cells_change_nothing(
     search: FinishedSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = find_results("tiny", search.uri)
@@ -313,7 +316,7 @@ def test_validation_cells_that_nobody_observed_change_nothing(
     assert contents(tmp_path / "after") == contents(tmp_path / "before")
 
 
-def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
+def test_models_that_saw_test_cells_are_retested_under_that_mask_only(
     search: FinishedSearch, tmp_path: Path, capsys: pytest.CaptureFixture[str], iris: IncompleteDataset
 ) -> None:
     best = tmp_path / "best"
@@ -340,7 +343,7 @@ def test_what_saw_test_cells_is_tested_under_its_own_mask_alone(
     assert sorted(path.name for path in best.iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "own.png"]
     (best / MASKS_FILE).write_bytes(masks._packed({MaskKey(0.3, 0): iris.test_mask(0.3, 1)}, iris))
-    assert main(["retest", str(best), *own]) == 2  # another mask under its own's name
+    assert main(["retest", str(best), *own]) == 2  # another mask under the name of the one that was seen
     assert "models refitted on all-observed have seen" in capsys.readouterr().err
 
 
@@ -363,8 +366,8 @@ def test_the_exported_folder_is_one_model(
     iris: IncompleteDataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.FEW_ROWS", 0)
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: regression)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.FEW_ROWS", 0)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: regression)
     best = tmp_path / "best"
     assert export(search, best, *(["--no-regression"] if regression is None else [])) == 0
     ensemble, folders = read_ensemble(best), find_model_folders(best)
@@ -403,11 +406,11 @@ def test_the_exported_folder_is_one_model(
     np.testing.assert_allclose(alike.reconstruct(part), np.mean(x_hats, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
 
 
-def test_one_model_and_a_regression_are_told_apart(
+def test_one_model_and_its_mean_with_a_regression_are_scored_separately(
     search: FinishedSearch, tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: CHOICE)
-    monkeypatch.setattr("vadtune.ensemble.candidates.greedy_by_ratio", lambda products, ratio: np.eye(len(products))[0])
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: CHOICE)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.greedy_by_ratio", lambda gram, ratio: np.eye(len(gram))[0])
     best = tmp_path / "best"
     assert export(search, best, "--refit", "none") == 0
     (folder,) = find_model_folders(best)
@@ -436,7 +439,7 @@ def test_an_altered_regression_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("vadtune.ensemble.candidates.choose_regression", lambda splits: CHOICE)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.choose_regression", lambda splits: CHOICE)
     best = tmp_path / "best"
     assert export(search, best, "--refit", "none") == 0
     path, described = best / REGRESSION_FILE, best / "ensemble.json"

@@ -7,13 +7,14 @@ from sklearn.gaussian_process.kernels import Matern
 
 from vadtune.config.schema import HoldoutConfig
 from vadtune.data import HeldOut, MaskedRows, hold_out
-from vadtune.ensemble.kernel_regression import Completed, KernelRegression, RegressionChoice, choose_regression
+from vadtune.ensemble.kernel_regression import KernelRegression
+from vadtune.ensemble.regression_choice import RegressionChoice, RegressionSplit, choose_regression
 
 CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)
 
 
 def table(seed: int, n: int = 120, d: int = 6, missing: float = 0.2) -> tuple[MaskedRows, np.ndarray]:
-    """Returns rows near a curved surface of two dimensions, with holes, and their complete values."""
+    """Returns rows near a curved surface of two dimensions, with missing cells, and their complete values."""
     rng = np.random.default_rng(seed)
     u = rng.uniform(-1.5, 1.5, (n, 2))
     waves = np.sin(u @ np.random.default_rng(0).normal(size=(2, d)) + np.arange(d))
@@ -21,14 +22,14 @@ def table(seed: int, n: int = 120, d: int = 6, missing: float = 0.2) -> tuple[Ma
     return MaskedRows.hide(x, rng.random((n, d)) > missing), x
 
 
-def completed(seed: int, error: float = 0.3) -> tuple[Completed, np.ndarray]:
+def completed(seed: int, error: float = 0.3) -> tuple[RegressionSplit, np.ndarray]:
     """Returns rows as an ensemble of this error sees them, and the complete train rows."""
     rng = np.random.default_rng(seed)
     train, x = table(seed)
     validation, truth = table(seed + 1, n=60)
     held_out = hold_out(validation, HoldoutConfig(), seed=0)
     x_hat = np.tile(truth, (4, 1)) + error * rng.normal(size=held_out.cells.shape)
-    return Completed(train, x + error * rng.normal(size=x.shape), held_out, 60, x_hat), x
+    return RegressionSplit(train, x + error * rng.normal(size=x.shape), held_out, 60, x_hat), x
 
 
 def test_it_is_the_mean_of_a_gaussian_process_on_the_other_columns() -> None:
@@ -92,7 +93,7 @@ def test_a_column_never_sees_itself() -> None:
     np.testing.assert_allclose(fitted.refine(one, part), fitted.refine(other, part), rtol=1e-3, atol=1e-3)
 
 
-def test_columns_that_nobody_can_learn_keep_what_the_ensemble_says() -> None:
+def test_columns_observed_in_too_few_rows_keep_the_reconstruction_of_the_ensemble() -> None:
     train, x = table(0)
     mask = train.mask.copy()
     mask[5:, 2] = False
@@ -113,7 +114,7 @@ def test_a_regression_that_helps_is_chosen_by_as_much_as_it_helps() -> None:
     assert choice.observed == pytest.approx(split.held_out.visible.mask.mean())
     rows, truth = table(9, n=200)
     x_hat = truth + 0.3 * np.random.default_rng(3).normal(size=truth.shape)
-    refined = choice.fit(split.train, split.trained).refine(x_hat, rows)
+    refined = choice.fit(split.train, split.train_x_hat).refine(x_hat, rows)
     before, after = (np.sqrt(np.mean((y - truth)[~rows.mask] ** 2)) for y in (x_hat, refined))
     assert after < 0.8 * before
     assert choose_regression([split]) == choice, "the same again"
@@ -125,7 +126,7 @@ def test_a_regression_of_no_use_is_not_chosen() -> None:
     rng = np.random.default_rng(0)
     noise, others = (MaskedRows.hide(rng.normal(size=(80, 4)), rng.random((80, 4)) > 0.1) for _ in range(2))
     held_out = hold_out(others, HoldoutConfig(), seed=0)
-    nothing = Completed(noise, np.zeros((80, 4)), held_out, 80, np.zeros(held_out.cells.shape))
+    nothing = RegressionSplit(noise, np.zeros((80, 4)), held_out, 80, np.zeros(held_out.cells.shape))
     found = choose_regression([nothing])
     assert found is None or found.share < 0.2
 
@@ -149,10 +150,10 @@ def test_one_column_and_very_many_have_none() -> None:
         split.held_out.cells[:, :1],
     )
     train = MaskedRows(split.train.x[:, :1], split.train.mask[:, :1])
-    assert choose_regression([Completed(train, split.trained[:, :1], one, 60, split.x_hat[:, :1])]) is None
+    assert choose_regression([RegressionSplit(train, split.train_x_hat[:, :1], one, 60, split.x_hat[:, :1])]) is None
 
 
-def test_values_of_cells_that_nobody_observed_play_no_part() -> None:
+def test_values_of_unobserved_cells_change_nothing() -> None:
     split, x = completed(0)
     hidden = np.where(split.train.mask, split.train.x, 1e6).astype(np.float32)
     truth = np.where(split.held_out.cells, split.held_out.truth, 1e6).astype(np.float32)

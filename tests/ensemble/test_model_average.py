@@ -73,7 +73,7 @@ def test_a_row_without_anything_observed_is_the_prior_s_mean(best: Path, tmp_pat
     )
 
 
-def test_a_train_prior_has_a_mean_of_its_own(tmp_path: Path) -> None:
+def test_a_train_prior_changes_the_imputation_of_empty_rows(tmp_path: Path) -> None:
     config = trial_config(model={"layers": 0, "posterior": "none"}, train={"latent_init": "normal"})
     save_trained(tmp_path / "standard", config)
     save_trained(
@@ -253,7 +253,7 @@ def parquet_of(**columns: list[object]) -> bytes:
         ("t.parquet", parquet_of(**{name: [None, "a"] for name in NAMES}), "(sepal length (cm) holds 'a' in row 2)"),
     ],
 )  # fmt: skip
-def test_a_table_that_cannot_be_filled_is_told_on_one_line(
+def test_a_table_that_cannot_be_filled_is_reported_on_one_line(
     name: str, content: bytes | str, message: str, best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / name, tmp_path / f"out{Path(name).suffix}"

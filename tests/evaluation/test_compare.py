@@ -18,7 +18,7 @@ from vadtune.cli import main
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.evaluation.compare import Cell, plan, run_comparison
 from vadtune.evaluation.retest import run_retest
-from vadtune.reports.figures import _curve_colours, _curves, comparison_plot
+from vadtune.reports.comparison_figure import _curve_colours, _curves, comparison_plot
 
 TREE: dict[str, Any] = {
     "name": "one",
@@ -127,7 +127,7 @@ def test_an_interruption_ends_the_comparison_and_keeps_what_is_done(
     assert not (out / "compare.csv").exists()
 
 
-def test_a_search_that_is_there_is_resumed_and_its_failures_are_told(
+def test_an_existing_search_is_resumed_and_its_failures_are_reported(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = SimpleNamespace(run="before", interrupted=False, failures={"trial-0001": "error: full disk"})
@@ -164,7 +164,7 @@ def test_a_search_without_a_model_leaves_a_gap_and_the_others_go_on(
     assert done.failures == {"one-r0.3": "none has a checkpoint"}
 
 
-def test_cells_have_names_ratios_and_overrides_of_their_own(files: list[str], tmp_path: Path) -> None:
+def test_each_cell_has_its_name_ratio_and_overrides(files: list[str], tmp_path: Path) -> None:
     cells = plan([Path(path) for path in files], ["train.epochs=5"], [0.1, 0.35], tmp_path)
     assert [cell.search.name for cell in cells] == ["one-r0.1", "one-r0.35", "two-r0.1", "two-r0.35"]
     assert [cell.search.data.missing.ratio for cell in cells] == [0.1, 0.35] * 2
@@ -175,7 +175,7 @@ def test_cells_have_names_ratios_and_overrides_of_their_own(files: list[str], tm
 
 
 def test_two_files_of_one_name_are_refused(files: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="need names of their own, got 'one' twice"):
+    with pytest.raises(ConfigError, match="need different names, got 'one' twice"):
         plan([Path(files[0]), Path(files[0])], [], [0.3], tmp_path)
 
 

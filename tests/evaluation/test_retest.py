@@ -16,11 +16,12 @@ from tests.finished_search import FinishedSearch
 from vadtune.artifacts.model_folder import find_model_folders, load_model, save_model
 from vadtune.cli import main
 from vadtune.config.schema import TrialConfig
-from vadtune.core.errors import ConfigError, ModelFolderError
+from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.evaluation.baselines import BASELINES
-from vadtune.evaluation.retest import METRICS, Retest, parse_ratios, run_retest
+from vadtune.evaluation.retest import run_retest
+from vadtune.evaluation.retest_scores import METRICS, Retest
 from vadtune.training.population import Population
 
 RATIOS, SEEDS = [0.3, 0.7], [0, 1, 2]
@@ -47,40 +48,6 @@ def retest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retest]:
     save_trained(best / "1-a", trial_config())
     save_trained(best / "2-b", trial_config(model={"family": "vae"}))
     return best, run_retest(best, RATIOS, SEEDS)
-
-
-@pytest.mark.parametrize(
-    ("text", "ratios"),
-    [
-        ("0.5", [0.5]),
-        ("0.1:0.9:0.1", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
-        ("0.1:0.9:0.3", [0.1, 0.4, 0.7]),
-        ("0.9, .1,0.90", [0.1, 0.9]),
-        ("0.1:0.3:0.1,0.95", [0.1, 0.2, 0.3, 0.95]),
-        ("0.5:0.5:0.1", [0.5]),
-        ("5e-1", [0.5]),
-    ],
-)
-def test_ratios_are_parsed_exactly(text: str, ratios: list[float]) -> None:
-    assert parse_ratios(text) == ratios
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "0", "1", "1.5", "-0.1", "nan", "inf", "half", "0.1,,0.2", "0.1:0.9"),
-        *("0.1:0.9:0", "0.1:0.9:-0.1", "0.9:0.1:0.1", "0.1:1:0.1", "0.1:nan:0.1", "0.1:0.9:0.1:0.1"),
-    ],
-)
-def test_bad_ratios_are_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--ratios: takes ratios above 0 and below 1, .* try 0\.1:0\.9:0\.1"):
-        parse_ratios(text)
-
-
-def test_too_many_ratios_are_refused() -> None:
-    assert len(parse_ratios("0.01:0.99:0.01")) == 99
-    with pytest.raises(ConfigError, match="at most 99 ratios"):
-        parse_ratios("0.1:0.9:1e-9")
 
 
 def test_every_method_is_scored_over_missing_test_cells(retest: tuple[Path, Retest]) -> None:

@@ -5,13 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from vadtune.data.test_masks import MaskKey
-from vadtune.evaluation.retest import METRICS, MethodScores, Retest
-from vadtune.reports.tables import retest_plot, retest_text, spread_apart, to_csv, to_json, to_text
+from vadtune.evaluation.retest_scores import METRICS, MethodScores, Retest
+from vadtune.reports.retest_figure import retest_plot
+from vadtune.reports.tables import retest_text, to_csv, to_json, to_text
 
 ROWS = [{"trial": "a", "end": "stopped, early", "score": 0.123456, "none": None, "nan": float("nan"), "n": 3}]
 WIDE = Console(width=10_000)
@@ -109,14 +108,3 @@ def test_every_retest_can_be_drawn(result: Retest) -> None:
     assert png.startswith(b"\x89PNG")
     assert len(png) > 20_000
     assert retest_plot(result) == png, "the same retest gives the same bytes"
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.2))
-def test_labels_are_moved_apart_in_order_and_no_further_than_needed(heights: list[float], gap: float) -> None:
-    placed = spread_apart(heights, gap)
-    order = np.argsort(heights, kind="stable")
-    assert (np.diff(np.asarray(placed)[order]) >= gap - 1e-9).all()
-    apart = np.diff(np.asarray(heights)[order])
-    if (apart >= gap).all():
-        np.testing.assert_allclose(placed, heights, atol=1e-9)
-    assert np.mean(placed) == pytest.approx(np.mean(heights), abs=1e-9)

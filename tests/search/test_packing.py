@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
-from vadtune.artifacts.model_folder import HELD_OUT_FILE, MODEL_FILES, load_model
+from vadtune import native
+from vadtune.artifacts.held_out_predictions import HELD_OUT_FILE
+from vadtune.artifacts.model_folder import MODEL_FILES, load_model
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
@@ -26,7 +28,6 @@ from vadtune.search.trials.packing import Pack
 from vadtune.search.trials.placement import pack_size, trained_one_by_one
 from vadtune.search.trials.trainable import TrainTrial
 from vadtune.search.trials.trial_runner import MODEL
-from vadtune import native
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
 

@@ -1,10 +1,10 @@
-"""The folder of a search: which run it holds, whether a process works on it, and how to find one by name.
+"""Run folders: the files of one search, the lock of the process that runs it, and finding a run by name.
 
 search.yaml     the search, overrides applied
-run.json        what the run is called and where it is logged
-mlflow.jsonl    all that was logged, in order; mlflow.delivered: how much of it the MLflow store has
-snapshot.zip    what a resume starts from
-tune/           the state and the checkpoints of Ray Tune; training_state.safetensors in each: what a trial goes on from
+run.json        the names of the run and of its MLflow store
+mlflow.jsonl    everything that was logged, in order; mlflow.delivered: how much of it the MLflow store has received
+snapshot.zip    the state of the search that a resume starts from
+tune/           Ray Tune's state and checkpoints; each checkpoint has training_state.safetensors, see training_state.py
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _LOCK_FILE = "lock"
 
 @dataclass(frozen=True)
 class Run:
-    """What a search's folder says of its run.
+    """The content of run.json.
 
     Attributes:
-        run: Its unique name.
-        experiment: Its MLflow experiment.
-        experiment_id: The store's id of that.
-        parent_run_id: The MLflow run of the search as a whole.
-        tracking_uri: The MLflow store, without its secrets.
-        tune: Where Ray Tune keeps state and checkpoints: a folder, or a URI.
+        run: The unique name of the run.
+        experiment: The name of its MLflow experiment.
+        experiment_id: The id of the experiment in the MLflow store.
+        parent_run_id: The id of the MLflow run that stands for the whole search.
+        tracking_uri: The MLflow store, without credentials.
+        tune: Folder or URI of Ray Tune's state and checkpoints.
     """
 
     run: str
@@ -46,25 +46,25 @@ class Run:
 
 
 def is_uri(storage: str) -> bool:
-    """Whether a storage is named by a URI such as ``s3://bucket/runs``, and not a folder."""
+    """Returns whether a storage is a URI such as ``s3://bucket/runs`` and not a folder."""
     return "://" in storage
 
 
 def local_folder(storage: str) -> Path:
-    """Returns where the folders of searches are: with Ray's state and checkpoints elsewhere, in ``runs``."""
+    """Returns the folder of run folders: the storage itself, or ``runs`` where the storage is a URI."""
     return Path("runs") if is_uri(storage) else Path(storage)
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Writes the description of a run into its folder."""
+    """Writes run.json."""
     write_atomically(folder / RUN_FILE, (json.dumps(asdict(run), indent=1) + "\n").encode())
 
 
 def read_run(folder: Path) -> Run:
-    """Reads the description of a run.
+    """Reads run.json.
 
     Raises:
-        SearchError: The folder holds none, or a damaged one.
+        SearchError: It is missing or damaged.
     """
     try:
         run = Run(**json.loads((folder / RUN_FILE).read_text()))
@@ -76,19 +76,19 @@ def read_run(folder: Path) -> Run:
 
 
 def run_folders(storage: Path) -> list[Path]:
-    """Returns the folders of the searches kept in ``storage``, by name."""
+    """Returns the run folders in ``storage``, sorted by name."""
     return sorted(path.parent for path in storage.glob(f"*/{RUN_FILE}"))
 
 
 def find_run(name: str, storage: Path) -> Path:
-    """Returns the folder of a run.
+    """Returns the absolute path of a run folder.
 
     Args:
-        name: The unique name of the run, or its folder.
-        storage: Where searches are kept.
+        name: The unique name of the run, or the path of its folder.
+        storage: The folder of run folders.
 
     Raises:
-        SearchError: There is none of that name.
+        SearchError: No run has this name.
     """
     for folder in (storage / name, Path(name)):
         if folder.is_dir():
@@ -99,10 +99,10 @@ def find_run(name: str, storage: Path) -> Path:
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds a search's folder for this process; the system lets go of it however the process ends.
+    """Holds an exclusive lock on a run folder; the operating system releases it when the process exits.
 
     Raises:
-        SearchError: Another process holds it.
+        SearchError: Another process holds the lock.
     """
     with (folder / _LOCK_FILE).open("w") as file:
         try:
@@ -115,7 +115,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process works on a search's folder now."""
+    """Returns whether a process holds the lock of a run folder."""
     try:
         with run_lock(folder):
             return False

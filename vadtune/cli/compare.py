@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         raise ConfigError(f"FILE: needs a search file at least, got {', '.join(overrides)}; name one")
     check_writable(args.out)
-    from vadtune.ensemble.candidates import parse_ensemble
+    from vadtune.ensemble.selection import parse_ensemble
     from vadtune.evaluation.compare import plan, run_comparison
-    from vadtune.evaluation.retest import parse_ratios
-    from vadtune.reports.figures import comparison_plot
+    from vadtune.evaluation.mask_options import parse_ratios
+    from vadtune.reports.comparison_figure import comparison_plot
     from vadtune.reports.tables import to_csv, to_text
     from vadtune.tracking import tracking_uri
 

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     """Exports and prints what was exported."""
     if args.refit != "none" and args.device == "cpu":
         start_server()  # before this process imports as much
-    from vadtune.ensemble.candidates import parse_ensemble
     from vadtune.ensemble.export import check_out, check_refit, export_best
+    from vadtune.ensemble.selection import parse_ensemble
     from vadtune.reports.tables import to_text
     from vadtune.tracking.queries import main_columns, trial_rows
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out: takes a file that ends in .png, got {args.out}; name it so")
     check_writable(args.out.absolute().parent)
     from vadtune.evaluation.previews import make_preview
-    from vadtune.reports.figures import preview_plot
+    from vadtune.reports.preview_figure import preview_plot
     from vadtune.reports.tables import to_text
 
     preview = make_preview(args.folder, ratio=args.ratio, seed=args.seed, rows=args.rows)

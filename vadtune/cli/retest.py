@@ -70,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
 def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
     from vadtune.core.files import check_writable, write_atomically
     from vadtune.evaluation.baselines import BASELINES
+    from vadtune.evaluation.mask_options import parse_ratios
     from vadtune.evaluation.predictions import Predictions, check_predictions_file
-    from vadtune.evaluation.retest import parse_ratios, run_retest
-    from vadtune.reports.tables import retest_plot, retest_text, to_csv
+    from vadtune.evaluation.retest import run_retest
+    from vadtune.reports.retest_figure import retest_plot
+    from vadtune.reports.tables import retest_text, to_csv
 
     ratios, seeds = parse_ratios(args.ratios or "0.1:0.9:0.1"), _mask_seeds(args)
     names = list(BASELINES) if args.baselines is None else [name.strip() for name in args.baselines.split(",")]
@@ -119,7 +121,7 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
     from vadtune.core.files import write_atomically
-    from vadtune.evaluation.retest_clean import run_clean_retest
+    from vadtune.evaluation.retest import run_clean_retest
     from vadtune.reports.tables import to_csv, to_text
 
     with _progress() as progress:
@@ -144,7 +146,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _mask_seeds(args: argparse.Namespace) -> list[int]:
     from vadtune.core.errors import ConfigError
-    from vadtune.evaluation.retest import fresh_seed
+    from vadtune.evaluation.mask_options import random_seed
 
     count = 5 if args.seeds is None else args.seeds
     if count < 1:
@@ -153,7 +155,7 @@ def _mask_seeds(args: argparse.Namespace) -> list[int]:
         if args.seed is not None:
             raise ConfigError("--seed: belongs to --missing-mode random, got --missing-mode fixed; leave one out")
         return list(range(count))
-    first = fresh_seed() if args.seed is None else args.seed
+    first = random_seed() if args.seed is None else args.seed
     if not 0 <= first < 2**32:
         raise ConfigError(f"--seed: takes a whole number from 0 to {2**32 - 1}, got {first}")
     return list(range(first, first + count))

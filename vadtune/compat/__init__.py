@@ -1,1 +1,1 @@
-"""Configurations of the published VAD code."""
+"""Import of files that the published VAD code wrote. May import all packages but cli."""

@@ -1,7 +1,7 @@
-"""Configurations of the published VAD code, as trial configurations.
+"""Translation of the published VAD code's configurations (arXiv 1903.00840) to trial configurations.
 
-That code reads a JSON of sizes, learning rates and initialisations (``config_0.json``) and takes the rest as flags.
-Here both are one mapping by the names they have there, so that the ``args.json`` it leaves behind can be read as well.
+That code reads sizes, learning rates and initialisations from a JSON file (``config_0.json``) and all else from flags.
+Here both are one mapping with that code's names, so that the ``args.json`` of a run can be read as well.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vadtune.config.schema import TrialConfig, unflatten
 from vadtune.config.search_file import parse_trial
@@ -24,7 +23,7 @@ FLAG_DEFAULTS: dict[str, Any] = {
 }
 POSTERIORS = {"ae": "none", "vae": "fixed", "vae_free": "learned"}
 
-_SAME = {
+_RENAMED = {
     "n_latent_params": "model.latent",
     "n_hidden": "model.hidden",
     "n_hidden_layers": "model.layers",
@@ -36,23 +35,22 @@ _SAME = {
     "batch_size": "train.batch_size",
     "test_latent_param_lr": "infer.lr",
     "test_latent_param_init": "infer.start",
-    "n_test_epochs": "infer.steps",  # each of its test epochs updates a row once
+    "n_test_epochs": "infer.steps",  # a test epoch updates each row once
 }
-_NEEDED = ("n_latent_params", "n_hidden", "n_hidden_layers", "net_lr", "latent_param_lr")
+_REQUIRED = ("n_latent_params", "n_hidden", "n_hidden_layers", "net_lr", "latent_param_lr")
 _CONVERTED = ("model", "kl", "ratio_kl", "log_var", "reduce", "masked", "use_adam", "layer_norm", "dropout", "dataset")
-_WITHOUT_EFFECT = (
+_IGNORED = (
     *("action", "config_folder", "config_num", "cuda", "cuda_device", "device", "debug", "dataset_path"),
     *("missing_mode", "output_size", "test_batch_size"),
 )
 
 
-@dataclass(frozen=True)
-class Imported:
-    """A configuration that was read.
+class Imported(NamedTuple):
+    """A translated configuration.
 
     Attributes:
         config: The trial configuration.
-        notes: What was converted, and what was left behind, a line each.
+        notes: A line for each setting that was converted or left out.
     """
 
     config: TrialConfig
@@ -60,10 +58,10 @@ class Imported:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads a JSON of the published code.
+    """Reads a JSON file of the published code.
 
     Raises:
-        ConfigError: It cannot be read, is no JSON object, or lacks what every such file has.
+        ConfigError: It cannot be read, is not a JSON object, or lacks a setting that every such file has.
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +71,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid JSON ({error}); name a config_N.json of the published code") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: needs an object of settings, got {type(settings).__name__}; name a config_N.json")
-    missing = [key for key in _NEEDED if key not in settings]
+    missing = [key for key in _REQUIRED if key not in settings]
     if missing:
         raise ConfigError(f"{path}: lacks {', '.join(missing)}, which the published code needs; name a config_N.json")
     return settings
@@ -87,39 +85,39 @@ def import_settings(
     ratio: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Imported:
-    """Translates the published code's settings.
+    """Translates settings of the published code to a trial configuration.
 
-    Its one Adam is over all rows: their moments go on moving a row in the minibatches that do not hold it. Of a row
-    whose gradient is g once in an epoch of B minibatches, the first moments add up to g over the epoch, while the root
-    of the second is near g / √B; so a row moves √B times its learning rate. Here a row's Adam steps only where the row
-    is, and moves it by the learning rate. So ``latent_lr`` is ``latent_param_lr`` times √B; plain SGD has no moments.
+    That code runs one dense Adam over all latent rows, whose moments keep moving a row in minibatches without it. For a
+    row with gradient g in one of the B minibatches of an epoch, the first moments sum to g over the epoch and the root
+    of the second moment is about g / √B, so the row moves by √B times the learning rate. Here Adam updates only the
+    rows of a minibatch, by the learning rate. Hence ``latent_lr`` = √B · ``latent_param_lr``; SGD has no moments.
 
-    Its loss is the mean squared error over observed cells plus ``ratio_kl`` times the KL divergence of a row; here the
-    squared error is a sum, so ``kl_weight`` is ``ratio_kl`` times the observed cells of a row, d · (1 − missing ratio).
+    That code's loss is the mean squared error over observed cells plus ``ratio_kl`` times a row's KL divergence. Here
+    the squared error is summed, so ``kl_weight`` = ``ratio_kl`` · d · (1 − missing ratio), the observed cells of a row.
 
     Args:
-        settings: By the published code's names: what its JSON holds, and its flags.
-        name: Of the trial configuration.
+        settings: Settings from the JSON file and from flags, with the published code's names.
+        name: Name of the trial configuration.
         source: The data source; None for the ``dataset`` of the settings.
-        ratio: Share of cells to make missing; None for ``masked`` of the settings, by which it trains in any case.
-        overrides: ``key.path=value`` texts that replace what the settings say.
+        ratio: Missing ratio of validation and test rows; None for ``masked``, the missing ratio of train rows.
+        overrides: ``key.path=value`` texts that replace translated values.
 
     Raises:
-        ConfigError: A setting breaks a rule, or has no counterpart here.
-        DataError: The source cannot be read, whose size converts learning rates and ``ratio_kl``.
+        ConfigError: A setting is not valid, or has no counterpart here.
+        DataError: The source cannot be read; its size is needed to convert ``latent_lr`` and ``kl_weight``.
     """
     settings = {**FLAG_DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
     source = source or settings.get("dataset")
     if source is None:
         raise ConfigError("--source: is needed, a configuration of the published code does not name its data; add it")
     values: dict[str, Any] = {"name": name, "data.source": source, **_missing(settings.get("masked"), ratio)}
-    values |= {key: settings[theirs] for theirs, key in _SAME.items() if theirs in settings}
+    values |= {key: settings[published] for published, key in _RENAMED.items() if published in settings}
     values |= _posterior(settings) | _training(settings)
-    notes = [f"{key}: no effect here, left out" for key in settings if key in _WITHOUT_EFFECT]
-    known = {*_SAME, *_CONVERTED, *_WITHOUT_EFFECT}
+    notes = [f"{key}: no effect here, left out" for key in settings if key in _IGNORED]
+    known = {*_RENAMED, *_CONVERTED, *_IGNORED}
     notes += [f"{key}: unknown, {settings[key]!r} was left out" for key in settings if key not in known]
     values["train.kl_weight"] = 0.0
-    config = parse_trial(unflatten(values), overrides)  # before the data is read: mistakes are told at once
+    config = parse_trial(unflatten(values), overrides)  # before the data is read, so that mistakes are reported at once
     n, d = load_dataset(config.data).train.x.shape
     if config.train.optimiser == "adam":
         batches = math.ceil(n / config.train.batch_size)
@@ -136,14 +134,13 @@ def import_settings(
 
 
 def _missing(masked: object, ratio: float | None) -> dict[str, Any]:
-    """Returns which cells are missing: ``masked`` in training, ``ratio`` where rows are validated and tested."""
+    """Returns the data section: missing ratio ``masked`` for train rows, ``ratio`` for validation and test rows."""
     train = _train_ratio(masked)
     if ratio is None and not train:
         raise ConfigError("--ratio: is needed, for masked is null: the published code trained on complete rows; add it")
-    tested = train if ratio is None else ratio
-    if train == tested:
-        return {"data.missing.ratio": tested}
-    return {"data.missing.ratio": tested, "data.train_missing": {"ratio": train} if train else "none"}
+    if ratio is None or ratio == train:
+        return {"data.missing.ratio": train}
+    return {"data.missing.ratio": ratio, "data.train_missing": {"ratio": train} if train else "none"}
 
 
 def _train_ratio(masked: object) -> float:
@@ -169,7 +166,7 @@ def _posterior(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns optimiser, schedule and regularisation."""
+    """Returns optimiser, learning rate schedule and regularisation."""
     values: dict[str, Any] = {
         "train.weight_decay": 0.0,
         "train.optimiser": "adam" if settings.get("use_adam", True) else "sgd",

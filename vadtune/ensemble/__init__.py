@@ -1,1 +1,4 @@
-"""Ensembles of trials: candidates, selection, the kernel regression, the manifest, the average of models, export."""
+"""Ensembles of a search's models: choosing members and weights, the kernel regression mixed in, export and loading.
+
+May import tracking and the packages before it; never search.
+"""

@@ -1,8 +1,8 @@
-"""Models that are one together: the weighted mean of what they reconstruct, and the data they share."""
+"""The weighted mean of several models' reconstructions, which imputes as one model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,25 +10,26 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
-from vadtune.config.schema import REFITS, DataConfig, flatten
+from vadtune.config.schema import REFITS
 from vadtune.core.errors import DataError, ModelFolderError
-from vadtune.data import IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
+from vadtune.data import IncompleteDataset, MaskedRows, Scaler, mask_sha256
 from vadtune.data.test_masks import MaskKey
+from vadtune.ensemble.ensemble_json import Ensemble, read_ensemble, read_regression
 from vadtune.ensemble.kernel_regression import KernelRegression
-from vadtune.ensemble.manifest import Ensemble, read_ensemble, read_regression
 from vadtune.ensemble.selection import weighted_sum
+from vadtune.ensemble.shared_dataset import shared_dataset
 from vadtune.training.inference import FittedModel
 
 REFIT, SEEN_TEST_MASK = "refit", "seen_test_mask_sha256"
-"""What a manifest's provenance says of the rows a model was trained on anew."""
+"""Keys of a manifest's provenance: the rows a model was trained on again, and the mask of the test rows among them."""
 
 
 class Filled(NamedTuple):
-    """Rows without holes.
+    """Rows without missing cells.
 
     Attributes:
-        x: float64 (n, d), in the source's units: observed cells as they were given.
-        empty_rows: How many rows had no observed cell, and are the models' prior means.
+        x: float64 (n, d), in the source's units; observed cells are those of the input.
+        empty_rows: Number of rows without any observed cell, which are filled with the mean of the models' priors.
     """
 
     x: np.ndarray
@@ -37,16 +38,16 @@ class Filled(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelAverage:
-    """Models that impute together. They may differ in all but their columns.
+    """Models that impute together; they must have the same columns.
 
     Attributes:
         models: One or more, each with its scaler.
-        weights: Of each, with sum 1.
-        names: Of each.
-        refit: The rows that all were trained on: one of ``config.REFITS``.
+        weights: One per model, with sum 1.
+        names: One per model.
+        refit: The rows the models were trained on, one of ``REFITS``.
         seen_test_masks: SHA-256 of the masks of test rows whose observed cells a model was trained on.
-        ensemble: What ensemble.json says; None where models were only put into a folder, which counts each alike.
-        regression: What is mixed with the models' mean; None if nothing is. Models that it goes with share a scaler.
+        ensemble: The content of ensemble.json; None for a plain folder of models, which have equal weights.
+        regression: The regression mixed with the mean, or None. Models with a regression share one scaler.
     """
 
     models: tuple[FittedModel, ...]
@@ -59,11 +60,11 @@ class ModelAverage:
 
     @classmethod
     def load(cls, path: Path) -> ModelAverage:
-        """Reads a model folder, an ensemble, or every model folder in a folder.
+        """Loads a model folder, an ensemble, or all model folders in a folder.
 
         Raises:
-            ModelFolderError: There is none, one cannot be used, they are of different columns, or the folder is not
-                what its ensemble.json says.
+            ModelFolderError: No model was found, a file is damaged, the columns differ, or the folder does not match
+                its ensemble.json.
         """
         path = path.absolute()
         ensemble = read_ensemble(path)
@@ -92,34 +93,31 @@ class ModelAverage:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and plots."""
+        """The name in tables and plots."""
         n = len(self.models)
         if self.regression is not None:
             return f"{n} model{'s' * (n != 1)} + regression"
         return self.names[0] if n == 1 else f"{'ensemble' if self.ensemble else 'mean'} of {n} models"
 
-    def reconstruct(self, part: MaskedRows) -> np.ndarray:
-        """Returns the weighted mean of the models' reconstructions, float64 (n, d), in the scaler they share; missing
-        cells of it mixed with the regression."""
-        return self.refine(weighted_sum((model.reconstruct(part) for model in self.models), self.weights), part)
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The columns, in the order that ``fill`` expects."""
+        return self.models[0].feature_names
 
-    def refine(self, mean: np.ndarray, part: MaskedRows) -> np.ndarray:
-        """Returns the mean of the models' reconstructions of rows, mixed with the regression, if one goes with them."""
-        return mean if self.regression is None else self.regression.refine(mean, part)
+    @property
+    def na_values(self) -> tuple[str, ...]:
+        """Texts that marked missing cells in the training table, in addition to empty cells and NaN."""
+        return tuple(self.models[0].config.data.na_values or ())
 
     def dataset(self) -> IncompleteDataset:
-        """Returns the dataset that all the models were trained on.
-
-        Raises:
-            ModelFolderError: They were trained on different ones, or the data here is another.
-        """
+        """Loads the dataset that all the models were trained on; raises as ``shared_dataset`` does."""
         return shared_dataset(list(zip(self.names, self.models, strict=True)))
 
     def check_unseen(self, masks: Mapping[MaskKey, np.ndarray]) -> None:
-        """Makes sure that no mask of the test rows hides what a model has seen.
+        """Checks that no model was trained on test cells that one of the masks hides.
 
         Raises:
-            ModelFolderError: One does.
+            ModelFolderError: A model was.
         """
         for key, mask in masks.items():
             if self.seen_test_masks - {mask_sha256(mask)}:
@@ -130,40 +128,41 @@ class ModelAverage:
                     "data.missing.seed, or export with --refit train+validation"
                 )
 
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """The columns, in the order ``fill`` takes them."""
-        return self.models[0].feature_names
+    def reconstruct(self, part: MaskedRows) -> np.ndarray:
+        """Returns x_hat, float64 (n, d): the weighted mean of the models, its missing cells mixed with the regression.
 
-    @property
-    def na_values(self) -> tuple[str, ...]:
-        """What stood for a hole in the table the models were trained on, beside empty cells and NaN."""
-        return tuple(self.models[0].config.data.na_values or ())
+        For models that share a scaler, in its units.
+        """
+        return self.refine(weighted_sum((model.reconstruct(part) for model in self.models), self.weights), part)
+
+    def refine(self, mean: np.ndarray, part: MaskedRows) -> np.ndarray:
+        """Returns the mean of the models' reconstructions (n, d) mixed with the regression, if there is one."""
+        return mean if self.regression is None else self.regression.refine(mean, part)
 
     def fill(self, x: np.ndarray) -> Filled:
-        """Fills holes with the weighted mean of the models' reconstructions, of empty rows of their priors' means.
+        """Fills missing cells with the weighted mean of the models, mixed with the regression.
 
         Args:
             x: (n, d) in the source's units, NaN where missing.
 
         Raises:
-            DataError: A value is infinite, or so large that a model cannot take it in.
+            DataError: A value is infinite or too large for a model.
         """
         x = np.asarray(x, dtype=np.float64)
         mask = ~np.isnan(x)
-        x_nan = ~mask.all(axis=1)
+        incomplete = ~mask.all(axis=1)
         total = np.zeros(x.shape)
         for model, weight in zip(self.models, self.weights, strict=True):
             scaler = _scaler(model)
-            with np.errstate(over="ignore"):  # of what float32 cannot hold: told below
+            with np.errstate(over="ignore"):  # values beyond float32 are reported below
                 part = MaskedRows.hide(scaler.transform(x), mask)
             _check_finite(part.x, mask, x)
-            if x_nan.any():
-                total[x_nan] += weight * scaler.inverse(model.reconstruct(part.of_rows(x_nan)))
-        if self.regression is not None and x_nan.any():
+            if incomplete.any():
+                total[incomplete] += weight * scaler.inverse(model.reconstruct(part.of_rows(incomplete)))
+        if self.regression is not None and incomplete.any():
             scaler = _scaler(self.models[0])
-            mean = (total[x_nan] - scaler.offset) / scaler.scale
-            total[x_nan] = scaler.inverse(self.refine(mean, part.of_rows(x_nan)))
+            mean = (total[incomplete] - scaler.offset) / scaler.scale
+            total[incomplete] = scaler.inverse(self.refine(mean, part.of_rows(incomplete)))
         filled = np.where(mask, x, total)
         _check_finite(filled, ~mask, x)
         return Filled(filled, int((~mask.any(axis=1)).sum()))
@@ -181,37 +180,5 @@ def _check_finite(values: np.ndarray, cells: np.ndarray, x: np.ndarray) -> None:
 
 
 def _scaler(model: FittedModel) -> Scaler:
-    assert model.scaler is not None, "a model that was loaded has its scaler"
+    assert model.scaler is not None, "load_model always gives a scaler"
     return model.scaler
-
-
-def shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDataset:
-    """Returns the dataset that all the models were trained on."""
-    data = models[0][1].config.data
-    for name, model in models:
-        if model.config.data.model_copy(update={"holdout": data.holdout}) != data:
-            raise ModelFolderError(
-                "models that are retested together must share their data section but for the hold-out, got "
-                f"{_told(data)} in {models[0][0]} and {_told(model.config.data)} in {name}; retest them apart"
-            )
-    dataset = load_dataset(data)
-    for name, model in models:
-        if model.scaler is None or not _same_scaler(model.scaler, dataset.scaler):
-            raise ModelFolderError(
-                f"{name}: its scaler must be that of the data it names, but {data.source} as it is here gives another; "
-                "use the data and the package versions it was trained with, or train it anew"
-            )
-    return dataset
-
-
-def _told(data: DataConfig) -> str:
-    values = data.model_dump(exclude={"holdout"})
-    return ", ".join(f"{key} {value}" for key, value in flatten(values).items())
-
-
-def _same_scaler(one: Scaler, other: Scaler) -> bool:
-    # Not bit for bit: another machine may sum in another order.
-    return one.offset.shape == other.offset.shape and all(
-        np.allclose(mine, others, rtol=1e-6, atol=0)
-        for mine, others in ((one.offset, other.offset), (one.scale, other.scale))
-    )

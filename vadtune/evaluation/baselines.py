@@ -1,8 +1,7 @@
-"""Imputation methods a search should beat. To add one: a function here, one line in BASELINES.
+"""Imputation methods that a search should beat. To add one: write a function here and a line in BASELINES.
 
-Each is fitted once, on the masked rows that the models were trained on, and then imputes rows with any share of missing
-cells, as the models do. A method with a setting chooses it as a search does: fitted on the train rows, on held-out
-observed validation cells.
+Each is fitted once, on the masked rows that the models were trained on, and then imputes rows of any missing ratio. A
+method with a hyperparameter chooses it as a search does: fitted on train rows, scored on held-out validation cells.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from vadtune.core.metrics import score
 from vadtune.data import MaskedRows, SearchData
 
 Impute = Callable[[np.ndarray], np.ndarray]
-"""Takes rows (n, d), NaN where missing; returns them filled, float64 (n, d)."""
+"""Maps rows (n, d), NaN where missing, to completed rows, float64 (n, d)."""
 
 _NEIGHBOURS = (3, 5, 10, 20, 40)
 _NEAREST_COLUMNS = 20
@@ -25,42 +24,41 @@ _TREES, _TREE_ROUNDS = 10, 3
 
 
 def fit_mean(data: SearchData, rows: MaskedRows) -> Impute:
-    """Fills a missing cell with the mean of its column over the observed train cells."""
+    """Fits an imputer with the mean of each column (scikit-learn's SimpleImputer)."""
     from sklearn.impute import SimpleImputer
 
-    return _transform(SimpleImputer(keep_empty_features=True), rows)
+    return _fitted(SimpleImputer(keep_empty_features=True), rows)
 
 
 def fit_knn(data: SearchData, rows: MaskedRows) -> Impute:
-    """Fills a missing cell with the mean of the nearest train rows that have it (Troyanskaya et al. 2001).
+    """Fits an imputer with the mean of the nearest rows (KNNImputer; Troyanskaya et al. 2001).
 
     The number of neighbours is the best on the held-out validation cells.
     """
     from sklearn.impute import KNNImputer
 
-    given, truth, held_out = data.validation
+    visible, truth, held_out = data.validation
 
     def fitted(k: int, rows: MaskedRows) -> Impute:
-        return _transform(KNNImputer(n_neighbors=k, keep_empty_features=True), rows)
+        return _fitted(KNNImputer(n_neighbors=k, keep_empty_features=True), rows)
 
     counts = [k for k in _NEIGHBOURS if k < len(data.train.x)]
-    return fitted(min(counts, key=lambda k: score(fitted(k, data.train)(given.x), truth, held_out).rmse), rows)
+    return fitted(min(counts, key=lambda k: score(fitted(k, data.train)(visible.x), truth, held_out).rmse), rows)
 
 
 def fit_iterative(data: SearchData, rows: MaskedRows) -> Impute:
-    """Predicts each column from the others by Bayesian ridge regression, in rounds (van Buuren 2011).
+    """Fits Bayesian ridge regressions of each column on others, in rounds (IterativeImputer; van Buuren 2011).
 
-    Two settings keep it from diverging on rows with fewer missing cells than it was fitted on, where the defaults reach
-    errors a hundred times those of the mean: the 20 most correlated columns predict, and predictions stay within the
-    observed range of their column.
+    Only the 20 most correlated columns predict, and predictions stay within the observed range of their column: with
+    the defaults rows of fewer missing cells than in training can diverge to errors of a hundred times the mean's.
     """
     return _iterative(rows, n_nearest_features=_NEAREST_COLUMNS)
 
 
 def fit_iterative_trees(data: SearchData, rows: MaskedRows) -> Impute:
-    """Predicts each column from the others by extremely randomised trees, in rounds, much like missForest.
+    """Fits extremely randomised trees of each column on the others, in rounds (IterativeImputer).
 
-    Stekhoven & Bühlmann 2012, with extra trees in place of a random forest.
+    Much like missForest (Stekhoven & Bühlmann 2012), which uses random forests.
     """
     from sklearn.ensemble import ExtraTreesRegressor
 
@@ -74,7 +72,15 @@ BASELINES: dict[str, Callable[[SearchData, MaskedRows], Impute]] = {
     "iterative": fit_iterative,
     "iterative_trees": fit_iterative_trees,
 }
-"""Name -> what takes the data that settings are chosen on and the rows to fit on, and returns what imputes."""
+"""Functions by name: (data to choose hyperparameters on, rows to fit to) -> imputer."""
+
+
+def observed_range(train: MaskedRows) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the minimum and maximum observed value of each column, (d,) each, slightly apart where they are equal."""
+    lowest = np.where(train.mask, train.x, np.inf).min(0)
+    highest = np.where(train.mask, train.x, -np.inf).max(0)
+    lowest, highest = (np.where(train.mask.any(0), bound, 0.0) for bound in (lowest, highest))
+    return lowest, np.where(highest > lowest, highest, lowest + 1e-6)
 
 
 def _iterative(train: MaskedRows, **settings: Any) -> Impute:
@@ -85,24 +91,16 @@ def _iterative(train: MaskedRows, **settings: Any) -> Impute:
     imputer = IterativeImputer(
         min_value=lowest, max_value=highest, keep_empty_features=True, random_state=0, **settings
     )
-    return _transform(imputer, train)
+    return _fitted(imputer, train)
 
 
-def observed_range(train: MaskedRows) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and greatest observed value of every column, (d,) each, a little apart where they are equal."""
-    lowest = np.where(train.mask, train.x, np.inf).min(0)
-    highest = np.where(train.mask, train.x, -np.inf).max(0)
-    lowest, highest = (np.where(train.mask.any(0), bound, 0.0) for bound in (lowest, highest))
-    return lowest, np.where(highest > lowest, highest, lowest + 1e-6)
-
-
-def _transform(imputer: Any, train: MaskedRows) -> Impute:
+def _fitted(imputer: Any, train: MaskedRows) -> Impute:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    # One thread: thousands of tiny linear systems gain nothing from more, and lose tenfold where cores are busy.
+    # One thread: thousands of tiny linear systems gain nothing from more, and are ten times slower on busy cores.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of rounds is bounded on purpose
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of rounds is limited on purpose
         imputer.fit(train.x)
 
     def impute(x: np.ndarray) -> np.ndarray:

@@ -1,24 +1,23 @@
-"""Comparison of searches over missing ratios: a search, an export and a retest for each file and ratio.
+"""Comparison of searches over missing ratios: a search, an export and a retest per search file and ratio.
 
-Everything of a cell, that is of one file at one ratio, stays in a folder of its own, so that a comparison that was
-interrupted goes on where it stopped: what is done is not done again, a search in the middle is resumed.
+All files of a cell, that is of one search file at one ratio, are in one folder, so that an interrupted comparison
+resumes: finished cells are skipped, and an unfinished search is resumed.
 
     OUT/NAME-r0.3/search.yaml   the search of the cell
-    OUT/NAME-r0.3/runs/RUN/     the search's own folder
+    OUT/NAME-r0.3/runs/RUN/     the run folder of the search
     OUT/NAME-r0.3/best/         its ensemble
-    OUT/NAME-r0.3/result.json   their scores at this ratio: the cell is done
+    OUT/NAME-r0.3/result.json   scores of the ensemble at this ratio, written when the cell is finished
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vadtune.artifacts.run_folder import run_folders
 from vadtune.config.search_file import SearchFile, load_search
@@ -39,13 +38,13 @@ _SEARCH, _RESULT = "search.yaml", "result.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """One file at one ratio.
+    """One search file at one missing ratio.
 
     Attributes:
-        name: Of the file's search.
-        ratio: The missing ratio, of training and test, or of test alone where training is complete.
-        search: The file's search at this ratio, under a name of its own.
-        folder: Where everything of the cell is kept.
+        name: Name of the file's search.
+        ratio: Missing ratio of train and test rows, or of test rows alone where train rows are complete.
+        search: The file's search at this ratio, under the name ``NAME-rRATIO``.
+        folder: The folder of the cell.
     """
 
     name: str
@@ -55,25 +54,25 @@ class Cell:
 
     @property
     def trained_on_complete(self) -> bool:
-        """Whether train rows have nothing hidden (the paper's adversarial case)."""
+        """Whether no cell of the train rows is hidden (the adversarial case of the VAD paper)."""
         train = self.search.data.train_missing
         return train is not None and train.ratio == 0
 
     @property
     def family(self) -> str:
-        """The model family, ``mixed`` where it is searched."""
+        """The model family, or ``mixed`` where the family is searched."""
         searched = "model.family" in self.search.domains
         return "mixed" if searched else self.search.trial_config({}).model.family
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a comparison ended.
+    """The result of a comparison.
 
     Attributes:
-        rows: For each cell that is done: what was searched, and the errors of its ensemble.
-        failures: What went wrong, by the name of the search; a cell without a model has no row.
-        interrupted: The name of the search that Ctrl-C stopped, or None.
+        rows: A row per finished cell: what was searched, and the errors of its ensemble.
+        failures: Messages by the name of the search or trial that failed; a search without a model has no row.
+        interrupted: Name of the search that Ctrl-C stopped, or None.
     """
 
     rows: list[dict[str, object]]
@@ -81,33 +80,22 @@ class Comparison:
     interrupted: str | None
 
 
-class _Settings(NamedTuple):
-    """What a cell's result depends on beside its search."""
-
-    ensemble: str
-    seeds: list[int]
-
-
 def plan(
-    files: Sequence[Path],
-    overrides: Sequence[str],
-    ratios: Sequence[float],
-    out: Path,
-    vary: Sequence[str] = (),
+    files: Sequence[Path], overrides: Sequence[str], ratios: Sequence[float], out: Path, vary: Sequence[str] = ()
 ) -> list[Cell]:
-    """Returns the cells of a comparison, file by file.
+    """Returns the cells of a comparison, ordered by file and ratio.
 
     Args:
         files: Search files.
-        overrides: Of each file.
+        overrides: ``key.path=value`` texts that are applied to every file.
         ratios: Missing ratios.
         out: The folder of the comparison.
-        vary: ``key.path=value,value,...``: each file is taken once with every combination of these values. What
-            belongs to one of them is added to it, as in ``model.family=vad,vae+infer.steps=0``.
+        vary: ``key.path=value,value,...``: each file is used once per combination of these values. Further overrides
+            of one value are appended to it, as in ``model.family=vad,vae+infer.steps=0``.
 
     Raises:
-        ConfigError: A file has problems, asks for more than the machine has, or two have the same name.
-        SearchError: The folder holds a cell of this name that another file or other overrides made.
+        ConfigError: A file is not valid, needs more resources than the machine has, or two searches have one name.
+        SearchError: The folder holds a cell of this name from another file or other overrides.
     """
     lines = [
         (file, [*overrides, *itertools.chain(*(changes for _, changes in values))], [name for name, _ in values])
@@ -118,21 +106,18 @@ def plan(
         "-".join([load_search(file, changed).name, *(value for value in values if value != "null")])
         for file, changed, values in lines
     ]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"name: searches that are compared need names of their own, got '{twice[0]}' twice; change one"
-        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"name: searches that are compared need different names, got '{twice[0]}' twice; change one")
     cells = []
     for (file, changed, _), name in zip(lines, names, strict=True):
         for ratio in ratios:
-            own = f"{name}-r{ratio:g}"
-            search = load_search(file, [*changed, f"data.missing.ratio={ratio!r}", f"name={own}"])
+            cell_name = f"{name}-r{ratio:g}"
+            search = load_search(file, [*changed, f"data.missing.ratio={ratio!r}", f"name={cell_name}"])
             check_resources(search.search)
-            cells.append(Cell(name, ratio, search, out / own))
+            cells.append(Cell(name, ratio, search, out / cell_name))
     for cell in cells:
-        before = cell.folder / _SEARCH
-        if before.exists() and before.read_text() != cell.search.to_yaml():
+        stored = cell.folder / _SEARCH
+        if stored.exists() and stored.read_text() != cell.search.to_yaml():
             raise SearchError(
                 f"{cell.folder}: must hold this search, but holds one of another {cell.name} file or other overrides; "
                 "name another folder by --out, or delete it"
@@ -141,7 +126,7 @@ def plan(
 
 
 def _values(vary: str) -> list[tuple[str, list[str]]]:
-    """Returns the name of each value, and the overrides it stands for."""
+    """Returns each value of a ``vary`` text with its overrides."""
     key, equals, values = vary.partition("=")
     parts = [value.split("+") for value in values.split(",")]
     if not key or not equals or not all(map(all, parts)) or not all("=" in more for _, *rest in parts for more in rest):
@@ -152,51 +137,47 @@ def _values(vary: str) -> list[tuple[str, list[str]]]:
 def run_comparison(
     cells: Sequence[Cell], *, ensemble: str, seeds: Sequence[int], uri: str, progress: Callable[[str], None]
 ) -> Comparison:
-    """Runs the cells that are not done, in one local Ray.
+    """Runs the unfinished cells one after another, in one local Ray.
 
     Args:
         cells: From ``plan``.
-        ensemble: How a search's models are put together; see export.
+        ensemble: ``greedy``, ``top:K`` or ``best``, see ``export_best``.
         seeds: Mask seeds of the retest.
         uri: The MLflow store.
-        progress: Is told what is being done.
+        progress: Called with a line of text for each cell.
 
     Raises:
         TrackingError: The store does not answer; nothing was started.
-        SearchError: A cell's result is damaged, or its search is running in another process.
+        SearchError: A result.json is damaged, or another process runs the search of a cell.
     """
-    settings = _Settings(ensemble, list(seeds))
-    rows: list[dict[str, object]] = []
+    settings = {"ensemble": ensemble, "seeds": list(seeds)}  # stored with each result, which depends on them
+    rows = [_read_result(cell, settings) for cell in cells]
     failures: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        started = False
-        for number, cell in enumerate(cells, start=1):
-            result = _read_result(cell, settings)
-            if result is not None:
-                rows.append(result)
-                continue
-            progress(f"{number} of {len(cells)}: {cell.search.name}")
-            if not started:  # it takes seconds, which a comparison that is done need not pay
-                connect(uri)
-                stack.enter_context(local_ray())
-                started = True
-            run, failed, interrupted = _search(cell, uri)
-            if interrupted:
-                return Comparison(rows, failures, run)
-            failures |= {f"{cell.search.name} {trial}": reason for trial, reason in failed.items()}
-            try:
-                rows.append(_retest(cell, run, settings, uri))
-            except ModelFolderError as error:  # no trial has a model; other cells have
-                failures[cell.search.name] = str(error)
-    return Comparison(rows, failures, None)
+    interrupted = None
+    if None in rows:  # starting Ray takes seconds
+        connect(uri)
+        with local_ray():
+            for index, cell in enumerate(cells):
+                if rows[index] is not None:
+                    continue
+                progress(f"{index + 1} of {len(cells)}: {cell.search.name}")
+                run, failed, stopped = _search(cell, uri)
+                if stopped:
+                    interrupted = run
+                    break
+                failures |= {f"{cell.search.name} {trial}": reason for trial, reason in failed.items()}
+                try:
+                    rows[index] = _retest(cell, run, settings, uri)
+                except ModelFolderError as error:  # no trial of this cell has a model; other cells may
+                    failures[cell.search.name] = str(error)
+    return Comparison([row for row in rows if row is not None], failures, interrupted)
 
 
 def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
-    """Completes the cell's search; returns its run, why trials failed, and whether it was interrupted."""
+    """Starts or resumes the cell's search; returns its run, messages of failed trials, and whether it was stopped."""
     write_atomically(cell.folder / _SEARCH, cell.search.to_yaml().encode())
     storage = cell.folder / "runs"
-    runs = run_folders(storage)
-    if runs:
+    if runs := run_folders(storage):
         resumed = resume_search(runs[-1].absolute(), tracking_uri=uri)
         if resumed is None:
             return runs[-1].name, {}, False
@@ -205,8 +186,8 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
     return outcome.run, outcome.failures, outcome.interrupted
 
 
-def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, object]:
-    """Exports and retests the cell's best models; returns and keeps their row."""
+def _retest(cell: Cell, run: str, settings: Mapping[str, Any], uri: str) -> dict[str, object]:
+    """Exports and retests the cell's ensemble; writes result.json and returns its row."""
     search, trials, metric = find_results(run, uri)
     best = cell.folder / "best"
     export_best(
@@ -214,13 +195,13 @@ def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, ob
         trials,
         metric=metric,
         out=best,
-        ensemble=settings.ensemble,
-        # Where train rows miss other cells than the others, training on these too would be another experiment.
+        ensemble=settings["ensemble"],
+        # Where train rows have another missing ratio, training on validation rows too would be another experiment.
         refit="train+validation" if cell.search.data.train_missing is None else "none",
-        regress=False,  # the models are compared, and not what else may go with them
+        regress=False,  # only the models are compared
         overwrite=True,
     )
-    retest = run_retest(best, [cell.ratio], settings.seeds, store_masks=False, baselines=[])
+    retest = run_retest(best, [cell.ratio], settings["seeds"], store_masks=False, baselines=[])
     (summary,) = [row for row in retest.summary() if row["method"] == retest.headline.name]
     scores = retest.headline.scores["missing_rmse"][0]
     row: dict[str, object] = {
@@ -237,20 +218,20 @@ def _retest(cell: Cell, run: str, settings: _Settings, uri: str) -> dict[str, ob
         "missing_rmse_highest": float(scores.max()),
     }
     masks = [entry for entry in retest.per_mask() if entry["method"] == retest.headline.name]
-    result = {**settings._asdict(), "row": row, "masks": masks}
+    result = {**settings, "row": row, "masks": masks}
     write_atomically(cell.folder / _RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return row
 
 
-def _read_result(cell: Cell, settings: _Settings) -> dict[str, object] | None:
-    """Returns the cell's row if it is done with these settings, else None."""
+def _read_result(cell: Cell, settings: Mapping[str, Any]) -> dict[str, object] | None:
+    """Returns the cell's row if it was finished with these settings, else None."""
     try:
         result: dict[str, Any] = json.loads((cell.folder / _RESULT).read_text())
-        same = all(result[name] == value for name, value in settings._asdict().items())
+        same = all(result[name] == value for name, value in settings.items())
         return dict(result["row"]) if same else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SearchError(
-            f"{cell.folder / _RESULT}: cannot be read ({error}); delete it, and the cell is retested"
+            f"{cell.folder / _RESULT}: cannot be read ({error}); delete it, so that the cell is retested"
         ) from error

@@ -1,4 +1,4 @@
-"""Preview: what models make of some test rows, for a plot. Beside the retest the only module that reads test rows."""
+"""Previews: some test rows under one mask and their imputation, to be plotted."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _SHOWN_IMAGES = 8
 
 @dataclass(frozen=True)
 class Preview:
-    """Test rows under one mask, and their imputation, in the source's units.
+    """Test rows under one mask and their imputation, in the source's units.
 
     Attributes:
-        source: Where the data came from.
-        method: Name of the model, or of the mean of several.
-        ratio: The share of cells made missing.
+        source: Name of the data source.
+        method: Name of the model or of the mean of several.
+        ratio: The missing ratio of the mask.
         feature_names: One name per column.
         rows: Index of each row among the test rows, (n,).
-        x_true: (n, d); NaN where the source itself has a hole.
+        x_true: (n, d); NaN where a cell is missing in the source itself.
         mask: bool (n, d), True = observed.
-        x_imputed: (n, d), observed cells as given.
+        x_imputed: (n, d); observed cells as in the source.
         image_shape: (height, width) where rows are images, else None.
     """
 
@@ -43,26 +43,24 @@ class Preview:
 
     @property
     def scored(self) -> np.ndarray:
-        """The missing cells whose value is known, bool (n, d)."""
+        """The missing cells with a known value, bool (n, d)."""
         cells: np.ndarray = ~self.mask & ~np.isnan(self.x_true)
         return cells
 
     @property
     def error(self) -> np.ndarray:
-        """Absolute error (n, d); 0 in observed cells, NaN where nobody knows the value."""
+        """Absolute error (n, d); 0 in observed cells, NaN where the true value is unknown."""
         error: np.ndarray = np.abs(self.x_imputed - self.x_true)
         return error
 
     def rmse(self, axis: int) -> np.ndarray:
-        """Returns the root mean squared error over the missing cells of each column (axis 0) or row (axis 1); NaN
-        where there is none."""
-        squares, count = np.where(self.scored, self.error, 0.0) ** 2, self.scored.sum(axis)
-        mean: np.ndarray = np.divide(squares.sum(axis), count, out=np.full(count.shape, np.nan), where=count > 0)
-        rmse: np.ndarray = np.sqrt(mean)
+        """Returns the RMSE over the missing cells of each column (axis 0) or row (axis 1); NaN where it has none."""
+        squares = np.ma.masked_array(self.error**2, mask=~self.scored)
+        rmse: np.ndarray = np.sqrt(squares.mean(axis).filled(np.nan))
         return rmse
 
     def summary(self) -> list[dict[str, object]]:
-        """Returns the errors of each image, or of each column of a table."""
+        """Returns a row with the RMSE of each image, or of each column of a table."""
         axis, kind, names = (
             (1, "test_row", self.rows.tolist()) if self.image_shape else (0, "column", self.feature_names)
         )
@@ -77,34 +75,30 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
     """Imputes test rows by the mean of the models.
 
     Args:
-        path: A model folder, or a folder of them.
-        ratio: Share of cells to make missing.
-        seed: Of the mask, and of which rows are taken.
-        rows: How many; None for 8 images, or all rows of a table. Never more than there are.
+        path: A model folder, an ensemble, or a folder of model folders.
+        ratio: Missing ratio of the mask.
+        seed: Seed of the mask and of the choice of rows.
+        rows: Number of rows at most; None for 8 images, or all rows of a table.
 
     Raises:
-        ConfigError: No row is asked for, or the mask hides nothing in those that are.
-        ModelFolderError: A model cannot be used, or the models do not belong together.
+        ConfigError: ``rows`` is below 1, or the mask hides no known value in the chosen rows.
+        ModelFolderError: A model cannot be used, or the models do not fit together.
     """
     if rows is not None and rows < 1:
         raise ConfigError(f"--rows: takes a number of rows above 0, got {rows}")
     average = ModelAverage.load(path)
     dataset = average.dataset()
-    key = MaskKey(ratio, seed)
-    masks = draw_masks(dataset, [key])
+    masks = draw_masks(dataset, [MaskKey(ratio, seed)])
     average.check_unseen(masks)
-    mask = masks[key]
-    n = len(mask)
-    image_shape = dataset.layout.image
+    (mask,) = masks.values()
+    n, image_shape = len(mask), dataset.layout.image
     count = min(n, rows or (_SHOWN_IMAGES if image_shape else n))
     taken = np.sort(np.random.default_rng(seed).permutation(n)[:count])
     if not cells_to_score(dataset, mask)[taken].any():
         raise ConfigError(
             f"--rows: needs a missing cell to show, got none in {count} rows; take more, or a larger ratio"
         )
-    part = MaskedRows.hide(dataset.test_truth[taken], mask[taken])
-    x_hat = average.reconstruct(part)
-    inverse = dataset.scaler.inverse
+    part, inverse = MaskedRows.hide(dataset.test_truth[taken], mask[taken]), dataset.scaler.inverse
     return Preview(
         source=dataset.config.source,
         method=average.name,
@@ -112,7 +106,7 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
         feature_names=dataset.feature_names,
         rows=taken,
         x_true=inverse(dataset.test_truth[taken]),
-        mask=mask[taken],
-        x_imputed=inverse(np.where(part.mask, part.x, x_hat)),
+        mask=part.mask,
+        x_imputed=inverse(np.where(part.mask, part.x, average.reconstruct(part))),
         image_shape=image_shape,
     )

@@ -1,166 +1,28 @@
-"""Retest: exported models and baselines on the sealed test rows, under masks of many missing ratios.
+"""Retest: exported models and baselines on the test rows, under masks of many missing ratios or on complete rows.
 
-With the preview the only module that reads the values of test rows. Every method imputes the same rows under the same
-masks, having been fitted once, on the same rows under the mask of the training ratio; ratios far from it are the point.
+All methods impute the same rows under the same masks. Each is fitted once, at the training ratio; the point of a retest
+is how they do at other ratios.
 """
 
 from __future__ import annotations
 
-import secrets
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from vadtune.core.errors import ConfigError, unknown_name
-from vadtune.core.metrics import score
+from vadtune.core.errors import ConfigError, DataError, unknown_name
+from vadtune.core.metrics import Score, score
 from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
-from vadtune.evaluation.baselines import BASELINES, Impute
+from vadtune.evaluation.baselines import BASELINES
 from vadtune.evaluation.predictions import Predictions
-
-METRICS = (
-    *("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original"),
-    *("observed_rmse", "all_rmse", "observed_mse", "all_mse"),
-)
-"""Errors over the missing, the observed and all cells of the test rows, in the scaler's units, and in the source's own
-where the name says so. Baselines copy what is observed: they are scored on missing cells only. ``observed_mse`` is the
-masked loss of the published VAD code, ``all_mse`` its loss against the complete rows."""
+from vadtune.evaluation.retest_scores import METRICS, Kind, MethodScores, Retest
 
 MASKS_FILE = "masks.npz"
-_MOST_RATIOS = 99
 _BATCH_CELLS = 2**24  # bounds the memory of the rows that are imputed at once
-_FRESH_SEEDS = 2**22  # a mechanism's streams are told apart by seeds below this
-
-Kind = Literal["model", "mean of models", "baseline"]
-
-
-@dataclass(frozen=True)
-class MethodScores:
-    """What one method scored.
-
-    Attributes:
-        name: In tables and plots.
-        kind: What it is.
-        scores: For each of METRICS, (ratios, masks of a ratio).
-    """
-
-    name: str
-    kind: Kind
-    scores: dict[str, np.ndarray]
-
-    def mean(self, metric: str) -> np.ndarray:
-        """Returns the mean over the masks of each ratio, (ratios,)."""
-        return np.asarray(self.scores[metric].mean(axis=1))
-
-    def standard_error(self, metric: str) -> np.ndarray:
-        """Returns the standard error of ``mean``, (ratios,); NaN with a single mask, which tells nothing of it."""
-        scores = self.scores[metric]
-        n = scores.shape[1]
-        if n == 1:
-            return np.full(len(scores), np.nan)
-        with np.errstate(invalid="ignore"):  # of infinite errors
-            return np.asarray(scores.std(axis=1, ddof=1) / np.sqrt(n))
-
-
-@dataclass(frozen=True)
-class Retest:
-    """Scores of several methods on the same masks.
-
-    Attributes:
-        source: Where the data came from.
-        training_ratio: The missing ratio the methods were fitted under.
-        ratios: The missing ratios tested, ascending.
-        seeds: The mask seeds; one mask for each pair of ratio and seed.
-        mask_sha256: Hash of each mask.
-        methods: Models in the order of their folders, of an ensemble the best alone; their mean; baselines.
-    """
-
-    source: str
-    training_ratio: float
-    ratios: list[float]
-    seeds: list[int]
-    mask_sha256: dict[MaskKey, str]
-    methods: list[MethodScores]
-
-    @property
-    def headline(self) -> MethodScores:
-        """The mean of the models, or the only model."""
-        return [method for method in self.methods if method.kind != "baseline"][-1]
-
-    @property
-    def units(self) -> str:
-        """What ``missing_rmse`` and ``missing_mae`` are measured in."""
-        scores = self.headline.scores
-        same = np.array_equal(scores["missing_rmse"], scores["missing_rmse_original"])
-        return "the source's units" if same else "standardised units"
-
-    def summary(self) -> list[dict[str, object]]:
-        """Returns a row per method and ratio: mean and standard error of every metric over the masks."""
-        rows: list[dict[str, object]] = []
-        for method in self.methods:
-            values = {}
-            for metric in METRICS:
-                values[metric], values[f"{metric}_se"] = method.mean(metric), method.standard_error(metric)
-            for i, ratio in enumerate(self.ratios):
-                row = {"method": method.name, "kind": method.kind, "missing_ratio": ratio, "masks": len(self.seeds)}
-                rows.append({**row, **{name: float(of_ratios[i]) for name, of_ratios in values.items()}})
-        return rows
-
-    def per_mask(self) -> list[dict[str, object]]:
-        """Returns a row per method and mask, with the hash of the mask."""
-        return [
-            {
-                "method": method.name,
-                "kind": method.kind,
-                "missing_ratio": ratio,
-                "mask_seed": seed,
-                "mask_sha256": self.mask_sha256[MaskKey(ratio, seed)],
-                **{metric: float(scores[i, j]) for metric, scores in method.scores.items()},
-            }
-            for method in self.methods
-            for i, ratio in enumerate(self.ratios)
-            for j, seed in enumerate(self.seeds)
-        ]
-
-
-def parse_ratios(text: str) -> list[float]:
-    """Returns the ratios that ``first:last:step`` and comma lists name, ascending, without repeats.
-
-    Raises:
-        ConfigError: A part is neither a ratio in (0, 1) nor a range of them.
-    """
-    ratios: set[Decimal] = set()  # decimals, so that 0.1:0.9:0.1 holds 0.3 and not 0.30000000000000004
-    for part in text.split(","):
-        try:
-            numbers = [Decimal(number.strip()) for number in part.split(":")]
-        except InvalidOperation:
-            numbers = []
-        if not all(number.is_finite() for number in numbers):  # "nan" parses, and cannot be compared
-            numbers = []
-        match numbers:
-            case [ratio] if 0 < ratio < 1:
-                ratios.add(ratio)
-            case [first, last, step] if 0 < first <= last < 1 and step > 0:
-                steps = (last - first) // step
-                if steps >= _MOST_RATIOS:
-                    raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
-                ratios |= {first + i * step for i in range(int(steps) + 1)}
-            case _:
-                raise ConfigError(
-                    f"--ratios: takes ratios above 0 and below 1, as 0.1,0.5 or first:last:step, got '{part}'; "
-                    "try 0.1:0.9:0.1"
-                )
-    return [float(ratio) for ratio in sorted(ratios)]
-
-
-def fresh_seed() -> int:
-    """Returns a first mask seed that nobody chose."""
-    return secrets.randbelow(_FRESH_SEEDS)
 
 
 def run_retest(
@@ -173,21 +35,21 @@ def run_retest(
     predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
-    """Imputes the test rows with models, with their mean and with baselines, under the same masks.
+    """Scores models, their mean and baselines on the test rows, under the same masks.
 
     Args:
         path: A model folder, an ensemble, or a folder of model folders.
         ratios: Missing ratios to test.
         seeds: Mask seeds; each pair of ratio and seed is one mask.
-        store_masks: Whether masks come from ``masks.npz`` in ``path``, which is made or extended as needed.
+        store_masks: Whether masks are read from ``masks.npz`` in ``path``, to which missing ones are added.
         baselines: Names of BASELINES.
-        predictions: Is given what the models impute.
-        progress: Is told what is being done.
+        predictions: Collects the imputations of the models.
+        progress: Called with a line of text for each step.
 
     Raises:
-        ConfigError: A baseline is unknown, or a mask hides nothing.
-        ModelFolderError: A model or the stored masks cannot be used, the models do not belong together, or have seen
-            cells that a mask hides.
+        ConfigError: A baseline is unknown, or a mask hides no cell.
+        ModelFolderError: A model or the stored masks cannot be used, the models do not fit together, or a model was
+            trained on cells that a mask hides.
     """
     for name in baselines:
         if name not in BASELINES:
@@ -199,29 +61,29 @@ def run_retest(
     average.check_unseen(masks)  # before a file is written
     if store_masks:
         masks = stored_masks(path / MASKS_FILE, dataset, keys)
-        average.check_unseen(masks)  # those of a file may be others
-
+        average.check_unseen(masks)  # stored masks may differ from drawn ones
     if predictions is not None:
         predictions.begin(dataset, masks)
     rows = dataset.rows_of_refit(average.refit)
-    imputers: list[Impute] = []
+    imputers = []
     for name in baselines:
         progress(f"fitting {name}")
         imputers.append(BASELINES[name](dataset.search_data, rows))
-    names = [*named_models(average), *((name, "baseline") for name in baselines)]
-
-    errors = np.empty((len(names), len(METRICS), len(keys)))
-    for start, batch in _batches(keys, dataset.test_truth.size):
+    methods = [*_model_names(average), *((name, "baseline") for name in baselines)]
+    errors = np.empty((len(methods), len(METRICS), len(keys)))
+    size = max(1, _BATCH_CELLS // dataset.test_truth.size)  # many rows at once are faster
+    for start in range(0, len(keys), size):
+        batch = keys[start : start + size]
         parts = [MaskedRows.hide(dataset.test_truth, masks[key]) for key in batch]
         part = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        for index, x_hat in enumerate(reconstructions(average, imputers, part)):
-            name, kind = names[index]
+        x_hats = itertools.chain(_reconstructions(average, part), (impute(part.x) for impute in imputers))
+        for method, ((name, kind), x_hat) in enumerate(zip(methods, x_hats, strict=True)):
             progress(f"{name}: {start + len(batch)} of {len(keys)} masks")
-            for offset, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
-                errors[index, :, start + offset] = _errors(of_mask, dataset, masks[key], kind)
+            for index, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True), start=start):
+                errors[method, :, index] = _errors(of_mask, dataset, masks[key], kind)
                 if predictions is not None and kind != "baseline":
                     predictions.add(name, key, of_mask)
-    by_ratio = errors.reshape(len(names), len(METRICS), len(ratios), len(seeds))
+    by_ratio = errors.reshape(len(methods), len(METRICS), len(ratios), len(seeds))
     return Retest(
         source=dataset.config.source,
         training_ratio=dataset.config.missing_in_train.ratio,
@@ -230,48 +92,87 @@ def run_retest(
         mask_sha256={key: mask_sha256(mask) for key, mask in masks.items()},
         methods=[
             MethodScores(name, kind, dict(zip(METRICS, scores, strict=True)))
-            for (name, kind), scores in zip(names, by_ratio, strict=True)
+            for (name, kind), scores in zip(methods, by_ratio, strict=True)
         ],
     )
 
 
-def named_models(average: ModelAverage) -> list[tuple[str, Kind]]:
-    """Returns what of an average is told apart: its models, of an ensemble the best alone, and where there are several
-    their mean.
+def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda line: None) -> list[dict[str, object]]:
+    """Scores how well models and their mean reconstruct complete test rows.
+
+    Only cells that are missing in the source itself stay hidden; they are not scored. Baselines are left out, since
+    they copy observed cells.
+
+    Args:
+        path: A model folder, an ensemble, or a folder of model folders.
+        progress: Called with a line of text for each method.
+
+    Returns:
+        A row per method: errors over all known cells, in the scaler's units, or in the source's units where the name
+        ends in ``original``. ``all_mse`` is the published VAD code's loss on clean data.
+
+    Raises:
+        ModelFolderError: A model cannot be used, the models do not fit together, or a model was trained on test rows.
+        DataError: No test cell has a known value.
     """
+    average = ModelAverage.load(path)
+    dataset = average.dataset()
+    truth = dataset.test_truth
+    known = ~np.isnan(truth)
+    if not known.any():
+        raise DataError(f"{dataset.config.source}: needs a test cell of known value, got none; get more rows")
+    average.check_unseen({MaskKey(0.0, 0): known})
+    rows: list[dict[str, object]] = []
+    x_hats = _reconstructions(average, MaskedRows.hide(truth, known))
+    for (name, kind), x_hat in zip(_model_names(average), x_hats, strict=True):
+        progress(f"{name}: complete test rows")
+        errors, original = _both_units(x_hat, dataset, known)
+        rows.append(
+            {
+                "method": name,
+                "kind": kind,
+                "all_rmse": errors.rmse,
+                "all_mae": errors.mae,
+                "all_mse": errors.rmse**2,
+                "all_rmse_original": original.rmse,
+                "all_mae_original": original.mae,
+            }
+        )
+    return rows
+
+
+def _model_names(average: ModelAverage) -> list[tuple[str, Kind]]:
+    """Returns names and kinds of the models to score: each model (of an ensemble the best alone), then their mean."""
     if len(average.models) == 1 and average.regression is None:
         return [(average.name, "model")]
     single = average.names if average.ensemble is None else average.names[:1]
     return [*((name, "model") for name in single), (average.name, "mean of models")]
 
 
-def reconstructions(average: ModelAverage, imputers: Sequence[Impute], part: MaskedRows) -> Iterator[np.ndarray]:
-    """Yields x_hat (n, d) of what ``named_models`` names, and of every imputer."""
+def _reconstructions(average: ModelAverage, part: MaskedRows) -> Iterator[np.ndarray]:
+    """Yields x_hat (n, d), in the scaler's units, for each of ``_model_names``; every model infers once."""
+    kinds = [kind for _, kind in _model_names(average)]
     total = np.zeros(part.x.shape)
-    named = named_models(average)
-    told = sum(kind == "model" for _, kind in named)
     for index, (model, weight) in enumerate(zip(average.models, average.weights, strict=True)):
         x_hat = model.reconstruct(part)
         total += np.multiply(x_hat, weight, dtype=np.float64)
-        if index < told:
+        if index < kinds.count("model"):
             yield x_hat
-    if told < len(named):
+    if "mean of models" in kinds:
         yield average.refine(total, part)
-    for impute in imputers:
-        yield impute(part.x)
 
 
 def _errors(x_hat: np.ndarray, dataset: IncompleteDataset, mask: np.ndarray, kind: Kind) -> tuple[float, ...]:
     """Returns the values of METRICS."""
-    truth, cells, inverse = dataset.test_truth, cells_to_score(dataset, mask), dataset.scaler.inverse
+    truth = dataset.test_truth
     reconstructed = kind != "baseline" and bool(mask.any())
     observed = score(x_hat, truth, mask).rmse if reconstructed else np.nan
     everything = score(x_hat, truth, ~np.isnan(truth)).rmse if reconstructed else np.nan
-    missing = (*score(x_hat, truth, cells), *score(inverse(x_hat), inverse(truth), cells))
-    return (*missing, observed, everything, observed**2, everything**2)
+    standardised, original = _both_units(x_hat, dataset, cells_to_score(dataset, mask))
+    return (*standardised, *original, observed, everything, observed**2, everything**2)
 
 
-def _batches(keys: Sequence[MaskKey], cells: int) -> Iterator[tuple[int, Sequence[MaskKey]]]:
-    """Yields masks in groups, each with the index of its first: many rows at once are faster, up to a size."""
-    size = max(1, _BATCH_CELLS // cells)
-    return ((start, keys[start : start + size]) for start in range(0, len(keys), size))
+def _both_units(x_hat: np.ndarray, dataset: IncompleteDataset, cells: np.ndarray) -> tuple[Score, Score]:
+    """Returns the errors over cells of the test rows in the scaler's units and in the source's units."""
+    truth, inverse = dataset.test_truth, dataset.scaler.inverse
+    return score(x_hat, truth, cells), score(inverse(x_hat), inverse(truth), cells)

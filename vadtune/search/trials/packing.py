@@ -24,7 +24,7 @@ import ray
 import torch
 from torch import Tensor
 
-from vadtune.artifacts.model_folder import parse_state
+from vadtune.artifacts.training_state import parse_state
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.core.errors import CheckpointError, TrialDiverged

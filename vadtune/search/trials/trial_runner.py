@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vadtune.artifacts.model_folder import load_state, save_held_out, save_model, save_state
+from vadtune.artifacts.held_out_predictions import save_held_out
+from vadtune.artifacts.model_folder import save_model
+from vadtune.artifacts.training_state import load_state, save_state
 from vadtune.config.schema import TrialConfig
 from vadtune.config.search_file import SearchFile
 from vadtune.data import HeldOut, Scaler, SearchData

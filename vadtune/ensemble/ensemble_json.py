@@ -1,8 +1,7 @@
-"""ensemble.json: which model folders beside it are one model together, with which weights, and why.
+"""ensemble.json and regression.safetensors: members, weights and errors of an exported ensemble, protected by hashes.
 
-It holds the SHA-256 of every member's manifest, which holds those of the member's files, that of the regression
-(regression.safetensors), where one goes with the members, and one of its own content: a weight, a member or a file that
-was altered is told.
+ensemble.json holds the SHA-256 of every member's manifest (which holds those of the member's files), of
+regression.safetensors, and of its own content, so that any change to an exported folder is detected.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ ENSEMBLE_FILE = "ensemble.json"
 REGRESSION_FILE = "regression.safetensors"
 FORMAT_VERSION = 1
 _MOST_BYTES = 2**20
-_OWN_HASH = "sha256"
+_CONTENT_HASH = "sha256"
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A model of an ensemble.
+    """One model of an ensemble.
 
     Attributes:
-        folder: Name of its folder, beside ensemble.json.
-        trial: The trial it came from.
-        weight: Its part of the mean; the weights of all members have sum 1.
-        rmse: Its own error over the held-out cells.
-        manifest_sha256: Of its manifest.
+        folder: Name of its model folder, next to ensemble.json.
+        trial: The trial it comes from.
+        weight: Its weight in the mean; all weights have sum 1.
+        rmse: Its error alone over the held-out cells, in the scaler's units.
+        manifest_sha256: SHA-256 of its manifest.
     """
 
     folder: str
@@ -46,13 +45,13 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class EnsembleRegression:
-    """The regression that goes with the members.
+    """The regression that is mixed with the mean of the members.
 
     Attributes:
-        share: Of it, in the mean with theirs.
-        gain: By which share it lowers the error over the held-out cells, ``share`` being chosen on those of other rows.
-        rows: How many it learned from and keeps.
-        sha256: Of its file.
+        share: Its weight in the mean with the members, 0 to 1.
+        gain: Relative decrease of the RMSE over the held-out cells, cross-validated over rows.
+        rows: Number of its support rows.
+        sha256: SHA-256 of its file.
     """
 
     share: float
@@ -63,20 +62,20 @@ class EnsembleRegression:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What ensemble.json says. Errors are RMSE over the held-out cells, in the model's units.
+    """The content of ensemble.json. Errors are RMSE over the held-out cells, in the scaler's units.
 
     Attributes:
         selection: How members were chosen: ``greedy``, ``top:K`` or ``best``.
-        refit: The rows they were trained on anew, or ``none``.
-        held_out: What the errors are over, in words.
-        cells: The number of these cells.
-        missing_ratio: Share of the cells of the validation rows that are missing.
-        rmse: Of the ensemble, over the cells its weights were chosen on.
-        unseen_rmse: The same, had weights been chosen on other rows than those they are scored on.
-        best_rmse: Of the best single model, chosen on the cells it is scored on.
-        best_unseen_rmse: The same, chosen on other rows.
-        members: The best single model first.
-        regression: What goes with them; None if nothing does.
+        refit: The rows the members were trained on after the search, or ``none``.
+        held_out: The held-out cells in words.
+        cells: Number of held-out cells.
+        missing_ratio: Share of missing cells in the validation rows.
+        rmse: Error of the ensemble over the cells its weights were chosen on.
+        unseen_rmse: Cross-validated error of the ensemble: weights are chosen on other rows than those scored.
+        best_rmse: Error of the best single model over the cells it was chosen on.
+        best_unseen_rmse: Cross-validated error of the best single model.
+        members: The members, best single model first.
+        regression: The regression that is mixed with their mean, or None.
     """
 
     selection: str
@@ -93,16 +92,16 @@ class Ensemble:
 
     @property
     def whole_rmse(self) -> float:
-        """The error on unseen rows of members and regression together, estimated by the gain of the latter."""
+        """Cross-validated error of members and regression together, estimated by the regression's gain."""
         return self.unseen_rmse * (1 - (self.regression.gain if self.regression else 0.0))
 
     @property
     def gain(self) -> float:
-        """By which share the error on unseen rows is below that of the best single model."""
+        """Relative decrease of the cross-validated error compared with the best single model."""
         return 1 - self.whole_rmse / self.best_unseen_rmse if self.best_unseen_rmse else 0.0
 
     def line(self) -> str:
-        """Returns one line on what the ensemble is worth."""
+        """Returns a summary of the ensemble and its error on one line."""
         n = len(self.members)
         regression = f" and a regression (share {self.regression.share:.2f})" if self.regression else ""
         return (
@@ -115,20 +114,15 @@ class Ensemble:
 def write_ensemble(folder: Path, ensemble: Ensemble) -> None:
     """Writes ensemble.json into a folder that holds the members."""
     content = {"format_version": FORMAT_VERSION, **asdict(ensemble)}
-    text = json.dumps({**content, _OWN_HASH: _hash(content)}, indent=1, sort_keys=True)
+    text = json.dumps({**content, _CONTENT_HASH: _hash(content)}, indent=1, sort_keys=True)
     (folder / ENSEMBLE_FILE).write_text(text + "\n")
 
 
-def manifest_hash(model_folder: Path) -> str:
-    """Returns the SHA-256 of a model folder's manifest."""
-    return hashlib.sha256((model_folder / MANIFEST).read_bytes()).hexdigest()
-
-
 def read_ensemble(folder: Path) -> Ensemble | None:
-    """Returns what ensemble.json of a folder says, after checking it against the folder; None without one.
+    """Returns the content of a folder's ensemble.json after checking the folder against it; None if it has none.
 
     Raises:
-        ModelFolderError: It cannot be read, was altered, or the folder's models are not those it names.
+        ModelFolderError: The file is damaged or altered, or the folder's models are not those it names.
     """
     path = folder / ENSEMBLE_FILE
     if not path.exists():
@@ -137,36 +131,32 @@ def read_ensemble(folder: Path) -> Ensemble | None:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
         content: dict[str, Any] = json.loads(path.read_bytes())
-        own = content.pop(_OWN_HASH)
+        content_hash = content.pop(_CONTENT_HASH)
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {FORMAT_VERSION} expected, got {content['format_version']}")
-        if own != _hash(content):
+        if content_hash != _hash(content):
             raise ValueError("it was altered after it was written")
         del content["format_version"]
         members = tuple(EnsembleMember(**member) for member in content.pop("members"))
-        regression = content.pop("regression", None)  # of an earlier export
+        regression = content.pop("regression", None)  # exports before regressions have no such key
         regression = None if regression is None else EnsembleRegression(**regression)
         ensemble = Ensemble(**content, members=members, regression=regression)
-        _check_types(ensemble)
-        for member in members:
-            _check_types(member)
-        if ensemble.regression is not None:
-            _check_types(ensemble.regression)
+        _check_types(ensemble, *members, *([regression] if regression else []))
         weights = [member.weight for member in members]
         if min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-9):
             raise ValueError(f"weights must be at least 0 with sum 1, got {weights}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFolderError(f"{path}: cannot be used ({error}); export the models again") from error
-    # Names are compared with those of the folders that are there, and never followed.
-    there = {place.name: place for place in find_model_folders(folder)}
+    # Names in the file are compared with those of existing folders and never followed as paths.
+    folders = {place.name: place for place in find_model_folders(folder)}
     named = [member.folder for member in members]
-    if sorted(named) != sorted(there):
+    if sorted(named) != sorted(folders):
         raise ModelFolderError(
-            f"{path}: names {', '.join(sorted(named))}, but the models beside it are {', '.join(sorted(there))}; "
+            f"{path}: names {', '.join(sorted(named))}, but the models in its folder are {', '.join(sorted(folders))}; "
             "export the models again"
         )
     for member in members:
-        place = there[member.folder]
+        place = folders[member.folder]
         if not (place / MANIFEST).is_file() or manifest_hash(place) != member.manifest_sha256:
             raise ModelFolderError(
                 f"{place}: {MANIFEST} is missing or was altered after it was written (its SHA-256 differs from that in "
@@ -175,11 +165,30 @@ def read_ensemble(folder: Path) -> Ensemble | None:
     return ensemble
 
 
+def manifest_hash(model_folder: Path) -> str:
+    """Returns the SHA-256 of a model folder's manifest."""
+    return hashlib.sha256((model_folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def write_regression(folder: Path, regression: KernelRegression, gain: float) -> EnsembleRegression:
+    """Writes regression.safetensors and returns its entry for ensemble.json.
+
+    Args:
+        folder: The folder of the ensemble.
+        regression: The regression to write.
+        gain: See ``EnsembleRegression``.
+    """
+    content = regression.to_bytes()
+    (folder / REGRESSION_FILE).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return EnsembleRegression(regression.share, gain, len(regression.support), sha256)
+
+
 def read_regression(folder: Path, ensemble: Ensemble | None) -> KernelRegression | None:
-    """Returns the regression that goes with an ensemble; None if none does.
+    """Returns the regression of an ensemble; None if it has none.
 
     Raises:
-        ModelFolderError: It is missing or was altered.
+        ModelFolderError: The file is missing, damaged or altered.
     """
     if ensemble is None or ensemble.regression is None:
         return None
@@ -193,27 +202,12 @@ def read_regression(folder: Path, ensemble: Ensemble | None) -> KernelRegression
         raise ModelFolderError(f"{path}: cannot be used ({error}); export the models again") from error
 
 
-def write_regression(folder: Path, regression: KernelRegression, gain: float) -> EnsembleRegression:
-    """Writes a regression beside its members; returns what ensemble.json says of it.
-
-    Args:
-        folder: Of the ensemble.
-        regression: To write.
-        gain: See ``EnsembleRegression``.
-    """
-    content = regression.to_bytes()
-    (folder / REGRESSION_FILE).write_bytes(content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return EnsembleRegression(regression.share, gain, len(regression.support), sha256)
-
-
-def _check_types(described: Ensemble | EnsembleMember | EnsembleRegression) -> None:
+def _check_types(*parts: Ensemble | EnsembleMember | EnsembleRegression) -> None:
+    """Raises ValueError if a field has another type than its annotation, or is not finite."""
     kinds: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
-    for field in fields(described):
-        if field.name == "regression":
-            continue  # a part of its own
-        value, kind = getattr(described, field.name), kinds.get(str(field.type), tuple)
-        if not isinstance(value, kind) or isinstance(value, bool):
+    values = [(field, getattr(part, field.name)) for part in parts for field in fields(part) if field.type in kinds]
+    for field, value in values:
+        if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
             raise ValueError(f"{field.name} must be a {field.type}, got {value!r}")
         if isinstance(value, (int, float)) and not math.isfinite(value):
             raise ValueError(f"{field.name} must be finite, got {value!r}")

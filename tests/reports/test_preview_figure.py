@@ -12,7 +12,7 @@ from vadtune.artifacts.model_folder import load_model
 from vadtune.cli import main
 from vadtune.data import load_dataset
 from vadtune.evaluation.previews import Preview, make_preview
-from vadtune.reports.figures import preview_plot
+from vadtune.reports.preview_figure import preview_plot
 
 
 def made_up(d: int, *, n: int = 5, images: bool = False) -> Preview:
@@ -97,7 +97,7 @@ def test_every_preview_can_be_drawn(preview: Preview) -> None:
     assert preview_plot(preview) == png, "the same preview gives the same bytes"
 
 
-def test_missing_pixels_have_a_colour_of_their_own() -> None:
+def test_missing_pixels_are_amber() -> None:
     import io
 
     from matplotlib import image

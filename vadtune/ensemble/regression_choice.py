@@ -1,0 +1,122 @@
+"""Choice of the kernel regression to mix with an ensemble: length scale, penalty and share, on held-out cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vadtune.data import HeldOut, MaskedRows
+from vadtune.ensemble.kernel_regression import MOST_COLUMNS, MOST_SUPPORT, KernelRegression, complete
+from vadtune.ensemble.selection import ResidualGram, residual_gram, select
+
+# (length scale, penalty), tried on some rows and columns only, so that choosing costs less than the regression itself.
+_GRID = ((1.0, 0.01), (1.0, 0.1), (2.0, 0.01), (3.0, 0.003), (3.0, 0.03))
+_GRID_ROWS, _GRID_COLUMNS = 1500, 16
+
+
+class RegressionSplit(NamedTuple):
+    """Rows to fit a regression to and rows to score it on, with an ensemble's reconstruction of both.
+
+    Attributes:
+        train: Rows to fit to (n, d), in the scaler's units.
+        train_x_hat: The ensemble's reconstruction of ``train`` (n, d).
+        held_out: Rows with held-out cells, f folds stacked along the rows.
+        rows: Number of rows in each fold.
+        x_hat: The ensemble's reconstruction of ``held_out`` (f·rows, d), without having seen the held-out cells.
+    """
+
+    train: MaskedRows
+    train_x_hat: np.ndarray
+    held_out: HeldOut
+    rows: int
+    x_hat: np.ndarray
+
+
+class RegressionChoice(NamedTuple):
+    """Hyperparameters of a regression that lowers the error of an ensemble.
+
+    Attributes:
+        length: Length scale in units of the rows' root mean square distance.
+        penalty: Ridge penalty in units of the kernel's variance.
+        share: Weight of the regression in the mean with the ensemble, 0 to 1.
+        observed: See ``KernelRegression``.
+        gain: Relative decrease of the RMSE over the held-out cells, cross-validated over rows.
+    """
+
+    length: float
+    penalty: float
+    share: float
+    observed: float
+    gain: float
+
+    def fit(self, train: MaskedRows, x_hat: np.ndarray) -> KernelRegression:
+        """Fits the regression to rows (n, d), given the ensemble's reconstruction of them."""
+        fitted = KernelRegression.fit(train, x_hat, length=self.length, penalty=self.penalty)
+        return fitted._replace(share=self.share, observed=self.observed)
+
+
+def can_regress(columns: int) -> bool:
+    """Returns whether a table of so many columns can have a regression."""
+    return 1 < columns <= MOST_COLUMNS
+
+
+def choose_regression(splits: Sequence[RegressionSplit]) -> RegressionChoice | None:
+    """Chooses the regression to mix with an ensemble; returns None where none lowers the error.
+
+    Args:
+        splits: Scores are over the held-out cells of all splits together.
+    """
+    d = splits[0].train.x.shape[1]
+    if not can_regress(d):
+        return None
+    some = np.unique(np.linspace(0, d - 1, min(d, _GRID_COLUMNS)).round().astype(int)).tolist()
+    found: list[tuple[float, float, float]] = []
+    for length, penalty in _GRID:
+        gram = _residual_gram(splits, length, penalty, some, _GRID_ROWS)
+        if gram is None:
+            return None
+        found.append((select(gram, _mix).rmse, length, penalty))
+    _, length, penalty = min(found)
+    gram = _residual_gram(splits, length, penalty)
+    assert gram is not None, "some of the columns have predictions"
+    mixed = select(gram, _mix)
+    before, share = math.sqrt(gram.sum(0)[0, 0]), float(mixed.weights[1])
+    if share == 0 or not mixed.unseen_rmse < before:
+        return None
+    observed = float(np.mean(np.concatenate([split.held_out.visible.mask.mean(1) for split in splits])))
+    return RegressionChoice(length, penalty, share, observed, 1 - mixed.unseen_rmse / before)
+
+
+def _residual_gram(
+    splits: Sequence[RegressionSplit],
+    length: float,
+    penalty: float,
+    columns: Sequence[int] | None = None,
+    most_rows: int = MOST_SUPPORT,
+) -> ResidualGram | None:
+    """Returns the Gram matrices (g, 2, 2) of ensemble and regression; None if no held-out cell can be predicted."""
+    ensemble, regressed, truth, row_of = [], [], [], []
+    for number, (train, train_x_hat, held_out, rows, x_hat) in enumerate(splits):
+        regression = KernelRegression.fit(
+            train, train_x_hat, length=length, penalty=penalty, columns=columns, most_rows=most_rows
+        )
+        cells = held_out.cells & ~np.isnan(regression.centre.numpy())
+        ensemble.append(x_hat[cells])
+        regressed.append(regression.predict(complete(held_out.visible, x_hat), cells)[cells])
+        truth.append(held_out.truth[cells])
+        row_of.append((np.nonzero(cells)[0] % rows) * len(splits) + number)
+    if not sum(map(len, truth)):
+        return None
+    predictions = [np.concatenate(ensemble), np.concatenate(regressed)]
+    return residual_gram(predictions, np.concatenate(truth), np.concatenate(row_of))
+
+
+def _mix(gram: np.ndarray) -> np.ndarray:
+    """Returns the weights (2,) that minimise wᵀ G w, with sum 1 and none negative."""
+    curvature = gram[0, 0] - 2 * gram[0, 1] + gram[1, 1]
+    share = (gram[0, 0] - gram[0, 1]) / curvature if curvature > 0 else 0.0
+    share = min(max(share, 0.0), 1.0)
+    return np.array([1 - share, share])

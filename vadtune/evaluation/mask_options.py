@@ -1,0 +1,43 @@
+"""Masks that a command line asks for: missing ratios and mask seeds."""
+
+from __future__ import annotations
+
+import secrets
+from decimal import Decimal, InvalidOperation
+
+from vadtune.core.errors import ConfigError
+
+_MOST_RATIOS = 99
+_RANDOM_SEEDS = 2**22  # masks are drawn from 1000 · seed + ..., which must stay below 2**32
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Returns the missing ratios in a list such as ``0.1:0.9:0.1,0.95``, ascending and without repeats.
+
+    Args:
+        text: Ratios and ranges ``first:last:step``, separated by commas.
+
+    Raises:
+        ConfigError: A part is neither a ratio in (0, 1) nor a range of them, or a range has too many.
+    """
+    ratios: set[Decimal] = set()  # decimals, so that 0.1:0.9:0.1 holds 0.3 and not 0.30000000000000004
+    for part in text.split(","):
+        numbers = part.split(":")
+        try:
+            first, last, step = map(Decimal, numbers if len(numbers) == 3 else (part, part, "1"))
+            if not (0 < first <= last < 1 and step > 0 and step.is_finite()):
+                raise ValueError
+        except (InvalidOperation, ValueError) as error:
+            raise ConfigError(
+                f"--ratios: takes ratios above 0 and below 1, as 0.1,0.5 or first:last:step, got '{part}'; "
+                "try 0.1:0.9:0.1"
+            ) from error
+        if (last - first) / step >= _MOST_RATIOS:
+            raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
+        ratios |= {first + i * step for i in range(int((last - first) / step) + 1)}
+    return [float(ratio) for ratio in sorted(ratios)]
+
+
+def random_seed() -> int:
+    """Returns a mask seed from the operating system's randomness."""
+    return secrets.randbelow(_RANDOM_SEEDS)
