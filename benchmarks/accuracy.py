@@ -40,9 +40,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: matrices are smal
 import numpy as np
 from _peers import PEERS, Rows, Tuned, tuned
 
-from vadtune.config.schema import DataConfig
 from vadtune.core.metrics import score
-from vadtune.data import SOURCES
+from vadtune.data import SOURCES, DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "vadtune"
@@ -154,7 +153,7 @@ class Ours:
 
     def search_of(self, key: Key, cell: Path) -> Any:
         """Returns the search of a cell: what ``vadtune init`` writes for any table, unless a file is named."""
-        from vadtune.config.search_file import load_search
+        from vadtune.config import load_search
 
         data = data_section(key.table)
         file = self.args.search

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import torch
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.data import MaskedRows
 from vadtune.training.population import Population
 

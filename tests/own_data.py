@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from vadtune.config.schema import DataConfig
+from vadtune.data import DataConfig
 
 
 def data_config(source: str, folder: Path, **values: Any) -> DataConfig:

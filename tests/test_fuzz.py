@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.own_data import write_published
-from vadtune.config.schema import DataConfig
 from vadtune.core.errors import VadtuneError
-from vadtune.data import load_dataset
-from vadtune.data.sources.own_table import read_mask
+from vadtune.data import DataConfig, load_dataset
+from vadtune.data.mask_files import read_mask
 from vadtune.tables import TABLES, read_table
 
 ROWS, COLUMNS = 24, ["a", "b", "c"]

@@ -24,7 +24,7 @@ from tests.conftest import trial_config
 from tests.training.test_population import trained
 from vadtune.artifacts.model_folder import load_model, load_state, save_model, save_state
 from vadtune.artifacts.run_folder import read_run
-from vadtune.config.search_file import load_search
+from vadtune.config import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
 from vadtune.data.test_masks import MaskKey, stored_masks

@@ -25,7 +25,7 @@ from vadtune.artifacts.model_folder import (
     save_state,
     write_manifest,
 )
-from vadtune.config.search_file import load_trial
+from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
 from vadtune.training.population import Population

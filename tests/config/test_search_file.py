@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.config.schema import TrialConfig, flatten, unflatten
-from vadtune.config.search_file import load_search, load_trial, parse_search
+from vadtune.config import TrialConfig, flatten, load_search, load_trial, parse_search, unflatten
 from vadtune.core.errors import ConfigError, VadtuneError
 
 SEARCH_SPACES = sorted((Path(__file__).parent.parent.parent / "search_spaces").glob("*.yaml"))

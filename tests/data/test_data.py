@@ -15,11 +15,22 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from tests.conftest import trial_config
 from tests.own_data import data_config
+from vadtune.config import TrialConfig
 from vadtune.config import schema as config_module
-from vadtune.config.schema import DataConfig, HoldoutConfig, MissingConfig, TrialConfig
 from vadtune.core.errors import ConfigError, DataError
-from vadtune.data import MECHANISMS, SOURCES, IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
-from vadtune.data.dataset import hold_out
+from vadtune.data import (
+    MECHANISMS,
+    SOURCES,
+    DataConfig,
+    HoldoutConfig,
+    IncompleteDataset,
+    MaskedRows,
+    MissingConfig,
+    Scaler,
+    hold_out,
+    load_dataset,
+    mask_sha256,
+)
 from vadtune.data.sources.bundled import read_bundled
 
 

@@ -15,9 +15,8 @@ import pytest
 from tests.conftest import trial_config
 from tests.own_data import write_idx
 from vadtune.cli import main
-from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data import load_dataset
+from vadtune.data import DataConfig, load_dataset
 from vadtune.data.sources.images import _torchvision_datasets
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}

@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import trial_config
 from tests.own_data import SENTINELS, Published, write_published
-from vadtune.config.schema import PUBLISHED_SOURCES, DataConfig
+from vadtune.config import PUBLISHED_SOURCES
 from vadtune.core.errors import DataError
-from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.data import DataConfig, IncompleteDataset, load_dataset
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.training.population import Population
 

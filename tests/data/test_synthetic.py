@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vadtune.config.schema import DataConfig
-from vadtune.data import SOURCES, load_dataset
+from vadtune.data import SOURCES, DataConfig, load_dataset
 
 
 def x_of(**options: object) -> np.ndarray:

@@ -24,8 +24,7 @@ from vadtune.artifacts.model_folder import (
     read_metrics,
 )
 from vadtune.cli import main
-from vadtune.config.schema import REFITS, SELECTABLE_METRICS
-from vadtune.config.search_file import load_trial
+from vadtune.config import REFITS, SELECTABLE_METRICS, load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256

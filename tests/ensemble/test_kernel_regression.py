@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.gaussian_process.kernels import Matern
 
-from vadtune.config.schema import HoldoutConfig
-from vadtune.data import HeldOut, MaskedRows, hold_out
+from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
 from vadtune.ensemble.kernel_regression import Completed, KernelRegression, RegressionChoice, choose_regression
 
 CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)

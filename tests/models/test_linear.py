@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from tests.conftest import trial_config
-from vadtune.config.schema import NOISES, TrialConfig
+from vadtune.config import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.models import linear
 from vadtune.models.linear import Linear, iterate, posterior_means, regression

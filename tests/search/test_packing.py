@@ -16,7 +16,7 @@ from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
 from vadtune.artifacts.model_folder import HELD_OUT_FILE, MODEL_FILES, load_model
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
-from vadtune.config.search_file import SearchFile, parse_search
+from vadtune.config import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.models import Architecture

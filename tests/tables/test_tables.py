@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from tests.conftest import trial_config
 from tests.own_data import data_config, write_table
 from vadtune.cli import main
-from vadtune.config.schema import DataConfig
-from vadtune.config.search_file import load_search, load_trial
+from vadtune.config import load_search, load_trial
 from vadtune.core.errors import DataError
-from vadtune.data import load_dataset
-from vadtune.data.sources.own_table import read_mask
+from vadtune.data import DataConfig, load_dataset
+from vadtune.data.mask_files import read_mask
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.tables import TABLES, read_table
 

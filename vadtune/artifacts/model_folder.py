@@ -35,7 +35,7 @@ from safetensors.torch import save as save_tensors
 
 from vadtune import __version__
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
-from vadtune.config.search_file import load_trial
+from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import NOT_ARRAYS
 from vadtune.data import HeldOut, Scaler, mask_sha256

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vadtune.config.schema import TrialConfig, unflatten
-from vadtune.config.search_file import parse_trial
+from vadtune.config import TrialConfig, parse_trial, unflatten
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import load_dataset
 

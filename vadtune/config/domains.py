@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from vadtune.core.schema import as_number
+
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -273,18 +275,6 @@ def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
         return DOMAINS[kind].parse(node[kind], when)
     except ValueError as error:
         raise ValueError(f"{kind} {error}") from error
-
-
-def as_number(value: object) -> object:
-    """Returns a number for a string that is one, anything else as it is: YAML 1.1 reads ``1e-3`` as a string."""
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def _numbers(values: Sequence[Any], count: int, form: str) -> list[Any]:

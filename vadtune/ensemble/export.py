@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vadtune.artifacts.model_folder import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
-from vadtune.config.schema import REFITS
+from vadtune.config import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
@@ -206,7 +206,7 @@ def _write_members(
         folder = new / f"{rank:02}-{member.trial.name}"  # so that names sort by rank
         provenance = _provenance(search, member.trial) | {REFIT: refit}
         if refit == "all-observed":
-            provenance[SEEN_TEST_MASK] = mask_sha256(dataset.own_test_mask())
+            provenance[SEEN_TEST_MASK] = mask_sha256(dataset.default_test_mask())
         if model is None:
             _copy_model(member, folder, provenance)
         else:

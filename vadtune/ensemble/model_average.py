@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
-from vadtune.config.schema import REFITS, DataConfig, flatten
+from vadtune.config import REFITS, flatten
 from vadtune.core.errors import DataError, ModelFolderError
-from vadtune.data import IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
+from vadtune.data import DataConfig, IncompleteDataset, MaskedRows, Scaler, load_dataset, mask_sha256
+from vadtune.data.sources.table_file import TableFile
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.kernel_regression import KernelRegression
 from vadtune.ensemble.manifest import Ensemble, read_ensemble, read_regression
@@ -138,7 +139,8 @@ class ModelAverage:
     @property
     def na_values(self) -> tuple[str, ...]:
         """What stood for a hole in the table the models were trained on, beside empty cells and NaN."""
-        return tuple(self.models[0].config.data.na_values or ())
+        data = self.models[0].config.data
+        return tuple(data.na_values or ()) if isinstance(data, TableFile) else ()
 
     def fill(self, x: np.ndarray) -> Filled:
         """Fills holes with the weighted mean of the models' reconstructions, of empty rows of their priors' means.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vadtune.config.schema import HoldoutConfig, TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import worker_context
-from vadtune.data import HeldOut, MaskedRows, hold_out
+from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
 from vadtune.models.products import one_thread, use_threads
 from vadtune.training.inference import FittedModel, reconstruct
 from vadtune.training.member import signature

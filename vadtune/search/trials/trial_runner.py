@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from vadtune.artifacts.model_folder import load_state, save_held_out, save_model, save_state
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile, TrialConfig
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
 from vadtune.training.inference import FittedModel
