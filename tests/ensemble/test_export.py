@@ -277,7 +277,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
     """Members, weights and refitted parameters are bit for bit the same when hidden test cells change places."""
     found = find_results("tiny", search.uri)
     dataset = load_dataset(trial_config().data)
-    source = SOURCES["iris"](dataset.config)
+    source = dataset.config.load()
     test_rows = np.random.RandomState(0).permutation(len(source.x))[-len(dataset.test_truth) :]
     hidden = np.zeros(source.x.shape, dtype=bool)
     hidden[test_rows] = ~dataset.test_mask(0.3, 0)
@@ -289,7 +289,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
         return contents(out)
 
     before = exported(tmp_path / "before")
-    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    monkeypatch.setattr(SOURCES["iris"], "load", lambda config: source._replace(x=x))
     assert not np.array_equal(load_dataset(dataset.config).test_truth, dataset.test_truth)
     assert exported(tmp_path / "after") == before
 
@@ -299,7 +299,7 @@ def test_validation_cells_that_nobody_observed_change_nothing(
 ) -> None:
     found = find_results("tiny", search.uri)
     dataset = load_dataset(trial_config().data)
-    source = SOURCES["iris"](dataset.config)
+    source = dataset.config.load()
     order = np.random.RandomState(0).permutation(len(source.x))
     hidden = np.zeros(source.x.shape, dtype=bool)
     n = len(dataset.train.x)
@@ -307,7 +307,7 @@ def test_validation_cells_that_nobody_observed_change_nothing(
     hidden[order[n : n + len(dataset.validation.x)]] = ~dataset.validation.mask
     x = np.where(hidden, 1000.0, source.x)
     export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "before")
-    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    monkeypatch.setattr(SOURCES["iris"], "load", lambda config: source._replace(x=x))
     export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "after")
     assert contents(tmp_path / "after") == contents(tmp_path / "before")
 

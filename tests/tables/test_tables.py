@@ -19,8 +19,9 @@ from tests.own_data import data_config, write_table
 from vadtune.cli import main
 from vadtune.config import load_search, load_trial
 from vadtune.core.errors import DataError
-from vadtune.data import DataConfig, load_dataset
+from vadtune.data import load_dataset
 from vadtune.data.mask_files import read_mask
+from vadtune.data.sources.table_file import TableFile
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.tables import TABLES, read_table
 
@@ -75,7 +76,7 @@ def test_other_formats_hold_the_same(suffix: str, tmp_path: Path) -> None:
 def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match=message) as raised:
-        load_dataset(DataConfig(source="file", path=str(tmp_path / "t.csv")))
+        load_dataset(TableFile(source="file", path=str(tmp_path / "t.csv")))
     assert "\n" not in str(raised.value)
 
 
@@ -151,7 +152,7 @@ def holey(folder: Path, rows: int = 80) -> tuple[Path, np.ndarray]:
 def test_true_holes_are_never_observed_and_never_scored(ratio: float, tmp_path: Path) -> None:
     path, x = holey(tmp_path)
     missing = {"ratio": ratio}
-    dataset = load_dataset(DataConfig.model_validate({"source": "file", "path": str(path), "missing": missing}))
+    dataset = load_dataset(TableFile.model_validate({"source": "file", "path": str(path), "missing": missing}))
     rows = np.split(np.random.RandomState(0).permutation(len(x)), [56, 68])
     for part, index in zip((dataset.train, dataset.validation), rows, strict=False):
         assert not part.mask[np.isnan(x[index])].any()
@@ -165,7 +166,10 @@ def test_true_holes_are_never_observed_and_never_scored(ratio: float, tmp_path: 
 
 
 def test_ratio_0_needs_holes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.missing\.ratio: 0 hides nothing, and .*table\.csv has no holes"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.missing\.ratio: 0 hides nothing, and .*table\.csv has no missing values; name a ratio above 0",
+    ):
         load_dataset(data_config("file", tmp_path, missing="none"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -42,7 +41,8 @@ def messages(error: ValidationError, model: type[BaseModel], section: str = "") 
             case "extra_forbidden":
                 yield f"{path}: {_unknown_key(last, value, owner, union)}"
             case "missing":
-                yield f"{path}: is required{f' by {union[0]} {union[1]!r}' if union else ''}; add it to the file"
+                by = f" by {union[0]} '{union[1]}'; set {path}" if union else "; add it to the file"
+                yield f"{path}: is required{by}"
             case "union_tag_invalid":
                 key, registry = _UNIONS[last]
                 yield f"{path}.{key}: {unknown_name(key, item['ctx']['tag'], registry)}"

@@ -90,7 +90,7 @@ class SearchConfig(Section):
     @classmethod
     def _gpu_hours_need_gpus(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("gpus_per_trial") == 0:
-            raise ValueError("is a budget for GPUs, but trials use none; set search.gpus_per_trial, or leave it out")
+            raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
         return value
 
     @property
