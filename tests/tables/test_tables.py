@@ -60,14 +60,14 @@ def test_other_formats_hold_the_same(suffix: str, tmp_path: Path) -> None:
     [
         (
             "a,b,c\n1,x y,3\n1,,2020-01-01\n",
-            r"got b, c \(b holds 'x y' in row 1\); name .* or leave them out with columns: \[a\]",
+            r"got b, c \(b holds 'x y' in row 1\); list .* or leave them out with columns: \[a\]",
         ),
-        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA' in row 1\); name what stands for a hole in na_values"),
+        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA' in row 1\); list texts of missing cells in na_values"),
         ("a,b\n1,True\n2,False\n", r"got b \(b holds 'True' in row 1\)"),
         ("a,b\n1,2,3\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 1"),
         ("a,b\n1,2\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 2"),
         ("a,b\n1,2\n4\n", "needs 2 cells in each row, as in its header, got 1 in row 2"),
-        ("a,a\n1,2\n", "columns need names of their own, got 'a' twice; rename one"),
+        ("a,a\n1,2\n", "column names must be unique, got 'a' twice; rename one"),
         ("", "needs a header line with the names of the columns, and is empty"),
         ("a\n1\n2\n", "has 2 rows, too few"),
         ("\xff\xfe\x00", "must be UTF-8 text, but byte 0 is not; convert the file"),
