@@ -1,9 +1,9 @@
-"""Domains of a search file: the sets of values a parameter may take, and the conditions under which it exists.
+"""Domains of a search file: the values that a parameter may take, and the conditions under which it applies.
 
     latent: {choice: [4, 8, 16]}
     hidden: {choice: [128, 256], when: {layers: ">0"}}
 
-To add a kind of domain: one class here, one line in DOMAINS, one line in search/space.py.
+To add a kind of domain: one class here, one line in DOMAINS, one line in search/algorithms/space.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A parameter exists only where another has certain values.
+    """A condition under which a parameter applies: another parameter has certain values.
 
     Attributes:
         key: Dotted path of the other parameter.
-        symbol: ``in``, or a comparison.
-        operand: What the other parameter is compared with; a tuple of values for ``in``.
+        symbol: ``in``, or a comparison operator.
+        operand: The value that the other parameter is compared with; a tuple of values for ``in``.
     """
 
     key: str
@@ -43,10 +43,10 @@ class Condition:
 
     @classmethod
     def parse(cls, key: str, test: object) -> Condition:
-        """Reads ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
+        """Parses ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
 
         Raises:
-            ValueError: A comparison is followed by nothing, or orders something that is not a number.
+            ValueError: A comparison has no operand, or one that is not a number.
         """
         if isinstance(test, list):
             return cls(key, "in", tuple(test))
@@ -61,7 +61,7 @@ class Condition:
         return cls(key, "in", (test,))
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition is met; False where the other parameter does not exist."""
+        """Whether the condition holds; False if the other parameter does not apply."""
         if self.key not in values:
             return False
         if self.symbol == "in":
@@ -74,7 +74,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Domain(ABC):
-    """A set of values. ``when`` holds the conditions that must all be met for the parameter to exist."""
+    """A set of values. The parameter applies only if all conditions in ``when`` hold."""
 
     kind: ClassVar[str]
     when: tuple[Condition, ...] = field(default=(), kw_only=True)
@@ -82,23 +82,19 @@ class Domain(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
-        """Returns the domain that the list behind its kind describes.
-
-        Raises:
-            ValueError: The list breaks a rule of the kind.
-        """
+        """Returns the domain that a list describes; raises ValueError if the list breaks a rule of this kind."""
 
     @abstractmethod
     def probes(self) -> list[Any]:
-        """Values that break a parameter's rules if any value of the domain does: the ends, or all choices."""
+        """Returns values that break a rule of the parameter if any value of the domain does: ends or all choices."""
 
-    @abstractmethod
     def finite_values(self) -> list[Any] | None:
-        """All values in order, or None where there is a continuum."""
+        """Returns all values in order, or None if they are infinitely many."""
+        return None
 
     @abstractmethod
     def contains(self, value: object) -> bool:
-        """Whether ``value`` belongs to the domain."""
+        """Whether the domain includes ``value``."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ class Choice(Domain):
 
 @dataclass(frozen=True)
 class Grid(Choice):
-    """Values that are all to be tried, in every combination; for the sampler ``grid``."""
+    """Values that are all tried, in every combination; for the sampler ``grid``."""
 
     kind: ClassVar[str] = "grid"
 
@@ -157,9 +153,6 @@ class Uniform(Domain):
 
     def probes(self) -> list[Any]:
         return [self.low, self.high]
-
-    def finite_values(self) -> list[Any] | None:
-        return None
 
     def contains(self, value: object) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
@@ -230,7 +223,7 @@ class QUniform(Uniform):
 
     def finite_values(self) -> list[Any]:
         count = math.floor((self.high - self.low) / self.q + 1e-9) + 1
-        # Rounding keeps 0.30000000000000004 out of files and tables.
+        # Rounded, so that files and tables do not show 0.30000000000000004.
         values = [round(self.low + index * self.q, 12) for index in range(count)]
         return [int(value) if isinstance(self.low, int) and isinstance(self.q, int) else value for value in values]
 
@@ -244,25 +237,25 @@ DOMAINS: dict[str, type[Domain]] = {
 
 
 def is_domain(node: object) -> bool:
-    """Whether a node of a search file is meant as a domain: a mapping with a domain's kind or ``when`` in it."""
+    """Whether a node of a search file is meant as a domain: a mapping with a kind of domain or ``when`` as key."""
     return isinstance(node, dict) and any(key in DOMAINS or key == "when" for key in node)
 
 
 def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
-    """Reads a domain from its mapping.
+    """Parses a domain such as ``{choice: [128, 256], when: {layers: ">0"}}``.
 
     Args:
-        node: Such as ``{choice: [128, 256], when: {layers: ">0"}}``.
-        section: Where a condition's parameter is looked for unless its name is a dotted path.
+        node: The mapping.
+        section: Section of parameters that conditions name without a dot.
 
     Raises:
-        ValueError: It breaks a rule, which the message states along with what was received.
+        ValueError: It breaks a rule; the message states the rule and the value received.
     """
     kinds = [key for key in node if key in DOMAINS]
     others = [key for key in node if key not in DOMAINS and key != "when"]
     if len(kinds) != 1 or others:
         got = ", ".join(map(str, node))
-        raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and at most a 'when' beside it, got {got}")
+        raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and optionally 'when', got {got}")
     (kind,) = kinds
     if not isinstance(node[kind], list):
         raise ValueError(f"{kind} takes a list, got {node[kind]!r}")

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vadtune.config.domains import Choice, Domain, Grid, is_domain, parse_domain
 from vadtune.config.messages import messages, problems_of
 from vadtune.config.search_section import SearchConfig
+from vadtune.config.sections import InferConfig, ModelConfig, TrainConfig
 from vadtune.config.trial import TrialConfig, flatten, unflatten
 from vadtune.config.yaml_file import apply_overrides, read_yaml
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import DataConfig
 
-_SEARCHED = ("model", "train", "infer")
+_SEARCHED: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig, "infer": InferConfig}
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # the budget, and what must be common to all configurations
 _DEFAULT_SAMPLES = 64
 
@@ -220,15 +221,13 @@ def _domains(tree: Mapping[str, Any]) -> tuple[dict[str, Domain], list[str]]:
 
 def _check_domain(key: str, domain: Domain) -> list[str]:
     """Checks that every value of the domain obeys the parameter's rule, and that its conditions name parameters."""
-    sections = {section: TrialConfig.model_fields[section].annotation for section in _SEARCHED}
-    fields = {section: list(model.model_fields) for section, model in sections.items()}  # type: ignore[union-attr]
     section, _, name = key.partition(".")
     problems = [
         problem
         for probe in domain.probes()
-        for problem in problems_of(sections[section], unflatten({name: probe}), section)  # type: ignore[arg-type]
+        for problem in problems_of(_SEARCHED[section], unflatten({name: probe}), section)
     ]
-    known = [f"{section}.{name}" for section, names in fields.items() for name in names]
+    known = [f"{section}.{name}" for section, model in _SEARCHED.items() for name in model.model_fields]
     problems += [
         f"{key}: its condition names an {unknown_name('parameter', condition.key, known)}"
         for condition in domain.when

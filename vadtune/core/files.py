@@ -93,9 +93,10 @@ def check_new_folder(folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder}: must be new or empty, and is not; name another folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.absolute().parent):
+            pass
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
-    check_writable(folder.absolute().parent)
 
 
 def check_writable(folder: Path) -> None:

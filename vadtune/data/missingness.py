@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -30,14 +30,6 @@ from vadtune.data.layout import TABLE, Layout, PartName
 _PART_NUMBER: dict[PartName, int] = {"train": 0, "validation": 1, "test": 2}
 _DRIVERS = 0.3  # share of the columns that mar leaves observed, if the ratio permits
 _SLOPE = 2.0  # of the logistic curves, per standard deviation
-
-
-class UniformDraws(Protocol):
-    """The part of numpy's generators, legacy and current, that mechanisms use."""
-
-    def random(self, size: tuple[int, ...]) -> np.ndarray:
-        """Returns uniform draws from [0, 1) of this shape."""
-        ...
 
 
 class MissingConfig(SparseSection):
@@ -59,13 +51,13 @@ class DrawnMask(MissingConfig):
     """Base of the mechanisms that draw masks."""
 
     @abstractmethod
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """Draws a mask.
 
         Args:
             x: Values (n, d), NaN where they are missing in the source.
             missing_ratio: Expected share of missing cells, in (0, 1).
-            rng: A numpy generator.
+            rng: Source of all random draws.
             layout: How columns belong together.
 
         Returns:
@@ -81,7 +73,7 @@ class Mcar(DrawnMask):
 
     mechanism: Literal["mcar"] = "mcar"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         observed: np.ndarray = rng.random(x.shape) > missing_ratio
         return observed
@@ -96,7 +88,7 @@ class Mar(DrawnMask):
 
     mechanism: Literal["mar"] = "mar"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         d = x.shape[1]
         room = math.floor(d * (1 - missing_ratio) + 1e-9)
@@ -123,7 +115,7 @@ class Mnar(DrawnMask):
 
     mechanism: Literal["mnar"] = "mnar"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         probability = _logistic_with_mean(_SLOPE * _standardised(x), missing_ratio, ~np.isnan(x))
         observed: np.ndarray = rng.random(x.shape) >= probability
@@ -139,7 +131,7 @@ class MnarQuantile(DrawnMask):
 
     mechanism: Literal["mnar_quantile"] = "mnar_quantile"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         chance, order = rng.random(x.shape), rng.random(x.shape)
         known = ~np.isnan(x)
@@ -162,7 +154,7 @@ class Block(DrawnMask):
 
     mechanism: Literal["block"] = "block"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         n, d = x.shape
         height, width = layout.image or (1, d)
@@ -190,7 +182,7 @@ class Landmark(DrawnMask):
 
     mechanism: Literal["landmark"] = "landmark"
 
-    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: UniformDraws, layout: Layout) -> np.ndarray:
+    def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
         n, d = x.shape
         if layout.point_dims is None:
