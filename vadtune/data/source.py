@@ -49,11 +49,11 @@ class DataConfig(SparseSection):
     and validates and tests on incomplete ones. Options it omits are those of ``missing``.
 
     Attributes:
-        may_have_holes: Whether values can be missing in the source itself.
+        may_be_incomplete: Whether values can be missing in the source itself.
         has_stored_masks: Whether the source includes masks, which the mechanism ``file`` uses.
     """
 
-    may_have_holes: ClassVar[bool] = False
+    may_be_incomplete: ClassVar[bool] = False
     has_stored_masks: ClassVar[bool] = False
 
     source: str
@@ -82,7 +82,7 @@ class DataConfig(SparseSection):
     @field_validator("missing")
     @classmethod
     def _something_is_missing(cls, missing: MissingConfig, info: ValidationInfo) -> MissingConfig:
-        if missing.ratio == 0 and not cls.may_have_holes:
+        if missing.ratio == 0 and not cls.may_be_incomplete:
             source = info.data.get("source")
             raise ValueError(f"source '{source}' has no missing values, so the ratio must be greater than 0")
         return missing

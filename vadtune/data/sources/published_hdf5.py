@@ -73,7 +73,7 @@ class PublishedTable(PublishedFiles):
 class PublishedLandmarks(PublishedFiles):
     """The published landmarks for structure from motion; the positions of some may be unknown."""
 
-    may_have_holes: ClassVar[bool] = True
+    may_be_incomplete: ClassVar[bool] = True
 
     source: Literal["sfm"]
 

@@ -17,7 +17,7 @@ from vadtune.tables import read_table
 class TableFile(DataConfig):
     """A CSV, Parquet, npy or npz file; its columns may be pixels of images or coordinates of points."""
 
-    may_have_holes: ClassVar[bool] = True
+    may_be_incomplete: ClassVar[bool] = True
 
     source: Literal["file"]
     path: FilePath
