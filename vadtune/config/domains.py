@@ -106,6 +106,7 @@ class Choice(Domain):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Choice:
+        """See Domain."""
         if not values:
             raise ValueError("needs at least one value, got an empty list")
         numbers = tuple(as_number(value) for value in values)
@@ -116,12 +117,15 @@ class Choice(Domain):
         return cls(numbers, when=when)
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return list(self.values)
 
     def finite_values(self) -> list[Any] | None:
+        """See Domain."""
         return list(self.values)
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return value in self.values
 
 
@@ -142,6 +146,7 @@ class Uniform(Domain):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Uniform:
+        """See Domain."""
         low, high = _numbers(values, 2, "[low, high]")
         cls._check(low, high)
         return cls(low, high, when=when)
@@ -152,9 +157,11 @@ class Uniform(Domain):
             raise ValueError(f"needs low < high, got [{low}, {high}]")
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return [self.low, self.high]
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
@@ -184,9 +191,11 @@ class Int(Uniform):
             raise ValueError(f"needs whole numbers, got [{low}, {high}]")
 
     def finite_values(self) -> list[Any]:
+        """See Domain."""
         return list(range(self.low, self.high + 1))
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return isinstance(value, int) and super().contains(value)
 
 
@@ -212,6 +221,7 @@ class QUniform(Uniform):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> QUniform:
+        """See Domain."""
         low, high, q = _numbers(values, 3, "[low, high, step]")
         cls._check(low, high)
         if q <= 0 or q > high - low:
@@ -219,15 +229,18 @@ class QUniform(Uniform):
         return cls(low, high, q, when=when)
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return self.finite_values()
 
     def finite_values(self) -> list[Any]:
+        """See Domain."""
         count = math.floor((self.high - self.low) / self.q + 1e-9) + 1
         # Rounded, so that files and tables do not show 0.30000000000000004.
         values = [round(self.low + index * self.q, 12) for index in range(count)]
         return [int(value) if isinstance(self.low, int) and isinstance(self.q, int) else value for value in values]
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return value in self.finite_values()
 
 
