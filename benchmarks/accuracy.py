@@ -40,9 +40,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: matrices are smal
 import numpy as np
 from _peers import PEERS, Rows, Tuned, tuned
 
-from vadtune.config.schema import DataConfig
 from vadtune.core.metrics import score
-from vadtune.data import SOURCES
+from vadtune.data import SOURCES, DataConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "vadtune"
@@ -92,8 +91,9 @@ def data_section(table: str) -> dict[str, Any]:
 
 def make_task(table: str, ratio: float, seed: int) -> Task:
     """Returns the task of a cell."""
-    source = SOURCES[data_section(table)["source"]](DataConfig.model_validate(data_section(table)))
-    return task_of(np.asarray(source.x, dtype=np.float64), ratio, seed, standardise=source.standardise)
+    section = data_section(table)
+    raw = SOURCES[section["source"]].model_validate(section).load()
+    return task_of(np.asarray(raw.x, dtype=np.float64), ratio, seed, standardise=raw.standardise)
 
 
 def task_of(x: np.ndarray, ratio: float, seed: int, *, standardise: bool) -> Task:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.data import MaskedRows
 from vadtune.training.population import Population
 

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.metrics import score
 from vadtune.data import MaskedRows, load_dataset
 from vadtune.models import Architecture, build_family

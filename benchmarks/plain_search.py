@@ -35,7 +35,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
-from vadtune.config.search_file import SearchFile, load_search
+from vadtune.config import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import MaskedRows, SearchData, load_dataset
 from vadtune.search.algorithms.space import suggest

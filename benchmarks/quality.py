@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from plain_search import train
 
-from vadtune.config.search_file import SearchFile, load_search
+from vadtune.config import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.search.algorithms.draw import draw_configurations

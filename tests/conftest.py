@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset, load_dataset
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from vadtune.config.schema import DataConfig
+from vadtune.data import SOURCES, DataConfig
 
 
 def data_config(source: str, folder: Path, **values: Any) -> DataConfig:
     """Writes what a source reads into a folder and returns a data section for it; keyword arguments extend it."""
     written = _WRITERS[source](folder) if source in _WRITERS else {}
-    return DataConfig.model_validate({"source": source, **written, **values})
+    return SOURCES[source].model_validate({"source": source, **written, **values})
 
 
 def write_table(folder: Path, rows: int = 80) -> Path:

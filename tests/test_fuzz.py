@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.own_data import write_published
-from vadtune.config.schema import DataConfig
 from vadtune.core.errors import VadtuneError
-from vadtune.data import load_dataset
-from vadtune.data.sources.own_table import read_mask
+from vadtune.data import SOURCES, load_dataset
+from vadtune.data.mask_files import read_mask
+from vadtune.data.sources.table_file import TableFile
 from vadtune.tables import TABLES, read_table
 
 ROWS, COLUMNS = 24, ["a", "b", "c"]
@@ -25,7 +25,7 @@ FUZZ = settings(
     max_examples=150,
     deadline=None,  # a busy machine is no crash
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow],
 )
 
 
@@ -78,7 +78,7 @@ def written(path: Path) -> bytes:
 def read_all(path: Path) -> None:
     """Reads a table in all the ways there are: to search on, as a mask, and to be filled."""
     with contextlib.suppress(VadtuneError):
-        load_dataset(DataConfig(source="file", path=str(path)))
+        load_dataset(TableFile(source="file", path=str(path)))
     with contextlib.suppress(VadtuneError):
         read_table(path, na_values=["-99", "?"])
     with contextlib.suppress(VadtuneError):
@@ -89,7 +89,7 @@ def read_all(path: Path) -> None:
 def test_no_damage_to_a_table_crashes_a_reader(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"table{suffix}"
     valid = written(path)
-    assert load_dataset(DataConfig(source="file", path=str(path))).train.x.shape[1] == len(COLUMNS)
+    assert load_dataset(TableFile(source="file", path=str(path))).train.x.shape[1] == len(COLUMNS)
 
     @FUZZ
     @given(damaged=damage())
@@ -119,7 +119,7 @@ def test_no_bytes_crash_a_reader_of_tables(suffix: str, tmp_path: Path) -> None:
 def test_no_damage_to_an_hdf5_file_crashes_its_reader(source: str, which: str, tmp_path: Path) -> None:
     prefix = write_published(tmp_path, source, ratios=(0.5,)).prefix
     path = prefix.with_name(f"{prefix.name}.h5" if which == "complete" else f"{prefix.name}_0.5.h5")
-    config = DataConfig.model_validate(
+    config = SOURCES[source].model_validate(
         {"source": source, "path": str(prefix), "missing": {"mechanism": "file", "ratio": 0.5}}
     )
     load_dataset(config)

@@ -20,7 +20,7 @@ from vadtune.artifacts.model_folder import (
     save_model,
     write_manifest,
 )
-from vadtune.config.search_file import load_trial
+from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.data import IncompleteDataset
 

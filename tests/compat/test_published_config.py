@@ -10,8 +10,7 @@ import yaml
 
 from vadtune.cli import main
 from vadtune.compat.published_config import import_settings, read_settings
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import load_trial
+from vadtune.config import TrialConfig, load_trial
 from vadtune.core.errors import ConfigError
 from vadtune.data import load_dataset
 from vadtune.training.population import Population

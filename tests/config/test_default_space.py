@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vadtune.cli import main
+from vadtune.config import SearchFile, load_search, parse_search
 from vadtune.config.default_space import COMMENTS, default_space, to_text
-from vadtune.config.search_file import SearchFile, load_search, parse_search
 from vadtune.data import load_dataset
 from vadtune.search.algorithms.draw import draw_configurations
 

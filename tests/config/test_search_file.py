@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.config.schema import TrialConfig, flatten, unflatten
-from vadtune.config.search_file import load_search, load_trial, parse_search
+from vadtune.config import TrialConfig, flatten, load_search, load_trial, parse_search, unflatten
 from vadtune.core.errors import ConfigError, VadtuneError
 
 SEARCH_SPACES = sorted((Path(__file__).parent.parent.parent / "search_spaces").glob("*.yaml"))
@@ -54,6 +54,15 @@ def test_a_search_file_survives_its_own_yaml_and_pickle(tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(search.to_yaml())
     assert load_search(tmp_path / "again.yaml") == search
     assert pickle.loads(pickle.dumps(search)) == search
+
+
+@pytest.mark.parametrize("path", SEARCH_SPACES, ids=lambda path: path.stem)
+def test_a_search_file_is_pickled_as_its_plain_tree(path: Path) -> None:
+    search = load_search(path)
+    content = pickle.dumps(search)
+    assert pickle.loads(content) == search
+    names = {argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)}
+    assert {name for name in names if name.startswith("vadtune")} == {"vadtune.config.search_file"}
 
 
 def test_an_override_has_the_last_word_on_what_is_tried_first(tmp_path: Path) -> None:
@@ -129,19 +138,34 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
         ("data.missing.mechanism=mcra", "data.missing.mechanism: unknown mechanism 'mcra': did you mean 'mcar'?"),
         ("data.missing.ratio=1.5", "data.missing.ratio: must be less than 1, got 1.5"),
         ("data.missing.ratio=-1", "data.missing.ratio: must be greater than or equal to 0, got -1"),
-        ("data.missing.ratio=0", "data.missing: source 'iris' has no holes of its own, so the ratio must be greater"),
-        ("data.missing=none", "data.missing: source 'iris' has no holes of its own, so the ratio must be greater"),
-        ("data.missing.path=m.npy", "data.missing.path: is an option of mechanism 'file', not of the one given"),
+        ("data.missing.ratio=0", "data.missing: source 'iris' has no missing values, so the ratio must be greater"),
+        ("data.missing=none", "data.missing: source 'iris' has no missing values, so the ratio must be greater"),
+        (
+            "data.missing.path=m.npy",
+            "data.missing.path: is an option of file, not of mechanism 'mcar'; leave it out, got 'm.npy'",
+        ),
         ("data.missing.mechanism=file", "data.missing: mechanism 'file' needs the `path` of a mask file"),
         ("data.train_missing={ration: 1}", "data.train_missing.ration: unknown key 'ration': did you mean 'ratio'?"),
         ("data.train_missing=some", "data.train_missing: takes a section with keys of its own, got 'some'"),
-        ("data.colums=[a]", "data.colums: unknown key 'colums': did you mean 'columns'?"),
+        ("data={source: file, path: x, colums: [a]}", "data.colums: unknown key 'colums': did you mean 'columns'?"),
+        ("data.colums=[a]", "data.colums: unknown key 'colums': valid: holdout, missing, source, train_missing"),
+        ("data.holdout={fold: 3}", "data.holdout.fold: unknown key 'fold': did you mean 'folds'?"),
+        ("data.holdout=3", "data.holdout: takes a section with keys of its own, got 3"),
+        ("data={missing: none}", "data.source: is required; add it to the file"),
+        ("data=3", "data: takes a section with keys of its own, got 3"),
+        ("search=3", "search: takes a section with keys of its own, got 3"),
         ("data.columns=[a]", "data.columns: is an option of file, not of source 'iris'; leave it out, got ['a']"),
         ("data.rows=20", "data.rows: is an option of synthetic, not of source 'iris'; leave it out, got 20"),
         ("data={source: file, path: ~nobody-of-this-name/x}", "data.path: starts with the home of a user who is not"),
-        ("data.source=file", "data.path: is required by source 'file'; name its file, got None"),
-        ("data={source: sfm, path: x, missing: {mechanism: file, path: m}}", "data.missing: the masks of source 'sfm'"),
-        ("data={source: mnist, path: x, data_dir: y}", "data.data_dir: stands for downloaded files"),
+        ("data.source=file", "data.path: is required by source 'file'; set data.path"),
+        (
+            "data={source: sfm, path: x, missing: {mechanism: file, path: m}}",
+            "data.missing: source 'sfm' includes its masks; leave `path` out",
+        ),
+        (
+            "data={source: mnist, path: x, data_dir: y}",
+            "data.data_dir: is the folder of downloaded files, path that of HDF5",
+        ),
         ("data.missing.ratio={uniform: [0.1, 0.9]}", "data.missing.ratio: takes a value, got a domain"),
         ("train.epochs={int: [1, 9]}", "train.epochs: takes a value, got a domain"),
         ("train.net_lr={loguniform: [1e-2, 1e-3]}", "train.net_lr: loguniform needs low < high, got [0.01, 0.001]"),
@@ -150,7 +174,7 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
         ("model.activation={choice: [relu, swish]}", "model.activation: unknown activation 'swish'"),
         ("model.hidden={choice: [], when: {layers: '>0'}}", "model.hidden: choice needs at least one value"),
         ("model.hidden.when={depth: '>0'}", "model.hidden: its condition names an unknown parameter 'model.depth'"),
-        ("search.metric=val_rmse", "search.metric: nobody reports it: unknown metric 'val_rmse': did you mean"),
+        ("search.metric=val_rmse", "search.metric: is not reported: unknown metric 'val_rmse': did you mean"),
         ("search.metric=train_loss", "search.metric: a search selects on held-out cells only"),
         ("search.sampler=cma-es", "search.sampler: unknown sampler 'cma-es': did you mean 'cmaes'?"),
         ("search.sampler=cmaes", "model.hidden: the sampler 'cmaes' takes unconditional numbers only, got a condition"),
@@ -194,7 +218,7 @@ def test_conditions_in_a_circle_are_refused(tmp_path: Path) -> None:
     tree = copy.deepcopy(TREE)
     tree["model"]["layers"] = {"int": [0, 2], "when": {"hidden": ">1"}}
     (problem,) = problems_of(tree=tree, tmp_path=tmp_path)
-    assert "their conditions go in a circle" in problem
+    assert "their conditions form a cycle" in problem
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,15 @@ import pytest
 from tests.conftest import trial_config
 from tests.own_data import write_idx
 from vadtune.cli import main
-from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data import load_dataset
+from vadtune.data import SOURCES, DataConfig, load_dataset
 from vadtune.data.sources.images import _torchvision_datasets
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 
 
 def config(source: str, folder: Path) -> DataConfig:
-    return DataConfig.model_validate({"source": source, "data_dir": str(folder)})
+    return SOURCES[source].model_validate({"source": source, "data_dir": str(folder)})
 
 
 @pytest.mark.parametrize("source", CLASSES)
@@ -43,7 +42,7 @@ def test_idx_files_are_read_with_their_own_split(source: str, tmp_path: Path) ->
 
 def test_the_command_takes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_idx(tmp_path, "MNIST")
-    trial = trial_config().model_copy(update={"data": DataConfig(source="mnist")})
+    trial = trial_config().model_copy(update={"data": SOURCES["mnist"].model_validate({"source": "mnist"})})
     (tmp_path / "trial.yaml").write_text(trial.to_yaml())
     assert main(["train", str(tmp_path / "trial.yaml"), "--data-dir", str(tmp_path)]) == 0
     assert "val_missing_rmse" in capsys.readouterr().out

@@ -9,17 +9,17 @@ import pytest
 
 from tests.conftest import trial_config
 from tests.own_data import SENTINELS, Published, write_published
-from vadtune.config.schema import PUBLISHED_SOURCES, DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.data import SOURCES, IncompleteDataset, load_dataset
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.training.population import Population
 
+PUBLISHED = [name for name, model in SOURCES.items() if model.has_stored_masks]
 STORED = {"mechanism": "file", "ratio": 0.5}
 
 
 def load(source: str, prefix: Path, **values: Any) -> IncompleteDataset:
-    return load_dataset(DataConfig.model_validate({"source": source, "path": str(prefix), **values}))
+    return load_dataset(SOURCES[source].model_validate({"source": source, "path": str(prefix), **values}))
 
 
 def units(source: str) -> float:
@@ -43,7 +43,7 @@ def rows_of(dataset: IncompleteDataset, published: Published, source: str) -> li
     return [flat(published.train)[order[:cut]], flat(published.train)[order[cut:]]]
 
 
-@pytest.mark.parametrize("source", PUBLISHED_SOURCES)
+@pytest.mark.parametrize("source", PUBLISHED)
 def test_the_masks_of_the_files_rule(source: str, tmp_path: Path) -> None:
     published = write_published(tmp_path, source)
     dataset = load(source, published.prefix, missing=STORED)
@@ -68,7 +68,7 @@ def test_the_masks_of_the_files_rule(source: str, tmp_path: Path) -> None:
     assert not np.isin(np.round(values, 3), SENTINELS).any()
 
 
-@pytest.mark.parametrize("source", PUBLISHED_SOURCES)
+@pytest.mark.parametrize("source", PUBLISHED)
 def test_train_complete_test_missing_and_drawn_masks(source: str, tmp_path: Path) -> None:
     published = write_published(tmp_path, source)
     adversarial = load(source, published.prefix, missing=STORED, train_missing="none")
@@ -83,7 +83,7 @@ def test_train_complete_test_missing_and_drawn_masks(source: str, tmp_path: Path
     assert np.isfinite(drawn.test_truth).all()
 
 
-@pytest.mark.parametrize("source", PUBLISHED_SOURCES)
+@pytest.mark.parametrize("source", PUBLISHED)
 def test_every_layout_trains_with_a_partial_last_batch(source: str, tmp_path: Path) -> None:
     published = write_published(tmp_path, source)
     data = {"source": source, "path": str(published.prefix), "missing": STORED}

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vadtune.config.schema import DataConfig
-from vadtune.data import SOURCES, load_dataset
+from vadtune.data import load_dataset
+from vadtune.data.sources.synthetic import Synthetic
 
 
 def x_of(**options: object) -> np.ndarray:
-    config = DataConfig.model_validate({"source": "synthetic", **options})
-    return SOURCES["synthetic"](config).x
+    config = Synthetic.model_validate({"source": "synthetic", **options})
+    return config.load().x
 
 
 def test_size_seed_and_noise_are_the_files() -> None:
@@ -30,6 +30,6 @@ def test_without_hidden_layers_the_rank_is_the_number_of_latents(latent: int) ->
 
 
 def test_it_is_standardised_for_training() -> None:
-    dataset = load_dataset(DataConfig.model_validate({"source": "synthetic", "rows": 50, "width": 3}))
+    dataset = load_dataset(Synthetic.model_validate({"source": "synthetic", "rows": 50, "width": 3}))
     assert dataset.feature_names == ["x0", "x1", "x2"]
     np.testing.assert_allclose(np.nanstd(dataset.train.x, axis=0), 1, atol=1e-3)

@@ -23,8 +23,7 @@ from vadtune.artifacts.model_folder import (
     read_manifest,
 )
 from vadtune.cli import main
-from vadtune.config.schema import REFITS, SELECTABLE_METRICS
-from vadtune.config.search_file import load_trial
+from vadtune.config import REFITS, SELECTABLE_METRICS, load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
@@ -281,7 +280,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
     """Members, weights and refitted parameters are bit for bit the same when hidden test cells change places."""
     found = find_results("tiny", search.uri)
     dataset = load_dataset(trial_config().data)
-    source = SOURCES["iris"](dataset.config)
+    source = dataset.config.load()
     test_rows = np.random.RandomState(0).permutation(len(source.x))[-len(dataset.test_truth) :]
     hidden = np.zeros(source.x.shape, dtype=bool)
     hidden[test_rows] = ~dataset.test_mask(0.3, 0)
@@ -293,7 +292,7 @@ def test_hidden_cells_of_test_rows_change_nothing(
         return contents(out)
 
     before = exported(tmp_path / "before")
-    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    monkeypatch.setattr(SOURCES["iris"], "load", lambda config: source._replace(x=x))
     assert not np.array_equal(load_dataset(dataset.config).test_truth, dataset.test_truth)
     assert exported(tmp_path / "after") == before
 
@@ -303,7 +302,7 @@ def test_unobserved_validation_cells_change_nothing(
 ) -> None:
     found = find_results("tiny", search.uri)
     dataset = load_dataset(trial_config().data)
-    source = SOURCES["iris"](dataset.config)
+    source = dataset.config.load()
     order = np.random.RandomState(0).permutation(len(source.x))
     hidden = np.zeros(source.x.shape, dtype=bool)
     n = len(dataset.train.x)
@@ -311,7 +310,7 @@ def test_unobserved_validation_cells_change_nothing(
     hidden[order[n : n + len(dataset.validation.x)]] = ~dataset.validation.mask
     x = np.where(hidden, 1000.0, source.x)
     export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "before")
-    monkeypatch.setitem(SOURCES, "iris", lambda config: source._replace(x=x))
+    monkeypatch.setattr(SOURCES["iris"], "load", lambda config: source._replace(x=x))
     export_best(found.search, found.trials, metric=found.metric, out=tmp_path / "after")
     assert contents(tmp_path / "after") == contents(tmp_path / "before")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError
 from vadtune.data import IncompleteDataset
 from vadtune.models.networks import ACTIVATIONS

@@ -18,7 +18,7 @@ from vadtune import native
 from vadtune.artifacts.held_out_predictions import HELD_OUT_FILE
 from vadtune.artifacts.model_folder import MODEL_FILES, load_model
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
-from vadtune.config.search_file import SearchFile, parse_search
+from vadtune.config import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.models import Architecture

@@ -16,8 +16,7 @@ import yaml
 from vadtune.artifacts.model_folder import load_model
 from vadtune.artifacts.run_folder import run_lock
 from vadtune.cli import main
-from vadtune.config.schema import REPORTED_METRICS, SCHEDULERS
-from vadtune.config.search_file import parse_search
+from vadtune.config import REPORTED_METRICS, SCHEDULERS, parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
 from vadtune.search.driver.run import SearchOutcome, resume_search

@@ -11,9 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.config.test_search_file import TREE
-from vadtune.config import schema as config_module
+from vadtune.config import SearchFile, parse_search
+from vadtune.config import search_section as config_module
 from vadtune.config.domains import DOMAINS
-from vadtune.config.search_file import SearchFile, parse_search
 from vadtune.search.algorithms.samplers import SAMPLERS, Searcher, first_points, sample_count
 from vadtune.search.algorithms.space import _SUGGEST
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from vadtune.config import schema as config_module
-from vadtune.config.schema import SearchConfig
-from vadtune.config.search_file import SearchFile, parse_search
+from vadtune.config import SearchConfig, SearchFile, parse_search
+from vadtune.config import search_section as config_module
 from vadtune.search.algorithms.schedulers import EPOCH, SCHEDULERS, AshaSkippingClosedForm, report_epochs
 
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from tests.conftest import trial_config
 from tests.own_data import data_config, write_table
 from vadtune.cli import main
-from vadtune.config.schema import DataConfig
-from vadtune.config.search_file import load_search, load_trial
+from vadtune.config import load_search, load_trial
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
-from vadtune.data.sources.own_table import read_mask
+from vadtune.data.mask_files import read_mask
+from vadtune.data.sources.table_file import TableFile
 from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.tables import TABLES, read_table
 
@@ -60,14 +60,14 @@ def test_other_formats_hold_the_same(suffix: str, tmp_path: Path) -> None:
     [
         (
             "a,b,c\n1,x y,3\n1,,2020-01-01\n",
-            r"got b, c \(b holds 'x y' in row 1\); name .* or leave them out with columns: \[a\]",
+            r"got b, c \(b holds 'x y' in row 1\); list .* or leave them out with columns: \[a\]",
         ),
-        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA' in row 1\); name what stands for a hole in na_values"),
+        ("a,b\n1,NA\n2,3\n", r"got b \(b holds 'NA' in row 1\); list texts of missing cells in na_values"),
         ("a,b\n1,True\n2,False\n", r"got b \(b holds 'True' in row 1\)"),
         ("a,b\n1,2,3\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 1"),
         ("a,b\n1,2\n4,5,6\n", "needs 2 cells in each row, as in its header, got 3 in row 2"),
         ("a,b\n1,2\n4\n", "needs 2 cells in each row, as in its header, got 1 in row 2"),
-        ("a,a\n1,2\n", "columns need names of their own, got 'a' twice; rename one"),
+        ("a,a\n1,2\n", "column names must be unique, got 'a' twice; rename one"),
         ("", "needs a header line with the names of the columns, and is empty"),
         ("a\n1\n2\n", "has 2 rows, too few"),
         ("\xff\xfe\x00", "must be UTF-8 text, but byte 0 is not; convert the file"),
@@ -76,7 +76,7 @@ def test_other_formats_hold_the_same(suffix: str, tmp_path: Path) -> None:
 def test_what_is_no_table_of_numbers_is_told_in_one_line(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match=message) as raised:
-        load_dataset(DataConfig(source="file", path=str(tmp_path / "t.csv")))
+        load_dataset(TableFile(source="file", path=str(tmp_path / "t.csv")))
     assert "\n" not in str(raised.value)
 
 
@@ -152,7 +152,7 @@ def holey(folder: Path, rows: int = 80) -> tuple[Path, np.ndarray]:
 def test_true_holes_are_never_observed_and_never_scored(ratio: float, tmp_path: Path) -> None:
     path, x = holey(tmp_path)
     missing = {"ratio": ratio}
-    dataset = load_dataset(DataConfig.model_validate({"source": "file", "path": str(path), "missing": missing}))
+    dataset = load_dataset(TableFile.model_validate({"source": "file", "path": str(path), "missing": missing}))
     rows = np.split(np.random.RandomState(0).permutation(len(x)), [56, 68])
     for part, index in zip((dataset.train, dataset.validation), rows, strict=False):
         assert not part.mask[np.isnan(x[index])].any()
@@ -166,7 +166,10 @@ def test_true_holes_are_never_observed_and_never_scored(ratio: float, tmp_path: 
 
 
 def test_ratio_0_needs_holes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.missing\.ratio: 0 hides nothing, and .*table\.csv has no holes"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.missing\.ratio: 0 hides nothing, and .*table\.csv has no missing values; name a ratio above 0",
+    ):
         load_dataset(data_config("file", tmp_path, missing="none"))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import trial_config
 from tests.training.test_population import KINDS, trained
-from vadtune.config.schema import STARTS
+from vadtune.config import STARTS
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.training import inference

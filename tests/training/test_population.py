@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import trial_config
-from vadtune.config.schema import REPORTED_METRICS, TrialConfig
+from vadtune.config import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset

@@ -8,8 +8,7 @@ import torch
 
 from tests.conftest import trial_config
 from tests.training.test_population import trained
-from vadtune.config.schema import HoldoutConfig
-from vadtune.data import IncompleteDataset, MaskedRows
+from vadtune.data import HoldoutConfig, IncompleteDataset, MaskedRows
 from vadtune.training.inference import FittedModel
 from vadtune.training.refit import ROW_FOLDS, CrossFitted, Fit, Trainer, same_steps
 

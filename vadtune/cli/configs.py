@@ -34,7 +34,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws and writes; prints the paths."""
-    from vadtune.config.search_file import load_search
+    from vadtune.config import load_search
     from vadtune.core.errors import ConfigError
 
     if args.samples is not None and args.samples < 1:

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Looks at the data, writes the file."""
     import numpy as np
 
+    from vadtune.config import TrialConfig, parse_search, parse_trial
     from vadtune.config.default_space import default_space, to_text
-    from vadtune.config.schema import SOURCES, TrialConfig
-    from vadtune.config.search_file import parse_search, parse_trial
     from vadtune.core.files import check_writable, write_atomically
+    from vadtune.data import SOURCES
 
     _check(args)
     check_writable(args.out.absolute().parent)
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from vadtune.config.schema import SOURCES
     from vadtune.core.errors import ConfigError, unknown_name
+    from vadtune.data import SOURCES
 
     if args.out.exists():
         raise ConfigError(f"--out: takes a new file, got {args.out}, which exists; name another")
@@ -99,6 +99,4 @@ def _has_holes(config: Any) -> bool:
     """Whether a table has holes of its own."""
     import numpy as np
 
-    from vadtune.data.sources import SOURCES as LOADERS
-
-    return bool(np.isnan(LOADERS[config.data.source](config.data).x).any())
+    return bool(np.isnan(config.data.load().x).any())

@@ -45,7 +45,7 @@ def add_store_arguments(
 
 def run(args: argparse.Namespace) -> int:
     """Runs the search and prints its best trials."""
-    from vadtune.config.search_file import load_search
+    from vadtune.config import load_search
 
     search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
     from vadtune.search.driver.start import start_search

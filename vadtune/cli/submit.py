@@ -32,7 +32,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Submits and prints the job's id."""
-    from vadtune.config.search_file import load_search
+    from vadtune.config import load_search
     from vadtune.core.errors import ConfigError
 
     search = load_search(args.file, args.overrides)

@@ -34,7 +34,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
     from vadtune.artifacts.model_folder import check_new_folder, save_model
-    from vadtune.config.search_file import load_trial
+    from vadtune.config import load_trial
     from vadtune.data import load_dataset
     from vadtune.training.population import Population
     from vadtune.training.scoring import evaluate

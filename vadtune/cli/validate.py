@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vadtune.cli._shared import add_overrides
 
 if TYPE_CHECKING:
-    from vadtune.config.search_file import SearchFile
+    from vadtune.config import SearchFile
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Validates the file; prints one line if all is well."""
-    from vadtune.config.search_file import load_search
+    from vadtune.config import load_search
 
     search = load_search(args.file, args.overrides)
     if search.choices("model.head") != ["plain"]:

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vadtune.config.schema import TrialConfig, unflatten
-from vadtune.config.search_file import parse_trial
+from vadtune.config import TrialConfig, parse_trial, unflatten
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import load_dataset
 

@@ -1,4 +1,4 @@
-"""The space to search on data nobody has tuned for, from the little that has to be known of it."""
+"""A default search space for new data, from its numbers of rows and columns, its variance and its missing ratio."""
 
 from __future__ import annotations
 
@@ -8,61 +8,58 @@ from typing import Any
 
 import yaml
 
-_MOST_LATENT = 128
-_NOISE = (0.003, 1.5)  # variance of the noise, in units of that of the data
+_MAX_LATENT = 128
+_NOISE = (0.003, 1.5)  # noise variance as a share of the variance of the data
 _STEPS = 2_500
 _EPOCHS = (100, 800)
 _SMALL_TABLE = 400  # train rows
 _SMALL_BATCH = 64
 _LARGE_TABLE = 10_000
-_MOST_SOLVED = 10**10  # train rows · columns · latents², what an iteration of a solved decoder costs
+_MAX_CLOSED_FORM = 10**10  # rows · columns · latents², the cost of an iteration of a closed-form decoder
 
 COMMENTS = {
     "model.latent": "up to the number of columns",
-    "model.layers": "hidden layers; 0 is a linear decoder, which is solved: probabilistic PCA, factor analysis",
-    "model.skip": "a linear map beside the hidden layers",
-    "model.noise": "one noise variance, or one of each column",
-    "train.epochs": "so many that networks take enough steps; a solved decoder settles much sooner",
-    "train.kl_weight": "twice the noise variance: .003 to 1.5 of the variance of the data",
-    "train.net_lr": "a solved decoder has no learning rates",
-    "search.grace_epochs": "of few rows a ninth of the epochs says little of how a network will end",
-    "search.initial": "some linear decoders and two networks, whatever the sampler would try first",
+    "model.layers": "hidden layers; 0 is a linear decoder, fitted in closed form: probabilistic PCA, factor analysis",
+    "model.skip": "a linear map in parallel with the hidden layers",
+    "model.noise": "one noise variance for all columns, or one per column",
+    "train.epochs": "enough steps for networks; closed-form decoders converge much sooner",
+    "train.kl_weight": "twice the noise variance, which is .003 to 1.5 of the variance of the data",
+    "train.net_lr": "closed-form decoders have no learning rates",
+    "search.grace_epochs": "with few rows, a ninth of the epochs says little about the final score of a network",
+    "search.initial": "some linear decoders and two networks, tried first",
 }
-"""Dotted key -> what a written file says beside it."""
+"""Dotted key -> the comment that a written file has after it."""
 
 
 def default_space(rows: int, columns: int, variance: float, missing_ratio: float) -> dict[str, dict[str, Any]]:
-    """Returns the sections model, train, infer and search of a search file.
+    """Returns the sections model, train, infer and search of a search file for new data.
 
-    Linear and nonlinear decoders are searched side by side: where little is known of each row, or where a table is
-    nearly linear, probabilistic PCA and factor analysis are hard to beat, and they are solved in a moment. A skip
-    leaves to the hidden layers only what is not linear, and a noise variance of each column lets those nobody can
-    predict weigh less.
+    Linear and nonlinear decoders are both searched: if few cells of a row are observed, or a table is nearly linear,
+    probabilistic PCA and factor analysis are hard to beat, and they are fitted fast. A skip leaves only the nonlinear
+    part to the hidden layers, and a noise variance per column gives unpredictable columns less weight.
 
-    - ``latent`` goes up to the columns: with a prior that is searched, wide latents do no harm, and images gain by
-      them. A linear decoder of many latents on a large table takes long, since an iteration costs
-      O(rows · columns · latent²): beyond that all decoders have hidden layers.
-    - ``kl_weight`` is twice the variance of the noise, and what noise there is goes by the data: it is searched from
-      .003 to 1.5 of the variance of the observed cells, in the units models train in.
-    - ``weight_decay`` is searched from next to none to strong, since either end wins on some table.
-    - ``epochs`` gives networks some 2,500 steps, and the posteriors of rows, which move once an epoch, at least 100.
+    - ``latent`` goes up to the number of columns: with a searched prior wide latents do no harm, and images gain from
+      them. An iteration of a linear decoder costs O(rows · columns · latent²); above a limit, no linear decoders.
+    - ``kl_weight`` is twice the noise variance, which is searched from .003 to 1.5 of the variance of observed cells.
+    - ``weight_decay`` is searched from weak to strong, since either end wins on some table.
+    - ``epochs`` gives networks about 2,500 steps, and row posteriors, updated once an epoch, at least 100 updates.
       Small tables have smaller batches, and learning rates up to twice as high.
-    - ``grace_epochs`` is a third of the epochs on small tables: a ninth of them says little there of how a network will
-      end (a rank correlation of .68 on breast_cancer), and time is no matter.
-    - ``hidden`` is wider where more cells were observed that could fill it.
-    - ``search.initial`` makes sure of linear decoders with little and much noise before the sampler turns away from
-      them, and of a smaller and a larger network.
+    - ``grace_epochs`` is a third of the epochs on small tables, where a ninth predicts the final score of a network
+      badly (a rank correlation of .68 on breast_cancer) and time does not matter.
+    - ``hidden`` is wider if more cells were observed.
+    - ``search.initial`` tries linear decoders with little and much noise before the sampler abandons them, and a
+      smaller and a larger network.
 
     Args:
         rows: Train rows.
         columns: Columns.
-        variance: Mean variance of the columns over observed train cells, in the scaler's units; about 1 where they are
+        variance: Mean variance of the columns over observed train cells, in the scaler's units; about 1 if they are
             standardised.
         missing_ratio: Share of the train cells that are missing.
     """
     variance = max(variance, 1e-12)
-    top = min(_MOST_LATENT, columns)
-    solvable = rows * columns * top**2 <= _MOST_SOLVED
+    top = min(_MAX_LATENT, columns)
+    solvable = rows * columns * top**2 <= _MAX_CLOSED_FORM
     observed = rows * columns * (1 - missing_ratio)
     small = rows < _SMALL_TABLE
     batch = _SMALL_BATCH if rows < 2 * _SMALL_TABLE else 128 if rows < _LARGE_TABLE else 512
@@ -107,7 +104,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
 
 
 def _kl_weight(ratio: float, variance: float) -> float:
-    """Returns the kl_weight of noise of this share of the variance, rounded to what a person would write."""
+    """Returns the kl_weight for a noise variance of this share of the variance, rounded to 3 digits."""
     return float(f"{2 * ratio * variance:.3g}")
 
 
@@ -145,17 +142,17 @@ def _initial(top: int, variance: float, hidden: list[int], solvable: bool) -> li
 
 
 def _latent(share: float, top: int) -> dict[str, Any]:
-    """Returns a share of the columns as a number of latents, where that is searched."""
+    """Returns the number of latents that is this share of the columns, under its key; empty if not searched."""
     return {"model.latent": max(min(2, top), round(share * top))} if top > 1 else {}
 
 
 def to_text(header: str, name: str, data: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the YAML of a search file with comments beside its keys.
+    """Returns a search file as YAML with comments after its keys.
 
     Args:
-        header: Lines to begin with, without comment signs.
-        name: Of the search.
-        data: The data section.
+        header: First lines, without comment signs.
+        name: Name of the search.
+        data: The section ``data``.
         space: The other sections.
     """
     lines = [f"# {line}" for line in header.splitlines()]
@@ -164,12 +161,12 @@ def to_text(header: str, name: str, data: Mapping[str, Any], space: Mapping[str,
         lines.append(f"{section}:")
         for key, value in values.items():
             comment = COMMENTS.get(f"{section}.{key}")
-            beside = f"  # {comment}" if comment else ""
+            remark = f"  # {comment}" if comment else ""
             if isinstance(value, list) and value and isinstance(value[0], dict):
-                lines.append(f"  {key}:{beside}")
+                lines.append(f"  {key}:{remark}")
                 lines += [f"    - {_flow(item)}" for item in value]
             else:
-                lines.append(f"  {key}: {_flow(value)}{beside}")
+                lines.append(f"  {key}: {_flow(value)}{remark}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,9 +1,9 @@
-"""Domains of a search file: the sets of values a parameter may take, and the conditions under which it exists.
+"""Domains of a search file: the values that a parameter may take, and the conditions under which it applies.
 
     latent: {choice: [4, 8, 16]}
     hidden: {choice: [128, 256], when: {layers: ">0"}}
 
-To add a kind of domain: one class here, one line in DOMAINS, one line in search/space.py.
+To add a kind of domain: one class here, one line in DOMAINS, one line in search/algorithms/space.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from vadtune.core.schema import as_number
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
@@ -27,12 +29,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A parameter exists only where another has certain values.
+    """A condition under which a parameter applies: another parameter has certain values.
 
     Attributes:
         key: Dotted path of the other parameter.
-        symbol: ``in``, or a comparison.
-        operand: What the other parameter is compared with; a tuple of values for ``in``.
+        symbol: ``in``, or a comparison operator.
+        operand: The value that the other parameter is compared with; a tuple of values for ``in``.
     """
 
     key: str
@@ -41,10 +43,10 @@ class Condition:
 
     @classmethod
     def parse(cls, key: str, test: object) -> Condition:
-        """Reads ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
+        """Parses ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
 
         Raises:
-            ValueError: A comparison is followed by nothing, or orders something that is not a number.
+            ValueError: A comparison has no operand, or one that is not a number.
         """
         if isinstance(test, list):
             return cls(key, "in", tuple(test))
@@ -59,7 +61,7 @@ class Condition:
         return cls(key, "in", (test,))
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition is met; False where the other parameter does not exist."""
+        """Whether the condition holds; False if the other parameter does not apply."""
         if self.key not in values:
             return False
         if self.symbol == "in":
@@ -72,7 +74,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Domain(ABC):
-    """A set of values. ``when`` holds the conditions that must all be met for the parameter to exist."""
+    """A set of values. The parameter applies only if all conditions in ``when`` hold."""
 
     kind: ClassVar[str]
     when: tuple[Condition, ...] = field(default=(), kw_only=True)
@@ -80,23 +82,19 @@ class Domain(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
-        """Returns the domain that the list behind its kind describes.
-
-        Raises:
-            ValueError: The list breaks a rule of the kind.
-        """
+        """Returns the domain that a list describes; raises ValueError if the list breaks a rule of this kind."""
 
     @abstractmethod
     def probes(self) -> list[Any]:
-        """Values that break a parameter's rules if any value of the domain does: the ends, or all choices."""
+        """Returns values that break a rule of the parameter if any value of the domain does: ends or all choices."""
 
-    @abstractmethod
     def finite_values(self) -> list[Any] | None:
-        """All values in order, or None where there is a continuum."""
+        """Returns all values in order, or None if they are infinitely many."""
+        return None
 
     @abstractmethod
     def contains(self, value: object) -> bool:
-        """Whether ``value`` belongs to the domain."""
+        """Whether the domain includes ``value``."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,7 @@ class Choice(Domain):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Choice:
+        """See Domain."""
         if not values:
             raise ValueError("needs at least one value, got an empty list")
         numbers = tuple(as_number(value) for value in values)
@@ -118,18 +117,21 @@ class Choice(Domain):
         return cls(numbers, when=when)
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return list(self.values)
 
     def finite_values(self) -> list[Any] | None:
+        """See Domain."""
         return list(self.values)
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return value in self.values
 
 
 @dataclass(frozen=True)
 class Grid(Choice):
-    """Values that are all to be tried, in every combination; for the sampler ``grid``."""
+    """Values that are all tried, in every combination; for the sampler ``grid``."""
 
     kind: ClassVar[str] = "grid"
 
@@ -144,6 +146,7 @@ class Uniform(Domain):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Uniform:
+        """See Domain."""
         low, high = _numbers(values, 2, "[low, high]")
         cls._check(low, high)
         return cls(low, high, when=when)
@@ -154,12 +157,11 @@ class Uniform(Domain):
             raise ValueError(f"needs low < high, got [{low}, {high}]")
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return [self.low, self.high]
 
-    def finite_values(self) -> list[Any] | None:
-        return None
-
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
 
@@ -189,9 +191,11 @@ class Int(Uniform):
             raise ValueError(f"needs whole numbers, got [{low}, {high}]")
 
     def finite_values(self) -> list[Any]:
+        """See Domain."""
         return list(range(self.low, self.high + 1))
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return isinstance(value, int) and super().contains(value)
 
 
@@ -217,6 +221,7 @@ class QUniform(Uniform):
 
     @classmethod
     def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> QUniform:
+        """See Domain."""
         low, high, q = _numbers(values, 3, "[low, high, step]")
         cls._check(low, high)
         if q <= 0 or q > high - low:
@@ -224,15 +229,18 @@ class QUniform(Uniform):
         return cls(low, high, q, when=when)
 
     def probes(self) -> list[Any]:
+        """See Domain."""
         return self.finite_values()
 
     def finite_values(self) -> list[Any]:
+        """See Domain."""
         count = math.floor((self.high - self.low) / self.q + 1e-9) + 1
-        # Rounding keeps 0.30000000000000004 out of files and tables.
+        # Rounded, so that files and tables do not show 0.30000000000000004.
         values = [round(self.low + index * self.q, 12) for index in range(count)]
         return [int(value) if isinstance(self.low, int) and isinstance(self.q, int) else value for value in values]
 
     def contains(self, value: object) -> bool:
+        """See Domain."""
         return value in self.finite_values()
 
 
@@ -242,25 +250,25 @@ DOMAINS: dict[str, type[Domain]] = {
 
 
 def is_domain(node: object) -> bool:
-    """Whether a node of a search file is meant as a domain: a mapping with a domain's kind or ``when`` in it."""
+    """Whether a node of a search file is meant as a domain: a mapping with a kind of domain or ``when`` as key."""
     return isinstance(node, dict) and any(key in DOMAINS or key == "when" for key in node)
 
 
 def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
-    """Reads a domain from its mapping.
+    """Parses a domain such as ``{choice: [128, 256], when: {layers: ">0"}}``.
 
     Args:
-        node: Such as ``{choice: [128, 256], when: {layers: ">0"}}``.
-        section: Where a condition's parameter is looked for unless its name is a dotted path.
+        node: The mapping.
+        section: Section of parameters that conditions name without a dot.
 
     Raises:
-        ValueError: It breaks a rule, which the message states along with what was received.
+        ValueError: It breaks a rule; the message states the rule and the value received.
     """
     kinds = [key for key in node if key in DOMAINS]
     others = [key for key in node if key not in DOMAINS and key != "when"]
     if len(kinds) != 1 or others:
         got = ", ".join(map(str, node))
-        raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and at most a 'when' beside it, got {got}")
+        raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and optionally 'when', got {got}")
     (kind,) = kinds
     if not isinstance(node[kind], list):
         raise ValueError(f"{kind} takes a list, got {node[kind]!r}")
@@ -273,18 +281,6 @@ def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
         return DOMAINS[kind].parse(node[kind], when)
     except ValueError as error:
         raise ValueError(f"{kind} {error}") from error
-
-
-def as_number(value: object) -> object:
-    """Returns a number for a string that is one, anything else as it is: YAML 1.1 reads ``1e-3`` as a string."""
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def _numbers(values: Sequence[Any], count: int, form: str) -> list[Any]:

@@ -1,1 +1,1 @@
-"""What every other package may use: errors, files, randomness, metrics, processes. Imports nothing of vadtune."""
+"""Errors, files, field types of sections, randomness, metrics and processes. Imports no other package of vadtune."""

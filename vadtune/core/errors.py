@@ -1,4 +1,4 @@
-"""Errors a user can do something about: the rule broken, the value received, the next step."""
+"""Errors that a user can act on. Messages state the rule broken, the value received and the next step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ConfigError(VadtuneError):
     """A search file, a trial configuration or an argument breaks a rule.
 
     Args:
-        problems: One message per broken rule; all of a file's problems are gathered before raising.
+        problems: One message per broken rule; all problems of a file are collected before raising.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -26,7 +26,11 @@ class ConfigError(VadtuneError):
 
 
 class DataError(VadtuneError):
-    """A dataset cannot be read or breaks a rule of its kind."""
+    """A dataset cannot be read, or breaks a rule."""
+
+
+class OutputError(VadtuneError):
+    """A file or folder cannot be written."""
 
 
 class ModelFolderError(VadtuneError):
@@ -34,7 +38,7 @@ class ModelFolderError(VadtuneError):
 
 
 class TrackingError(VadtuneError):
-    """The MLflow store cannot be reached, or does not hold what was asked for."""
+    """The MLflow store cannot be reached, or lacks what was asked for."""
 
 
 class SearchError(VadtuneError):
@@ -42,15 +46,15 @@ class SearchError(VadtuneError):
 
 
 class CheckpointError(VadtuneError):
-    """A checkpoint could not be written, as on a full disk; the trial is tried again from the one before."""
+    """A checkpoint could not be written (a full disk, say); the trial is retried from the previous one."""
 
 
 class TrialDiverged(VadtuneError):  # noqa: N818 - it names what happened to the trial, as Optuna's TrialPruned does
-    """A configuration's loss became NaN or infinite; only this trial fails."""
+    """The loss of a configuration became NaN or infinite; only this trial fails."""
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> str:
-    """Returns the message for an unknown name: the nearest valid one, and all valid ones."""
+    """Returns the message for an unknown name, with the closest valid name and all valid names."""
     names = sorted(valid)
     if not names:
         return f"unknown {kind} '{name}': there is none yet"

@@ -1,30 +1,31 @@
-"""Writing files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import tempfile
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vadtune.core.errors import VadtuneError
+from vadtune.core.errors import OutputError, VadtuneError
 
 NOT_ARRAYS = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, OverflowError, MemoryError),
     *(RuntimeError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile),
 )
-"""What numpy raises, by experience, where an npy or npz file is damaged: its headers are Python literals, in zips."""
+"""What numpy was seen to raise on damaged npy and npz files: their headers are Python literals, in zip archives."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, and the folders it is in; a reader sees the old content or the new, never a part.
+    """Writes a file and its parent folders; readers see the old content or the new, never a part.
 
     Raises:
-        VadtuneError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,50 +34,76 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.write_bytes(content)
             temporary.replace(path)
     except OSError as error:
-        raise VadtuneError(f"{path}: cannot be written ({error.strerror}); name another place") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
 
 
 def create_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is not there yet, whole or not at all; one that is there meanwhile stays as it is.
+    """Writes a file unless it exists; an existing file, even one created meanwhile, stays unchanged.
 
     Raises:
-        OSError: It cannot be written, or its file system knows no hard links.
+        OSError: The file cannot be written, or the file system has no hard links.
     """
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         temporary.write_bytes(content)
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             path.hardlink_to(temporary)
 
 
-def cache_folder() -> Path:
-    """Returns where what can be made again is kept for this user."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (folder if folder.is_absolute() else Path.home() / ".cache") / "vadtune"
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder that becomes ``folder`` if the block succeeds and is deleted if it raises.
 
-
-def fetch_folder(uri: str, to: Path) -> None:
-    """Copies a folder that a URI such as ``s3://bucket/folder`` names.
+    Args:
+        folder: Must be new or empty, unless ``overwrite`` is set; parents are created.
+        overwrite: Replace what is there. The old folder stays if the new one cannot take its place.
 
     Raises:
-        VadtuneError: It is not there, or cannot be read.
+        OutputError: ``folder`` is not empty, or cannot be written.
     """
-    import pyarrow  # slow, and needed by those who keep things behind a URI only
-    from pyarrow import fs
-
+    folder = folder.absolute()
+    if not overwrite:
+        check_new_folder(folder)
     try:
-        source, path = fs.FileSystem.from_uri(uri)
-        fs.copy_files(path, str(to), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise VadtuneError(f"{uri}: cannot be fetched ({reason}); set the credentials of its storage") from error
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            yield new
+            if overwrite:
+                with suppress(FileNotFoundError):
+                    folder.rename(old)
+            try:
+                new.replace(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def check_new_folder(folder: Path) -> None:
+    """Checks that a folder is new or empty and can be written, before any work is done; creates its parents.
+
+    Raises:
+        OutputError: It is not empty, or cannot be written.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: must be new or empty, and is not; name another folder")
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.absolute().parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure, before any work is done, that a folder can be written to or created; creates nothing.
+    """Checks that a folder can be written to or created, before any work is done; creates nothing.
 
     Raises:
-        VadtuneError: It cannot.
+        OutputError: It cannot.
     """
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -84,4 +111,32 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise VadtuneError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def fetch_folder(uri: str, to: Path) -> None:
+    """Downloads the folder that a URI such as ``s3://bucket/folder`` names.
+
+    Args:
+        uri: Of a file system that pyarrow knows.
+        to: The local folder; new or empty.
+
+    Raises:
+        VadtuneError: The remote folder does not exist or cannot be read, or ``to`` cannot be written.
+    """
+    import pyarrow  # slow to import, and needed only where checkpoints are stored behind a URI
+    from pyarrow import fs
+
+    with new_folder(to) as folder:
+        try:
+            source, path = fs.FileSystem.from_uri(uri)
+            fs.copy_files(path, str(folder), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise VadtuneError(f"{uri}: cannot be fetched ({reason}); set the credentials of its storage") from error
+
+
+def cache_folder() -> Path:
+    """Returns the user's folder for files that can be recreated."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "vadtune"

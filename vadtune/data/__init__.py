@@ -1,18 +1,28 @@
-"""Incomplete datasets: where values come from, which cells are missing, which rows are sealed."""
+"""Incomplete datasets: data sources, missingness mechanisms, and the rows and cells that a search may see.
 
-from vadtune.data.dataset import HeldOut, IncompleteDataset, MaskedRows, SearchData, hold_out, load_dataset
-from vadtune.data.missingness import MECHANISMS, mask_sha256
+May import core and tables. Importing it reads no data and loads neither PyTorch nor scikit-learn.
+"""
+
+from vadtune.data.dataset import IncompleteDataset
+from vadtune.data.layout import Layout
+from vadtune.data.loading import load_dataset
+from vadtune.data.masked_rows import HeldOut, MaskedRows, SearchData, hold_out
+from vadtune.data.missingness import MECHANISMS, MissingConfig, mask_sha256
 from vadtune.data.scaler import Scaler
-from vadtune.data.sources import SOURCES
-from vadtune.data.sources.source import Layout
+from vadtune.data.source import DataConfig, HoldoutConfig
+from vadtune.data.sources import SOURCES, AnyDataConfig
 
 __all__ = [
     "MECHANISMS",
     "SOURCES",
+    "AnyDataConfig",
+    "DataConfig",
     "HeldOut",
+    "HoldoutConfig",
     "IncompleteDataset",
     "Layout",
     "MaskedRows",
+    "MissingConfig",
     "Scaler",
     "SearchData",
     "hold_out",

@@ -1,4 +1,4 @@
-"""Between the units of a source and those models train in."""
+"""Conversion between the units of a source and those that models train in."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Scaler:
     def fit(cls, x: np.ndarray, mask: np.ndarray, *, one_scale: bool = False) -> Scaler:
         """Returns the standardisation to mean 0 and variance 1 of the observed cells of ``x`` (n, d).
 
-        A column without two different observed values keeps scale 1. With ``one_scale`` the variance is 1 on average
-        and the scale the same for all columns, which keeps the shapes of points and images.
+        Columns without two different observed values keep scale 1. With ``one_scale`` all columns have the same scale
+        and variance 1 on average, which keeps the shapes of points and images.
         """
         count = np.maximum(mask.sum(0), 1)
         filled = np.where(mask, x, 0.0)
@@ -37,7 +37,7 @@ class Scaler:
 
     @classmethod
     def identity(cls, d: int) -> Scaler:
-        """Returns the scaler that changes nothing, for ``d`` columns."""
+        """Returns the scaler that leaves ``d`` columns unchanged."""
         return cls(np.zeros(d), np.ones(d))
 
     def transform(self, x: np.ndarray) -> np.ndarray:
@@ -49,10 +49,10 @@ class Scaler:
         return np.asarray(x * self.scale + self.offset, dtype=np.float64)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Returns plain lists, for JSON."""
+        """Converts to plain lists, for JSON."""
         return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scaler:
-        """Returns the scaler that ``to_dict`` described."""
+        """Converts the result of ``to_dict`` back."""
         return cls(np.asarray(values["offset"], dtype=np.float64), np.asarray(values["scale"], dtype=np.float64))

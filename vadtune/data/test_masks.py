@@ -1,4 +1,4 @@
-"""Masks of the test rows: drawn, or kept in a file so that later retests and other programs use the very same ones."""
+"""Masks of the test rows: drawn, or kept in a file so that later retests and other programs use the same ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 class MaskKey(NamedTuple):
-    """What a mask of the test rows is drawn from."""
+    """Missing ratio and seed that a mask of the test rows is drawn from."""
 
     ratio: float
     seed: int
@@ -29,10 +29,10 @@ Masks = dict[MaskKey, np.ndarray]
 
 
 def draw_masks(dataset: IncompleteDataset, keys: Sequence[MaskKey]) -> Masks:
-    """Returns the masks of these ratios and seeds.
+    """Draws the masks of these ratios and seeds.
 
     Raises:
-        ConfigError: A mask hides no cell whose value is known, so that nothing could be scored.
+        ConfigError: A mask hides no cell with a known value, so nothing could be scored.
     """
     masks = {key: dataset.test_mask(key.ratio, key.seed) for key in keys}
     for key, mask in masks.items():
@@ -46,11 +46,11 @@ def draw_masks(dataset: IncompleteDataset, keys: Sequence[MaskKey]) -> Masks:
 
 
 def stored_masks(path: Path, dataset: IncompleteDataset, keys: Sequence[MaskKey]) -> Masks:
-    """Returns the masks of these ratios and seeds from a file; those it lacks are drawn and added to it.
+    """Reads the masks of these ratios and seeds from a file; missing ones are drawn and added to it.
 
     Raises:
         ConfigError: As for ``draw_masks``.
-        ModelFolderError: The file is damaged, was altered, or belongs to other data.
+        ModelFolderError: The file is damaged or altered, or belongs to other data.
         VadtuneError: The file cannot be written.
     """
     stored = _read(path, dataset) if path.exists() else {}
@@ -61,13 +61,13 @@ def stored_masks(path: Path, dataset: IncompleteDataset, keys: Sequence[MaskKey]
 
 
 def cells_to_score(dataset: IncompleteDataset, mask: np.ndarray) -> np.ndarray:
-    """Returns the missing cells whose value is known, bool (n_test, d)."""
+    """Returns the hidden cells whose values are known, bool (n_test, d)."""
     cells: np.ndarray = ~mask & ~np.isnan(dataset.test_truth)
     return cells
 
 
 def _packed(masks: Masks, dataset: IncompleteDataset) -> bytes:
-    """The file: a JSON header as bytes, and the masks' bits, eight cells to a byte (masks, ceil(n·d / 8))."""
+    """Returns the file content: a JSON header as bytes, and the bits of the masks, uint8 (masks, ceil(n·d / 8))."""
     keys = [{"ratio": key.ratio, "seed": key.seed, "sha256": mask_sha256(mask)} for key, mask in masks.items()]
     header = json.dumps({**_identity(dataset), "masks": keys})
     bits = np.packbits(np.stack([mask.ravel() for mask in masks.values()]), axis=1)
@@ -96,7 +96,7 @@ def _read(path: Path, dataset: IncompleteDataset) -> Masks:
 
 
 def _identity(dataset: IncompleteDataset) -> dict[str, Any]:
-    """What masks may be used for: rows and columns of the same data."""
+    """Returns what identifies the data that masks belong to."""
     return {
         "format_version": FORMAT_VERSION,
         "source": dataset.config.source,

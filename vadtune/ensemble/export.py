@@ -201,7 +201,7 @@ def _write_members(
             REFIT: refit,
         }
         if refit == "all-observed":
-            provenance[SEEN_TEST_MASK] = mask_sha256(dataset.own_test_mask())
+            provenance[SEEN_TEST_MASK] = mask_sha256(dataset.default_test_mask())
         if model is None:
             folder.mkdir()
             for name in MODEL_FILES:

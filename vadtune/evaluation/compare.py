@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.artifacts.run_folder import run_folders
-from vadtune.config.search_file import SearchFile, load_search
+from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.ensemble.export import export_best

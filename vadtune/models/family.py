@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vadtune.config.schema import ModelConfig, is_closed_form
+from vadtune.config import ModelConfig, is_closed_form
 from vadtune.core.errors import ConfigError
 from vadtune.models.heads import HEADS
 from vadtune.models.linear_em import LinearDecoder

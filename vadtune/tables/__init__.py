@@ -1,9 +1,9 @@
-"""Tables of the user's with holes: read as numbers, and written back with nothing changed but the holes.
+"""The user's tables: read as numbers, and written back with missing cells filled and all else unchanged.
 
-A table is kept as it came: the text of a CSV, the columns of a Parquet file, the arrays of an npy or npz file. Filling
-it replaces the holes in that, so that observed cells stay byte for byte what they were. Reading one executes nothing.
+A table is kept in its original form: the text of a CSV, the columns of a Parquet file, the arrays of an npy or npz
+file. Filling replaces missing cells in that, so observed cells stay the same byte for byte. Reading executes nothing.
 
-To add a kind of file: a class in a module here, one line in TABLES.
+To add a kind of file: a class in a module here, one line in TABLES. May import core.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vadtune.tables.text import CsvFile, TsvFile
 
 __all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 TABLES: dict[str, type[TableFile]] = {
     ".csv": CsvFile,
@@ -35,10 +35,10 @@ TABLES: dict[str, type[TableFile]] = {
 
 
 class Table(NamedTuple):
-    """Numeric columns with holes.
+    """Numeric columns with missing cells.
 
     Attributes:
-        x: float64 (n, d), NaN in holes.
+        x: float64 (n, d), NaN where missing.
         names: One name per column.
     """
 
@@ -47,10 +47,10 @@ class Table(NamedTuple):
 
 
 def open_table(path: Path) -> TableFile:
-    """Returns a table by the ending of its name.
+    """Opens a table file; its extension names its kind.
 
     Raises:
-        DataError: It cannot be read, or its kind is unknown.
+        DataError: It cannot be read, or has an unknown extension.
     """
     kind = TABLES.get(path.suffix.lower())
     if kind is None:
@@ -68,17 +68,17 @@ def read_table(
 ) -> Table:
     """Reads a table of numbers.
 
-    A hole is an empty cell, NaN or a null. An npz file holds an array (n, d) called ``x``, or only one, and may name
-    its columns in one called ``columns``; the columns of other arrays are called x0, x1, ...
+    Empty cells, NaN and nulls are missing. An npz file holds an array (n, d) named ``x``, or only one, and may name its
+    columns in one named ``columns``; columns of other arrays are named x0, x1, ...
 
     Args:
-        path: A file that ends as one of TABLES.
-        columns: The columns to take, in this order; None for all of them.
-        na_values: What else stands for a hole: texts as in a CSV file, or numbers.
-        booleans: Whether true and false may stand for 1 and 0.
+        path: A file with one of the extensions in TABLES.
+        columns: The columns to read, in this order; None for all.
+        na_values: Further texts, as in a CSV file, that mark missing cells.
+        booleans: Whether true and false are read as 1 and 0.
 
     Raises:
-        DataError: It cannot be read, a column is not there, there twice, or not numeric.
+        DataError: The file cannot be read, or a column is absent, duplicate or not numeric.
     """
     table = open_table(path)
     taken = table.names if columns is None else list(columns)
@@ -86,12 +86,12 @@ def read_table(
         if name not in table.names:
             raise DataError(f"{path}: {unknown_name('column', name, table.names)}")
         if table.names.count(name) > 1:
-            raise DataError(f"{path}: columns need names of their own, got '{name}' twice; rename one")
+            raise DataError(f"{path}: column names must be unique, got '{name}' twice; rename one")
     if not taken:
         raise DataError(f"{path}: a table needs at least one column, got none; name another")
-    places = [table.names.index(name) for name in taken]
+    indices = [table.names.index(name) for name in taken]
     try:
-        return Table(table.numbers(places, Cells(na_values, booleans=booleans)), taken)
+        return Table(table.numbers(indices, Cells(na_values, booleans=booleans)), taken)
     except NotNumericError as error:
         numeric = [name for name in taken if name not in error.others]
         proposed = yaml.safe_dump(numeric, default_flow_style=True, width=math.inf, allow_unicode=True).strip()
@@ -101,16 +101,16 @@ def read_table(
 
 
 def check_columns(path: Path, table: TableFile, expected: Collection[str]) -> list[int]:
-    """Returns where in the table each expected column stands.
+    """Returns the index in the table of each expected column.
 
     Raises:
-        DataError: Columns are missing, extra or named twice.
+        DataError: Columns are missing, extra or duplicate.
     """
     if not table.named:
         if len(table.names) != len(expected):
             raise DataError(
                 f"{path}: must have the {len(expected)} columns of the model ({_listed(expected)}), "
-                f"got {len(table.names)}; bring it into that shape"
+                f"got {len(table.names)}; reshape it"
             )
         return list(range(len(expected)))
     twice = sorted({name for name in table.names if table.names.count(name) > 1})
@@ -127,6 +127,6 @@ def check_columns(path: Path, table: TableFile, expected: Collection[str]) -> li
 
 
 def _listed(names: Collection[str]) -> str:
-    first = [f"'{name}'" for name in list(names)[:_MOST_NAMED]]
+    first = [f"'{name}'" for name in list(names)[:_MAX_NAMED]]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(first) + more

@@ -1,4 +1,4 @@
-"""What every kind of table has in common."""
+"""What all kinds of table files have in common."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WORDS = {"true": 1.0, "false": 0.0}
 
 
 class TableFile(ABC):
-    """A table as it came; its numbers are read from it, and it is written again with its holes filled.
+    """A table in its original form: numbers are read from it, and it is written again with missing cells filled.
 
     Attributes:
-        names: One name per column; those of a bare array are x0, x1, ...
+        names: One name per column; those of an array without names are x0, x1, ...
         named: Whether the file names its columns.
     """
 
@@ -27,30 +27,36 @@ class TableFile(ABC):
 
     @abstractmethod
     def __init__(self, content: bytes) -> None:
-        """Takes a file's content.
+        """Parses the content of a file.
 
         Raises:
             DataError: It is no table of this kind.
         """
 
     @abstractmethod
-    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
-        """Returns the columns at these places as float64 (n, d), NaN in holes.
+    def numbers(self, columns: Sequence[int], cells: Cells) -> np.ndarray:
+        """Returns the columns with these indices as float64 (n, d), NaN where missing.
 
         Raises:
-            NotNumericError: Columns hold something else.
+            DataError: Rows differ in length.
+            NotNumericError: Columns hold something else than numbers.
         """
 
     @abstractmethod
-    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
-        """Returns the content with every hole taken from ``x``, all else as it was; both (n, d), d all columns."""
+    def filled(self, x: np.ndarray, missing: np.ndarray) -> bytes:
+        """Returns the content with every missing cell taken from ``x``, all else unchanged.
+
+        Args:
+            x: Values of all columns (n, d).
+            missing: bool (n, d).
+        """
 
 
 class NotNumericError(DataError):
     """Columns that are not numeric.
 
     Attributes:
-        others: Name -> the first thing a column holds that is no number, and its row.
+        others: Column name -> its first value that is not a number, and the row of that.
     """
 
     def __init__(self, others: dict[str, tuple[str, int]]) -> None:
@@ -58,7 +64,7 @@ class NotNumericError(DataError):
         name, (text, row) = next(iter(others.items()))
         example = f"{name} holds '{text}' in row {row + 1}"
         super().__init__(
-            f"columns must be numeric, got {', '.join(others)} ({example}); name what stands for a hole in na_values"
+            f"columns must be numeric, got {', '.join(others)} ({example}); list texts of missing cells in na_values"
         )
 
     def __reduce__(self) -> tuple[type[NotNumericError], tuple[dict[str, tuple[str, int]]]]:
@@ -66,39 +72,39 @@ class NotNumericError(DataError):
 
 
 class Cells:
-    """How cells become numbers.
+    """Converts cells to numbers.
 
     Args:
-        na_values: What stands for a hole, beside an empty cell and NaN: texts, of which those that are numbers count
-            as numbers too.
-        booleans: Whether true and false are 1 and 0, as in masks; they are no numbers otherwise.
+        na_values: Texts that mark a missing cell, in addition to an empty cell and NaN; a text that is a number also
+            marks that number.
+        booleans: Whether true and false are read as 1 and 0, as in masks; they are errors otherwise.
     """
 
     def __init__(self, na_values: Collection[str] = (), *, booleans: bool = False) -> None:
         self._texts = {"", *(text.strip() for text in na_values)}
-        self._holes = [value for text in self._texts if (value := _float(text)) is not None]
+        self._missing = [value for text in self._texts if (value := _float(text)) is not None]
         self.kinds = "fiub" if booleans else "fiu"
 
     def number(self, text: str) -> float:
-        """Returns the number a text is, NaN for a hole; ValueError for anything else."""
+        """Converts a text to a number, NaN if missing; raises ValueError for anything else."""
         if text in self._texts:
             return math.nan
         if "b" in self.kinds and text.lower() in _WORDS:
             return _WORDS[text.lower()]
-        if "_" in text:  # Python's own way to group digits, and nobody else's
+        if "_" in text:  # 1_000 is a number to Python only
             raise ValueError
         value = float(text)
-        return math.nan if value in self._holes else value
+        return math.nan if value in self._missing else value
 
     def of(self, array: np.ndarray) -> np.ndarray:
-        """Returns an array of one of ``kinds`` as float64 with NaN in holes."""
+        """Converts an array of one of ``kinds`` to float64, NaN where missing."""
         x = array.astype(np.float64)
-        x[np.isin(x, self._holes)] = np.nan
+        x[np.isin(x, self._missing)] = np.nan
         return x
 
 
 def as_type(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns values in a type of numbers: rounded, and no further than it reaches, where that is whole numbers."""
+    """Converts values to a numeric type; to whole numbers by rounding and clipping to the range of the type."""
     if dtype.kind == "f":
         return x.astype(dtype)
     rounded: np.ndarray = np.clip(np.rint(x), np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)

@@ -27,38 +27,38 @@ class ParquetFile(TableFile):
             raise DataError(f"cannot be read as Parquet ({reason}); name a Parquet file") from error
         self.names = list(self._table.column_names)
 
-    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
-        """Returns float64 (n, d). See TableFile."""
+    def numbers(self, columns: Sequence[int], cells: Cells) -> np.ndarray:
+        """See TableFile."""
         others: dict[str, tuple[str, int]] = {}
-        x = np.full((len(self._table), len(places)), np.nan)
-        for i, place in enumerate(places):
-            column = self._table.column(place)
-            if column.null_count == len(column):  # of whatever type: that it is empty is for the caller to say
+        x = np.full((len(self._table), len(columns)), np.nan)
+        for i, index in enumerate(columns):
+            column = self._table.column(index)
+            if column.null_count == len(column):  # of any type; the caller reports empty columns
                 continue
             if column.type in _arrow_types(cells.kinds):
                 x[:, i] = cells.of(column.to_numpy())
             else:
                 row = int(np.flatnonzero(column.is_valid())[0])
-                others[self.names[place]] = str(column[row].as_py()), row
+                others[self.names[index]] = str(column[row].as_py()), row
         if others:
             raise NotNumericError(others)
         return x
 
-    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
-        """Returns a Parquet file; in columns of whole numbers the values are rounded."""
+    def filled(self, x: np.ndarray, missing: np.ndarray) -> bytes:
+        """See TableFile; values are rounded in columns of whole numbers."""
         import pyarrow as pa
         import pyarrow.compute as pc
         from pyarrow import parquet
 
         table = self._table
         for j, field in enumerate(table.schema):
-            if holes[:, j].any():
-                given = table.column(j)
-                if field.type not in _arrow_types("fiu"):  # a column without a value, which may have any type
+            if missing[:, j].any():
+                column = table.column(j)
+                if field.type not in _arrow_types("fiu"):  # a column without values, which may have any type
                     field = field.with_type(pa.float64())
-                    given = pa.nulls(len(given), field.type)
-                values = as_type(np.where(holes[:, j], x[:, j], 0.0), np.dtype(field.type.to_pandas_dtype()))
-                merged = pc.if_else(pa.array(holes[:, j]), pa.array(values, field.type), given)
+                    column = pa.nulls(len(column), field.type)
+                values = as_type(np.where(missing[:, j], x[:, j], 0.0), np.dtype(field.type.to_pandas_dtype()))
+                merged = pc.if_else(pa.array(missing[:, j]), pa.array(values, field.type), column)
                 table = table.set_column(j, field, merged)
         sink = io.BytesIO()
         parquet.write_table(table, sink)
@@ -66,57 +66,65 @@ class ParquetFile(TableFile):
 
 
 class NpyFile(TableFile):
-    """One array of numbers (n, d) in an npy file; its columns have no names."""
+    """An array of numbers (n, d) in an npy file; its columns have no names."""
 
-    named = False
-
-    def __init__(self, content: bytes) -> None:
-        array = _load(content)
-        if not isinstance(array, np.ndarray):
-            raise DataError("must hold one array, and is an archive of arrays; name it .npz")
-        self._array = _two_axes(array)
-        self.names = _places(self._array)
-
-    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
-        """Returns float64 (n, d). See TableFile."""
-        return _numbers(self._array, self.names, places, cells)
-
-    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
-        """Returns an npy file of the same type; whole numbers are rounded."""
-        buffer = io.BytesIO()
-        np.save(buffer, _merged(self._array, x, holes))
-        return buffer.getvalue()
-
-
-class NpzFile(TableFile):
-    """An array of numbers (n, d) in an npz file: ``x``, or the only one of two axes; ``columns`` may name its
-    columns."""
+    archive = False
 
     def __init__(self, content: bytes) -> None:
-        archive = _load(content)
-        if isinstance(archive, np.ndarray):
+        loaded = _load(content)
+        if isinstance(loaded, np.ndarray) and self.archive:
             raise DataError("must be an archive of arrays, and holds one bare array; name it .npy")
-        self._arrays = archive
-        tables = [key for key, array in archive.items() if array.ndim == 2]
-        if "x" not in archive and len(tables) != 1:
-            raise DataError(f"needs an array named x, got {', '.join(archive) or 'none'}; rename the table to x")
-        self._key = "x" if "x" in archive else tables[0]
-        self.named = "columns" in archive
-        array = _two_axes(archive[self._key])
-        self.names = list(map(str, archive["columns"].ravel())) if self.named else _places(array)
-        if len(self.names) != array.shape[1]:
-            raise DataError(f"needs a name for each column, got {len(self.names)} names for {array.shape[1]} columns")
+        if not isinstance(loaded, np.ndarray) and not self.archive:
+            raise DataError("must hold one array, and is an archive of arrays; name it .npz")
+        self._others: dict[str, np.ndarray] | None = None  # of an npz file: all arrays
+        self._key = "x"
+        if isinstance(loaded, np.ndarray):
+            self._array = loaded
+        else:
+            tables = [key for key, array in loaded.items() if array.ndim == 2]
+            if "x" not in loaded and len(tables) != 1:
+                raise DataError(f"needs an array named x, got {', '.join(loaded) or 'none'}; rename the table to x")
+            self._key = "x" if "x" in loaded else tables[0]
+            self._others, self._array = loaded, loaded[self._key]
+        if self._array.ndim != 2:
+            raise DataError(f"must be an array of rows and columns, got shape {self._array.shape}; reshape it")
+        self.names = [f"x{j}" for j in range(self._array.shape[1])]
+        self.named = self._others is not None and "columns" in self._others
+        if self._others is not None and self.named:
+            self.names = list(map(str, self._others["columns"].ravel()))
+            if len(self.names) != self._array.shape[1]:
+                raise DataError(
+                    f"needs one name per column, got {len(self.names)} names for {self._array.shape[1]} columns"
+                )
 
-    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
-        """Returns float64 (n, d). See TableFile."""
-        return _numbers(self._arrays[self._key], self.names, places, cells)
+    def numbers(self, columns: Sequence[int], cells: Cells) -> np.ndarray:
+        """See TableFile."""
+        chosen = self._array[:, list(columns)]
+        if chosen.dtype.kind in cells.kinds:
+            return cells.of(chosen)
+        first = self._array[0] if len(self._array) else [""] * len(self.names)
+        raise NotNumericError({self.names[index]: (str(first[index]), 0) for index in columns})
 
-    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
-        """Returns an npz file with the other arrays as they were; whole numbers are rounded."""
+    def filled(self, x: np.ndarray, missing: np.ndarray) -> bytes:
+        """See TableFile; values are rounded in arrays of whole numbers, and other arrays of an npz file are kept."""
+        merged = self._array.copy(order="K")
+        merged[missing] = as_type(x[missing], merged.dtype)
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {**self._arrays, self._key: _merged(self._arrays[self._key], x, holes)}
-        np.savez(buffer, **arrays)
+        if self._others is None:
+            np.save(buffer, merged)
+        else:
+            arrays: dict[str, Any] = {**self._others, self._key: merged}
+            np.savez(buffer, **arrays)
         return buffer.getvalue()
+
+
+class NpzFile(NpyFile):
+    """An array of numbers (n, d) in an npz file: the one named ``x``, or the only one with two axes.
+
+    An array named ``columns`` names its columns.
+    """
+
+    archive = True
 
 
 def _arrow_types(kinds: str) -> list[Any]:
@@ -131,7 +139,7 @@ def _arrow_types(kinds: str) -> list[Any]:
     return [kind for letter in kinds for kind in by_kind[letter]]
 
 
-def _load(content: bytes) -> Any:
+def _load(content: bytes) -> np.ndarray | dict[str, np.ndarray]:
     """Returns the array of an npy file, or the arrays of an npz file by name."""
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
@@ -141,26 +149,3 @@ def _load(content: bytes) -> Any:
         if "pickle" in reason:
             reason = "it holds pickled objects, which could execute code"
         raise DataError(f"cannot be read as numpy arrays ({reason}); save plain numbers with numpy") from error
-
-
-def _two_axes(array: np.ndarray) -> np.ndarray:
-    if array.ndim != 2:
-        raise DataError(f"must be an array of rows and columns, got shape {array.shape}; bring it into that shape")
-    return array
-
-
-def _places(array: np.ndarray) -> list[str]:
-    return [f"x{j}" for j in range(array.shape[1])]
-
-
-def _numbers(array: np.ndarray, names: list[str], places: Sequence[int], cells: Cells) -> np.ndarray:
-    chosen = array[:, list(places)]
-    if chosen.dtype.kind in cells.kinds:
-        return cells.of(chosen)
-    raise NotNumericError({names[place]: (str(array[0, place]) if len(array) else "", 0) for place in places})
-
-
-def _merged(array: np.ndarray, x: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    merged: np.ndarray = array.copy(order="K")
-    merged[holes] = as_type(x[holes], array.dtype)
-    return merged

@@ -15,7 +15,7 @@ _FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
 
 
 class CsvFile(TableFile):
-    """Comma-separated text (UTF-8) with a header; blank lines are kept and mean nothing."""
+    """Comma-separated text (UTF-8) with a header line; blank lines are kept and ignored."""
 
     delimiter = ","
 
@@ -30,37 +30,32 @@ class CsvFile(TableFile):
             raise DataError("needs a header line with the names of the columns, and is empty; add one")
         self.names = [_unquoted(self._text[start:stop]) for start, stop in header]
 
-    def numbers(self, places: Sequence[int], cells: Cells) -> np.ndarray:
-        """Returns float64 (n, d). See TableFile.
-
-        Raises:
-            DataError: A row is shorter or longer than the header.
-            NotNumericError: See TableFile.
-        """
+    def numbers(self, columns: Sequence[int], cells: Cells) -> np.ndarray:
+        """See TableFile."""
         numbers, others = array("d"), dict[str, tuple[str, int]]()
         for i, row in enumerate(self._body()):
-            for place in places:
-                text = _unquoted(self._text[slice(*row[place])])
+            for index in columns:
+                text = _unquoted(self._text[slice(*row[index])])
                 try:
                     numbers.append(cells.number(text.strip()))
                 except ValueError:
-                    others.setdefault(self.names[place], (text, i))
+                    others.setdefault(self.names[index], (text, i))
         if others:
             raise NotNumericError({name: others[name] for name in self.names if name in others})
-        return np.array(numbers).reshape(-1, len(places))
+        return np.array(numbers).reshape(-1, len(columns))
 
-    def filled(self, x: np.ndarray, holes: np.ndarray) -> bytes:
-        """Returns the text with numbers of 7 digits, all a model has, in the holes."""
+    def filled(self, x: np.ndarray, missing: np.ndarray) -> bytes:
+        """See TableFile; numbers are written with 7 digits, the precision of a model."""
         parts, end = [], 0
         for i, row in enumerate(self._body()):
-            for j in np.flatnonzero(holes[i]):
+            for j in np.flatnonzero(missing[i]):
                 start, stop = row[j]
                 parts += [self._text[end:start], f"{x[i, j]:.7g}"]
                 end = stop
         return "".join([*parts, self._text[end:]]).encode()
 
     def _body(self) -> Iterator[list[tuple[int, int]]]:
-        """Gives the rows below the header."""
+        """Yields the rows below the header."""
         d = len(self.names)
         rows = self._rows()
         next(rows)
@@ -70,7 +65,7 @@ class CsvFile(TableFile):
             yield row
 
     def _rows(self) -> Iterator[list[tuple[int, int]]]:
-        """Gives for each line that is not blank where in the text its fields are, start and end."""
+        """Yields the start and end of each field, for every line that is not blank."""
         row: list[tuple[int, int]] = []
         for match in self._field.finditer(self._text, pos=int(self._text.startswith("\ufeff"))):
             row.append(match.span(1))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vadtune.config.schema import REPORTED_METRICS, SELECTABLE_METRICS
+from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
 from vadtune.tracking import SearchRun, Trial, connect_existing, list_searches, list_trials, resolve_search
 
 ENSEMBLE_TAG = "vadtune.ensemble"

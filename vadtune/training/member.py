@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.models import Architecture
 from vadtune.models.padding import padding_key
 from vadtune.training.optimiser import Plateau

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vadtune import native
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.models import Family
 from vadtune.models.objective import Prior
 from vadtune.training.batches import Epoch

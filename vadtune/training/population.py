@@ -17,7 +17,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import MaskedRows

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vadtune.config.schema import HoldoutConfig, TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import available_cores, worker_context
 from vadtune.core.threads import one_thread, use_threads

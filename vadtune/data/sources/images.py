@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST by torchvision, which downloads them where they are not there yet."""
+"""MNIST and Fashion-MNIST, read by torchvision, which downloads them if needed, or from the published HDF5 files."""
 
 from __future__ import annotations
 
@@ -7,64 +7,75 @@ import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
-from vadtune.config.schema import DataConfig
 from vadtune.core.errors import DataError
-from vadtune.data.sources.published import load_published
-from vadtune.data.sources.source import Layout, Source, pixel_names, split_of_train_rows
+from vadtune.core.schema import FilePath
+from vadtune.data.layout import Layout
+from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
+from vadtune.data.sources.published_hdf5 import load_published
 
 _CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 _DEFAULT_FOLDER = "~/.cache/vadtune"
 
 
-def load_images(config: DataConfig) -> Source:
-    """Returns the grey images, pixels 0 to 1, with torchvision's test images as test rows.
+class ImageFiles(DataConfig):
+    """Grey images, pixels 0 to 1, with torchvision's test images as test rows."""
 
-    With ``path`` they come from the published HDF5 files, else from the IDX files in ``data_dir``.
+    has_stored_masks: ClassVar[bool] = True
 
-    Raises:
-        DataError: The files are not there and cannot be downloaded, or are damaged.
-    """
-    if config.path is not None:
-        return load_published(config)
-    folder = config.data_dir or str(Path(_DEFAULT_FOLDER).expanduser())
-    reader = getattr(_torchvision_datasets(), _CLASSES[config.source])
-    try:
-        train, test = (reader(folder, train=part, download=True).data.numpy() for part in (True, False))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        pickle.UnpicklingError,
-    ) as error:  # URLError is an OSError
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"data.data_dir: {config.source} is not in {folder} and could not be downloaded, or is damaged there "
-            f"({reason}); put its four IDX files into {Path(folder) / _CLASSES[config.source] / 'raw'}"
-        ) from error
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{folder}: images must be of one size, got {train.shape[1:]} and {test.shape[1:]}")
-    images = np.concatenate([train, test])
-    height, width = images.shape[1:]
-    train_rows, validation_rows = split_of_train_rows(len(train))
-    return Source(
-        x=images.reshape(len(images), -1).astype(np.float32) / 255,
-        feature_names=pixel_names(height, width),
-        standardise=False,
-        layout=Layout(image=(height, width)),
-        split={"train": train_rows, "validation": validation_rows, "test": np.arange(len(train), len(images))},
-    )
+    source: Literal["mnist", "fashion_mnist"]
+    path: FilePath | None = None  # prefix of the published HDF5 files
+    data_dir: FilePath | None = None  # folder of the IDX files; None: ~/.cache/vadtune
+
+    @field_validator("data_dir")
+    @classmethod
+    def _one_place(cls, data_dir: str | None, info: ValidationInfo) -> str | None:
+        if data_dir is not None and info.data.get("path") is not None:
+            raise ValueError("is the folder of downloaded files, path that of HDF5 files; leave one of them out")
+        return data_dir
+
+    @property
+    def origin(self) -> str:
+        """The path of the HDF5 files, or the name of the source."""
+        return self.path or self.source
+
+    def load(self) -> RawData:
+        """See DataConfig."""
+        if self.path is not None:
+            return load_published(self, self.path)
+        folder = self.data_dir or str(Path(_DEFAULT_FOLDER).expanduser())
+        reader = getattr(_torchvision_datasets(), _CLASSES[self.source])
+        try:
+            train, test = (reader(folder, train=part, download=True).data.numpy() for part in (True, False))
+        except (OSError, RuntimeError, ValueError, AssertionError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(
+                f"data.data_dir: {self.source} is not in {folder} and could not be downloaded, or is damaged there "
+                f"({reason}); put its four IDX files into {Path(folder) / _CLASSES[self.source] / 'raw'}"
+            ) from error
+        if train.shape[1:] != test.shape[1:]:
+            raise DataError(f"{folder}: images must be of one size, got {train.shape[1:]} and {test.shape[1:]}")
+        images = np.concatenate([train, test])
+        height, width = images.shape[1:]
+        train_rows, validation_rows = split_train_rows(len(train))
+        return RawData(
+            x=images.reshape(len(images), -1).astype(np.float32) / 255,
+            feature_names=pixel_names(height, width),
+            standardise=False,
+            layout=Layout(image=(height, width)),
+            split={"train": train_rows, "validation": validation_rows, "test": np.arange(len(train), len(images))},
+        )
 
 
 def _torchvision_datasets() -> Any:
-    """Returns torchvision.datasets, also where torch is the CPU build and torchvision that for CUDA.
+    """Imports torchvision.datasets, even where torch is a CPU build and torchvision a CUDA build.
 
-    Then importing it fails, as _meta_registrations describes compiled operators that could not be loaded. The readers
-    of datasets are plain Python and need none of them: an empty module takes that one's place.
+    The import then fails in ``_meta_registrations``, which describes compiled operators that could not be loaded. The
+    dataset readers are plain Python and need none of them, so an empty module replaces it.
     """
     try:
         return importlib.import_module("torchvision.datasets")

@@ -1,28 +1,42 @@
-"""Made-up data whose number of latent dimensions is known."""
+"""Synthetic data whose number of latent dimensions is known."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
+from pydantic import Field
 
-from vadtune.config.schema import DataConfig
-from vadtune.data.sources.source import Source
+from vadtune.core.schema import Real, Seed, Whole
+from vadtune.data.source import DataConfig, RawData
 
-_GAIN = 1.5  # above 1, so that the curves of a deep decoder do not flatten out
+_GAIN = 1.5  # above 1, so that the tanh units of a deep decoder do not flatten out
 
 
-def load_synthetic(config: DataConfig) -> Source:
-    """Returns rows decoded from latents N(0, I) by a random tanh network, every column of variance 1, plus noise.
+class Synthetic(DataConfig):
+    """Rows decoded from latents N(0, I) by a random tanh network, every column of variance 1, plus Gaussian noise.
 
     The network has ``depth`` hidden layers as wide as the data (0: a linear map). ``noise`` is the standard deviation
-    of Gaussian noise, so no imputation can have a smaller RMSE. All is a function of the section's numbers alone.
+    of the noise, so no imputation can have a smaller RMSE. The values depend on these options alone.
     """
-    rng = np.random.default_rng([config.seed, 2])
-    decoded = rng.standard_normal((config.rows, config.latent))
-    for layer in range(config.depth + 1):
-        fan_in = decoded.shape[1]
-        decoded = decoded @ rng.normal(0, _GAIN / np.sqrt(fan_in), (fan_in, config.width))
-        if layer < config.depth:
-            decoded = np.tanh(decoded + rng.normal(0, 0.5, config.width))
-    signal = (decoded - decoded.mean(0)) / decoded.std(0)
-    x = signal + rng.normal(0, config.noise, signal.shape)
-    return Source(x, [f"x{i}" for i in range(config.width)], standardise=True)
+
+    source: Literal["synthetic"]
+    rows: Annotated[Whole, Field(ge=10)] = 1000
+    width: Annotated[Whole, Field(ge=1)] = 20
+    latent: Annotated[Whole, Field(ge=1)] = 2
+    depth: Annotated[Whole, Field(ge=0)] = 2
+    noise: Annotated[Real, Field(ge=0)] = 0.05
+    seed: Seed = 0
+
+    def load(self) -> RawData:
+        """See DataConfig."""
+        rng = np.random.default_rng([self.seed, 2])
+        decoded = rng.standard_normal((self.rows, self.latent))
+        for layer in range(self.depth + 1):
+            fan_in = decoded.shape[1]
+            decoded = decoded @ rng.normal(0, _GAIN / np.sqrt(fan_in), (fan_in, self.width))
+            if layer < self.depth:
+                decoded = np.tanh(decoded + rng.normal(0, 0.5, self.width))
+        signal = (decoded - decoded.mean(0)) / decoded.std(0)
+        x = signal + rng.normal(0, self.noise, signal.shape)
+        return RawData(x, [f"x{i}" for i in range(self.width)], standardise=True)

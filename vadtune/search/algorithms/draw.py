@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
 
 _TRIES = 20  # draws for each configuration that is asked for, before a small space counts as exhausted

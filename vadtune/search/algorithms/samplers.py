@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
 
 

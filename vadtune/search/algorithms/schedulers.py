@@ -18,8 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from vadtune.config.schema import SearchConfig
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchConfig, SearchFile
 
 EPOCH = "epoch"
 """The result key that counts a trial's budget."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import optuna
 
+from vadtune.config import SearchFile
 from vadtune.config.domains import Choice, Domain, Grid, Int, LogInt, LogUniform, QUniform, Uniform
-from vadtune.config.search_file import SearchFile
 
 _SUGGEST: dict[type[Domain], Callable[[optuna.Trial, str, Any], Any]] = {
     Choice: lambda trial, key, domain: trial.suggest_categorical(key, domain.values),

@@ -13,7 +13,7 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from vadtune.artifacts.run_folder import SEARCH_FILE
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.core.errors import SearchError
 
 _POLL_SECONDS = 2.0

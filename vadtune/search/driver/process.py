@@ -19,7 +19,7 @@ from ray._private import ray_constants, services
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.node import Node as RayNode
 
-from vadtune.config.schema import SearchConfig
+from vadtune.config import SearchConfig
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.search.cluster.join import Node, grows, nodes, quiet
 from vadtune.search.ray_compat import replaced

@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
-from vadtune.config.search_file import SearchFile, load_search
+from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
 from vadtune.data import IncompleteDataset, load_dataset

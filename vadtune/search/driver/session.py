@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.search.driver.budget import GpuMeter
 from vadtune.search.driver.progress import ProgressDisplay
 from vadtune.tracking import Tracker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 
 
 def check_shapes(search: SearchFile, features: int) -> None:

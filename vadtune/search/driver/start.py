@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vadtune.artifacts.run_folder import is_uri, local_folder
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
 from vadtune.search.cluster.join import check_shared, joined, nodes

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.data import MaskedRows
 from vadtune.training.population import Population
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search.resume.recovery import Recoverable
 

@@ -14,8 +14,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from vadtune import native
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile, TrialConfig
 from vadtune.data import IncompleteDataset
 from vadtune.search.algorithms.draw import draw_configurations
 from vadtune.search.algorithms.samplers import sample_count

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 from vadtune.data import Scaler, SearchData
 from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.resume.recovery import Recoverable

@@ -7,11 +7,11 @@
     artificial, mosi, mosei  train_data, test_data        train_y, train_mask, test_y, test_mask, test_y_true
     sfm                      train_2d, valid_2d, test_2d  these and train_mask, valid_mask, test_mask
 
-A mask is 1 where a cell is observed, in sfm where a landmark is. Missing cells hold sentinels (-100, -10), which
-nothing here looks at: the mask rules. Images are 0 to 255. PREFIX.h5 of sfm may have masks as well: holes whose values
-nobody knows. What is missing from PREFIX_<ratio>.h5 of sfm is known where PREFIX.h5 has it.
+A mask is 1 where a cell is observed, for sfm where a landmark is. Missing cells hold sentinels (-100, -10), which are
+ignored: the mask decides. Images are 0 to 255. PREFIX.h5 of sfm may have masks too, of landmarks whose positions are
+unknown. Values that are missing in PREFIX_<ratio>.h5 of sfm are taken from PREFIX.h5.
 
-The mechanism ``file`` takes the masks of these files; every other one draws new masks of the complete rows.
+The mechanism ``file`` uses the masks of these files; all others draw masks of the complete rows.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from vadtune.config.schema import STORED, DataConfig, MissingConfig
 from vadtune.core.errors import DataError
-from vadtune.data.sources.own_table import as_mask
-from vadtune.data.sources.source import TABLE, Layout, PartName, Source, pixel_names, split_of_train_rows
+from vadtune.core.schema import FilePath
+from vadtune.data.layout import TABLE, Layout, PartName
+from vadtune.data.mask_files import as_mask
+from vadtune.data.missingness import MissingConfig, StoredMask
+from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
 
-_MOST_UNPACKED = 1100  # times the size of a file; deflate, which packs best, does not reach that
+_MAX_EXPANSION = 1100  # bytes per byte of a file; deflate, the strongest filter, stays below
 _IMAGES = ("mnist", "fashion_mnist")
 _PREFIXES: dict[PartName, str] = {"train": "train", "validation": "valid", "test": "test"}
 
@@ -45,36 +47,66 @@ class _Rows(NamedTuple):
     mask: np.ndarray
 
 
-def load_published(config: DataConfig) -> Source:
-    """Returns the rows of the published files, with their split and their masks.
+class PublishedFiles(DataConfig):
+    """Base of the sources that are read from these files only; ``path`` is their prefix."""
+
+    has_stored_masks: ClassVar[bool] = True
+
+    path: FilePath
+
+    @property
+    def origin(self) -> str:
+        """The prefix of the files."""
+        return self.path
+
+    def load(self) -> RawData:
+        """See DataConfig."""
+        return load_published(self, self.path)
+
+
+class PublishedTable(PublishedFiles):
+    """A published table."""
+
+    source: Literal["artificial", "mosi", "mosei"]
+
+
+class PublishedLandmarks(PublishedFiles):
+    """The published landmarks for structure from motion; the positions of some may be unknown."""
+
+    may_be_incomplete: ClassVar[bool] = True
+
+    source: Literal["sfm"]
+
+
+def load_published(config: DataConfig, path: str) -> RawData:
+    """Reads the rows of the published files with prefix ``path``, with their split and masks.
 
     Raises:
-        DataError: A file or a dataset in it is not there, or they do not fit together.
+        DataError: A file or a dataset in it does not exist, or they do not fit together.
     """
-    assert config.path is not None
-    files = _Files(config.source, Path(config.path.removesuffix(".h5")))
+    files = _Files(config.source, Path(path.removesuffix(".h5")))
 
     def rows(missing: MissingConfig) -> dict[PartName, _Rows]:
-        stored = missing.mechanism == STORED and missing.ratio > 0
+        stored = isinstance(missing, StoredMask) and missing.ratio > 0
         return files.of_ratio(missing.ratio) if stored else files.complete
 
-    given = rows(config.missing)
-    of_train = given if config.train_missing is None else rows(config.train_missing)
-    if not _agree(of_train["validation"].x, given["validation"].x):
+    incomplete = rows(config.missing)
+    of_train = incomplete if config.train_missing is None else rows(config.train_missing)
+    if not _agree(of_train["validation"].x, incomplete["validation"].x):
         raise DataError(
-            f"{config.path}: the files of data.missing and data.train_missing must hold the same rows, got others; "
+            f"{path}: the files of data.missing and data.train_missing must hold the same rows, got others; "
             "download them again"
         )
-    parts = {"train": of_train["train"].x, "validation": given["validation"].x, "test": given["test"].x}
+    parts = {"train": of_train["train"].x, "validation": incomplete["validation"].x, "test": incomplete["test"].x}
     shapes = {values.shape[1:] for values in parts.values()}
     if len(shapes) > 1:
-        raise DataError(f"{config.path}: rows of all parts must have one shape, got {sorted(shapes)}")
+        raise DataError(f"{path}: rows of all parts must have one shape, got {sorted(shapes)}")
     x = np.concatenate([values.reshape(len(values), -1) for values in parts.values()])
     ends = np.cumsum([len(values) for values in parts.values()])
     names, layout = _columns(config.source, shapes.pop())
     flat_truth = parts["test"].reshape(len(parts["test"]), -1)
 
-    @lru_cache(maxsize=1)  # train, validation and test rows are asked for one after the other
+    @lru_cache(maxsize=1)  # train, validation and test rows are requested one after the other
     def stored_mask(ratio: float) -> np.ndarray:
         of_ratio = files.of_ratio(ratio)
         masks = [of_ratio[part].mask.reshape(len(of_ratio[part].mask), -1) for part in _PREFIXES]
@@ -84,7 +116,7 @@ def load_published(config: DataConfig) -> Source:
             raise DataError(f"{files.path_of(ratio)}: holds other rows than the files that were trained on")
         return mask
 
-    return Source(
+    return RawData(
         x=x,
         feature_names=names,
         standardise=config.source not in _IMAGES,
@@ -107,7 +139,7 @@ class _Files:
 
     @cached_property
     def ratios(self) -> dict[float, Path]:
-        """The files with holes by their missing ratio, ascending."""
+        """The incomplete files by their missing ratio, ascending."""
         found = {}
         for path in self.prefix.parent.glob(f"{self.prefix.name}_*.h5"):
             try:
@@ -124,7 +156,7 @@ class _Files:
 
     @cached_property
     def complete(self) -> dict[PartName, _Rows]:
-        """The rows without holes, but for those of sfm that nobody knows."""
+        """The rows of PREFIX.h5; only landmarks of sfm may be missing."""
         if not self.complete_path.exists():
             there = ", ".join(f"{known:g}" for known in self.ratios) or "none"
             raise DataError(
@@ -138,7 +170,7 @@ class _Files:
         return self._with_validation(*(_Rows(self._scaled(x), np.ones(x.shape, bool)) for x in arrays))
 
     def of_ratio(self, ratio: float) -> dict[PartName, _Rows]:
-        """The rows of PREFIX_<ratio>.h5. Where rows are complete, so are the values of its test rows."""
+        """The rows of PREFIX_<ratio>.h5; the values of the test rows are complete as far as they are known."""
         path = self.path_of(ratio)
         if self.source == "sfm":
             rows = self._landmarks(path, with_masks=True)
@@ -159,8 +191,8 @@ class _Files:
         return self._with_validation(_Rows(train, observed), _Rows(self._scaled(truth), test_observed))
 
     def _with_validation(self, train: _Rows, test: _Rows) -> dict[PartName, _Rows]:
-        """These sources have no validation rows: some of the train rows are taken."""
-        train_rows, validation_rows = split_of_train_rows(len(train.x))
+        """Splits validation rows off the train rows: these sources have none."""
+        train_rows, validation_rows = split_train_rows(len(train.x))
         return {
             "train": _Rows(train.x[train_rows], train.mask[train_rows]),
             "validation": _Rows(train.x[validation_rows], train.mask[validation_rows]),
@@ -185,7 +217,7 @@ class _Files:
 
 
 def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
-    """Returns datasets of a file; those that are not there are an error, or left out where they are not needed."""
+    """Reads datasets of a file; absent ones are an error, or are left out if not ``needed``."""
     import h5py
 
     try:
@@ -195,8 +227,8 @@ def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
                 there = ", ".join(sorted(file)) or "nothing"
                 raise DataError(f"{path}: needs the datasets {', '.join(lacking)} as well, got {there}")
             found = [name for name in names if name not in lacking]
-            if sum(file[name].nbytes for name in found) > _MOST_UNPACKED * path.stat().st_size:
-                raise OSError("it says it holds more than its bytes can")
+            if sum(file[name].nbytes for name in found) > _MAX_EXPANSION * path.stat().st_size:
+                raise OSError("it claims to hold more than its bytes can")
             arrays = {name: file[name][()] for name in found}
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(
@@ -209,7 +241,7 @@ def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
 
 
 def _columns(source: str, shape: tuple[int, ...]) -> tuple[list[str], Layout]:
-    """Returns the names of the columns and how they belong together, for rows of this shape."""
+    """Returns the column names and the layout of rows of this shape."""
     d = int(np.prod(shape))
     if source == "sfm":
         points, dims = shape
@@ -224,9 +256,9 @@ def _columns(source: str, shape: tuple[int, ...]) -> tuple[list[str], Layout]:
     return [f"x{i}" for i in range(d)], TABLE
 
 
-def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether values are equal wherever both are known."""
-    if one.shape != other.shape:
+    if a.shape != b.shape:
         return False
-    known = ~(np.isnan(one) | np.isnan(other))
-    return bool(np.allclose(one[known], other[known], rtol=1e-5, atol=1e-8))
+    known = ~(np.isnan(a) | np.isnan(b))
+    return bool(np.allclose(a[known], b[known], rtol=1e-5, atol=1e-8))
