@@ -154,7 +154,7 @@ class Ours:
 
     def search_of(self, key: Key, cell: Path) -> Any:
         """Returns the search of a cell: from ``--search``, else as ``vadtune init`` writes it for the table."""
-        from vadtune.config.search_file import load_search
+        from vadtune.config import load_search
 
         data = data_section(key.table)
         file = self.args.search

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.threads import use_threads
 from vadtune.data import MaskedRows
 from vadtune.training.population import Population

@@ -25,7 +25,7 @@ from tests.training.test_population import trained
 from vadtune.artifacts.model_folder import load_model, save_model
 from vadtune.artifacts.run_folder import read_run
 from vadtune.artifacts.training_state import load_state, save_state
-from vadtune.config.search_file import load_search
+from vadtune.config import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
 from vadtune.data.test_masks import MaskKey, stored_masks

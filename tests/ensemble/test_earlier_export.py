@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from vadtune.cli import main
-from vadtune.config.schema import DataConfig
-from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.data import DataConfig, IncompleteDataset, load_dataset
 from vadtune.ensemble.ensemble_json import read_ensemble
 from vadtune.evaluation.retest import run_clean_retest, run_retest
 

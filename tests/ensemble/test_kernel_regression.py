@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.gaussian_process.kernels import Matern
 
-from vadtune.config.schema import HoldoutConfig
-from vadtune.data import HeldOut, MaskedRows, hold_out
+from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
 from vadtune.ensemble.kernel_regression import KernelRegression
 from vadtune.ensemble.regression_choice import RegressionChoice, RegressionSplit, choose_regression
 

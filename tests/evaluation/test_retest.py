@@ -15,7 +15,7 @@ from tests.conftest import trial_config
 from tests.finished_search import FinishedSearch
 from vadtune.artifacts.model_folder import find_model_folders, load_model, save_model
 from vadtune.cli import main
-from vadtune.config.schema import TrialConfig
+from vadtune.config import TrialConfig
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset, mask_sha256

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from tests.conftest import trial_config
 from vadtune import native
-from vadtune.config.schema import NOISES, TrialConfig
+from vadtune.config import NOISES, TrialConfig
 from vadtune.data import IncompleteDataset, MaskedRows
 from vadtune.models import linear_em
 from vadtune.models.linear_em import LinearDecoder, em_step, posterior_means, regression

@@ -31,7 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from vadtune import __version__
-from vadtune.config.search_file import load_trial
+from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.data import Scaler
 from vadtune.models import Architecture, Family, build_family

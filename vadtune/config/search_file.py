@@ -44,8 +44,8 @@ class SearchFile:
     domains: dict[str, Domain]
     tree: dict[str, Any]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the nested mappings alone, so that a resumed search does not depend on how classes are laid out."""
+    def __reduce__(self) -> tuple[Callable[..., SearchFile], tuple[dict[str, Any]]]:
+        # Other versions of vadtune resume searches: the tree outlives the layout of classes.
         return parse_search, (self.tree,)
 
     @property

@@ -11,8 +11,7 @@ import numpy as np
 
 from vadtune.artifacts.held_out_predictions import load_held_out
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import load_trial
+from vadtune.config import TrialConfig, load_trial
 from vadtune.core.errors import ModelFolderError, VadtuneError
 from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset

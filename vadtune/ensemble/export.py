@@ -18,7 +18,7 @@ from vadtune.artifacts.model_folder import (
     save_model,
     write_manifest,
 )
-from vadtune.config.schema import REFITS
+from vadtune.config import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.core.threads import one_thread

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
-from vadtune.config.schema import REFITS
+from vadtune.config import REFITS
 from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import IncompleteDataset, MaskedRows, Scaler, mask_sha256
+from vadtune.data.sources.table_file import TableFile
 from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.ensemble_json import Ensemble, read_ensemble, read_regression
 from vadtune.ensemble.kernel_regression import KernelRegression
@@ -107,7 +108,8 @@ class ModelAverage:
     @property
     def na_values(self) -> tuple[str, ...]:
         """Texts that marked missing cells in the training table, in addition to empty cells and NaN."""
-        return tuple(self.models[0].config.data.na_values or ())
+        data = self.models[0].config.data
+        return tuple(data.na_values or ()) if isinstance(data, TableFile) else ()
 
     def dataset(self) -> IncompleteDataset:
         """Loads the dataset that all the models were trained on; raises as ``shared_dataset`` does."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vadtune.config.schema import DataConfig, flatten
+from vadtune.config import flatten
 from vadtune.core.errors import ModelFolderError
-from vadtune.data import IncompleteDataset, Scaler, load_dataset
+from vadtune.data import DataConfig, IncompleteDataset, Scaler, load_dataset
 from vadtune.training.inference import FittedModel
 
 

@@ -24,7 +24,7 @@ from vadtune.config import TrialConfig
 from vadtune.core.errors import VadtuneError
 from vadtune.core.processes import available_cores, worker_context
 from vadtune.core.threads import one_thread, use_threads
-from vadtune.data import HeldOut, MaskedRows, hold_out
+from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
 from vadtune.training.inference import FittedModel, reconstruct
 from vadtune.training.member import signature
 from vadtune.training.population import Population

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile
 
 _MOVED = {
     "vadtune.search.space.suggest": "vadtune.search.algorithms.space.suggest",

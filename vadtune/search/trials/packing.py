@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from vadtune.artifacts.training_state import parse_state
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile, TrialConfig
 from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.core.threads import use_threads
 from vadtune.data import Scaler, SearchData

@@ -10,8 +10,7 @@ from torch import Tensor
 from vadtune.artifacts.held_out_predictions import save_held_out
 from vadtune.artifacts.model_folder import save_model
 from vadtune.artifacts.training_state import load_state, save_state
-from vadtune.config.schema import TrialConfig
-from vadtune.config.search_file import SearchFile
+from vadtune.config import SearchFile, TrialConfig
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
 from vadtune.training.inference import FittedModel
