@@ -1,7 +1,7 @@
-"""Worker processes: forked from a server that has imported what they need, once and in the background.
+"""CPU cores this process may use, and the server that worker processes are forked from.
 
-To import PyTorch takes a process seconds. A server, which computes nothing and so has no thread or lock that a fork
-could harm, does it once for all workers, while whoever needs them is still reading files.
+Importing PyTorch takes seconds. A fork server imports it once for all workers, in the background; it computes nothing,
+so forking it copies no thread and no lock.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-_NEEDED = ["vadtune.training.refit"]
+_PRELOADED = ["vadtune.training.refit"]
+
+
+def available_cores() -> int:
+    """Returns the number of CPU cores this process may use; on systems without CPU affinity (macOS) all cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def worker_context() -> ForkServerContext:
-    """Returns the context in which workers are started."""
+    """Returns the multiprocessing context that worker processes are started in."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_NEEDED)
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 
 def start_server() -> None:
-    """Lets the server begin, if there are cores for workers; returns at once. It ends with this process."""
-    if len(os.sched_getaffinity(0)) > 1:
+    """Starts the fork server in the background if several cores are available; it ends with this process."""
+    if available_cores() > 1:
         worker_context()
         forkserver.ensure_running()

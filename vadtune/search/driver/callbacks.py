@@ -19,6 +19,7 @@ from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.driver.progress import Progress
 from vadtune.search.driver.session import SESSIONS, Session
+from vadtune.search.ray_compat import actor_of
 from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class SearchCallback(Callback):
             return
         for trial in trials:
             last = self._session.alive.get(trial.trial_id)
-            actor = trial.temporary_state.ray_actor
+            actor = actor_of(trial)
             if trial.status != Trial.RUNNING or actor is None or last is None or trial.trial_id in self._session.hung:
                 continue
             if time.monotonic() - last > limit:
