@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -157,8 +158,7 @@ def check_protective() -> None:
             adaptation._is_usable()
 
 
-@contextlib.contextmanager
-def keep_starting_actors() -> Iterator[None]:
+def keep_starting_actors() -> AbstractContextManager[None]:
     """Keeps Tune from killing a process that starts for a trial when another process becomes free."""
 
     def reuse(original: Any, controller: Any, trial: Any) -> bool:
@@ -167,12 +167,10 @@ def keep_starting_actors() -> Iterator[None]:
             return False
         return bool(original(controller, trial))
 
-    with ADAPTATIONS["keep_starting_actors"].applied(reuse):
-        yield
+    return ADAPTATIONS["keep_starting_actors"].applied(reuse)
 
 
-@contextlib.contextmanager
-def parallel_actor_starts(slots: int) -> Iterator[None]:
+def parallel_actor_starts(slots: int) -> AbstractContextManager[None]:
     """Makes Tune start processes for ``slots`` trials at once.
 
     Once all have started, Tune again chooses each next trial when it is about to be needed, from all results so far.
@@ -182,12 +180,10 @@ def parallel_actor_starts(slots: int) -> Iterator[None]:
         controller.update_max_pending_trials(max(1, slots - len(controller._running_trials)))
         original(controller)
 
-    with ADAPTATIONS["parallel_actor_starts"].applied(update):
-        yield
+    return ADAPTATIONS["parallel_actor_starts"].applied(update)
 
 
-@contextlib.contextmanager
-def bounded_retries(is_transient: Callable[[BaseException], bool]) -> Iterator[None]:
+def bounded_retries(is_transient: Callable[[BaseException], bool]) -> AbstractContextManager[None]:
     """Makes Tune retry a trial only after a transient failure.
 
     It also corrects two faults: the death of a worker between two of its trials is reported twice, and the trial then
@@ -204,12 +200,10 @@ def bounded_retries(is_transient: Callable[[BaseException], bool]) -> Iterator[N
             trial.max_failures = 0
         original(controller, trial, exception)
 
-    with ADAPTATIONS["bounded_retries"].applied(process):
-        yield
+    return ADAPTATIONS["bounded_retries"].applied(process)
 
 
-@contextlib.contextmanager
-def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Iterator[None]:
+def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> AbstractContextManager[None]:
     """Calls ``save`` in place of Tune's method that saves its state.
 
     Args:
@@ -225,12 +219,10 @@ def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Itera
 
         save(write)
 
-    with ADAPTATIONS["atomic_snapshots"].applied(replacement):
-        yield
+    return ADAPTATIONS["atomic_snapshots"].applied(replacement)
 
 
-@contextlib.contextmanager
-def rare_snapshots(share: float) -> Iterator[None]:
+def rare_snapshots(share: float) -> AbstractContextManager[None]:
     """Makes Tune spend at most this share of the time on saving its state."""
     due = 0.0
 
@@ -242,8 +234,7 @@ def rare_snapshots(share: float) -> Iterator[None]:
             end = time.monotonic()
             due = end + (end - start) * (1 / share - 1)
 
-    with ADAPTATIONS["rare_snapshots"].applied(checkpoint):
-        yield
+    return ADAPTATIONS["rare_snapshots"].applied(checkpoint)
 
 
 def start_on_loopback(**options: Any) -> None:

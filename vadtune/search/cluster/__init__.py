@@ -1,1 +1,1 @@
-"""Joins a running Ray cluster, checks it and submits jobs to it. Imports ``ray_compat``; the doctor also driver/."""
+"""Joins a running Ray cluster, checks it and submits jobs to it. Imports ``ray_compat``; doctor also driver/."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class GpuMeter:
-    """Adds up the GPU time that a search reserves: two trials with a quarter of a GPU each use half a GPU-hour per hour.
+    """Adds up the GPU time that a search reserves: two trials with a quarter of a GPU use half a GPU-hour per hour.
 
     Args:
         hours: The budget in GPU-hours; None without one.

@@ -62,4 +62,4 @@ class Session:
 
 
 SESSIONS: dict[str, Session] = {}
-"""Run name -> session. Tune pickles callbacks, which therefore cannot hold connections; they look up their session here."""
+"""Run name -> session. Tune pickles callbacks, so they hold no connections and look up their session here."""
