@@ -174,7 +174,7 @@ def _client(uri: str, run: Run) -> Any:
         if sqlite_path(uri) is not None:
             raise
         logger.warning("%s", error)
-        logger.warning("the search goes on without it, results are kept until it answers")
+        logger.warning("the search continues without it, results are kept until it answers")
         return client_of(uri)
     check_holds(client, uri, run.run, run.parent_run_id)
     return client
@@ -189,7 +189,7 @@ def _run(
     known: set[str],
     pending: PendingRay,
 ) -> SearchOutcome:
-    """Runs or restores the trials of a search and logs how it ended.
+    """Runs a search, or the rest of a restored one, and logs how it ended.
 
     Args:
         search: The search file.
@@ -202,14 +202,12 @@ def _run(
     """
     run = tracker.search
     start = time.monotonic()
-    budget = search.search.time_budget_s
-    total = sample_count(search)
+    budget, total = search.search.time_budget_s, sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
         meter = GpuMeter(search.search.gpu_hours)
         deadline = None if budget is None else start + budget
-        session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
-        SESSIONS[run] = session
+        SESSIONS[run] = session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         try:
             size = pack_size(search, dataset, pending.cores)
             pending.wait()
@@ -233,9 +231,14 @@ def _run(
             raise
         finally:
             del SESSIONS[run]
-    seconds = time.monotonic() - start
+    return _finish(session, time.monotonic() - start)
+
+
+def _finish(session: Session, seconds: float) -> SearchOutcome:
+    """Logs the end of a search to MLflow and to the log."""
+    search, tracker, run = session.search, session.tracker, session.tracker.search
     counts = dict(session.counts())
-    stopped_early = bool(interrupted) and len(session.ended) < total
+    stopped_early = bool(session.signals) and len(session.ended) < session.total
     summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
     if session.best:
         summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
@@ -251,7 +254,7 @@ def _run(
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
     if not logged:
         logger.warning(
-            "the store %s did not take the last results; they are kept, deliver them by: vadtune sync %s",
+            "the store %s did not accept the last results; they are kept, deliver them by: vadtune sync %s",
             without_secrets(tracker.uri),
             run,
         )
