@@ -447,7 +447,7 @@ def _ray() -> Iterator[None]:
     import logging
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from vadtune.search.driver.process import local_ray
+    from vadtune.search.driver.ray_start import local_ray
 
     with local_ray():
         yield

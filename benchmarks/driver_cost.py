@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.config import parse_search
-from vadtune.search.driver.process import local_ray
+from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.start import start_search
 from vadtune.tracking import connect, list_trials, resolve_search
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from vadtune.config import SearchFile, load_search
 from vadtune.core.metrics import score
+from vadtune.core.processes import available_cores
 from vadtune.data import MaskedRows, SearchData, load_dataset
 from vadtune.search.algorithms.space import suggest
 
@@ -107,9 +108,9 @@ def train(
 
 def scores(config: dict[str, Any], data: SearchData, search: SearchFile) -> Iterator[tuple[int, float]]:
     """Trains; yields epoch and error over the held-out validation cells every tenth of the epochs."""
-    given, truth, cells = data.validation
+    visible, truth, cells = data.validation
     for epoch, reconstruct in train(config, data, search):
-        yield epoch, score(reconstruct(given), truth, cells).rmse
+        yield epoch, score(reconstruct(visible), truth, cells).rmse
 
 
 def function_trial(config: dict[str, Any], data: SearchData, search: SearchFile) -> None:
@@ -137,10 +138,10 @@ class ClassTrial(tune.Trainable):  # type: ignore[misc]
         return {"epoch": epoch, "val_missing_rmse": error, "done": epoch >= EPOCHS}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing is kept."""
+        """Does nothing: this baseline keeps no checkpoints."""
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing is kept."""
+        """Does nothing: this baseline keeps no checkpoints."""
 
 
 def main() -> None:
@@ -157,7 +158,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if args.kind == "tuned":
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=available_cores(), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     trainable: Any
     if args.kind == "plain":
         from ray.air.integrations.mlflow import MLflowLoggerCallback

@@ -3,8 +3,8 @@
     python benchmarks/search_throughput.py [--samples 64] [--rounds 1]
 
 `vadtune search search_spaces/digits.yaml`, with MLflow, is timed in turn with the two scripts of plain_search.py. What
-is compared is the wall time for 1,000 epochs trained, because each search stops trials at moments of its own, and the
-wall time of the whole. Takes about ten minutes with 64 configurations on two cores.
+is compared is the wall time per 1,000 epochs trained, because each search stops other trials, and the wall time of the
+whole search. Takes about ten minutes with 64 configurations on two cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_vadtune(folder: Path, samples: int) -> tuple[float, int, float]:
 
 
 def run_script(kind: str, folder: Path, samples: int) -> tuple[float, int, float]:
-    """The same of a plain script."""
+    """Runs a plain script; returns seconds, epochs trained and the best validation score."""
     script = [sys.executable, str(ROOT / "benchmarks" / "plain_search.py"), kind, str(FILE), str(folder)]
     start = time.perf_counter()
     done = subprocess.run([*script, "--samples", str(samples)], cwd=folder, check=True, capture_output=True, text=True)
@@ -59,8 +59,8 @@ def main() -> None:
         for name in ("vadtune", "tuned", "plain"):
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
-                own = name == "vadtune"
-                found = run_vadtune(folder, args.samples) if own else run_script(name, folder, args.samples)
+                is_vadtune = name == "vadtune"
+                found = run_vadtune(folder, args.samples) if is_vadtune else run_script(name, folder, args.samples)
             seconds, epochs, best = found
             rates.setdefault(name, []).append(seconds / epochs * 1000)
             wholes.setdefault(name, []).append(seconds)

@@ -57,7 +57,7 @@ def search(tmp_path_factory: pytest.TempPathFactory, iris: IncompleteDataset) ->
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One local Ray for all searches of this process: started and stopped as a search would."""
-    from vadtune.search.driver.process import local_ray
+    from vadtune.search.driver.ray_start import local_ray
 
     with local_ray():
         yield

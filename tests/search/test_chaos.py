@@ -225,7 +225,7 @@ def test_sixty_four_trials_survive_a_worker_a_server_a_node_and_a_driver(
         search.kill()
         search.wait(20)
         (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
-        assert "is tried again" in log.read_text()
+        assert "is retried" in log.read_text()
         ended(started(tmp_path, "resume", run, "--address", here.address, env=here.env), tmp_path, 300)
     check_every_sample_once(server.trials(), 64)
     check_histories(server.uri, server.trials())

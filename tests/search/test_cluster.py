@@ -100,7 +100,7 @@ def test_a_node_that_dies_in_mid_search_costs_no_trial(two_nodes: Cluster, tmp_p
             time.sleep(0.1)
         kill_tree(two_nodes.nodes.pop())
         killed = time.monotonic()
-        while "is tried again" not in (tmp_path / "log.txt").read_text():
+        while "is retried" not in (tmp_path / "log.txt").read_text():
             assert search.poll() is None, "a trial ran on the node that was killed"
             assert time.monotonic() - killed < 20, "a dead node is noticed in seconds"
             time.sleep(0.1)

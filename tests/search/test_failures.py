@@ -23,7 +23,7 @@ def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Any, *
 
     class Misbehaves(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._single.population.epoch == 3 and self._single.population.members[0].config.model.latent == 3:
+            if self._runner.population.epoch == 3 and self._runner.population.members[0].config.model.latent == 3:
                 before = len(list(folder.glob("attempt-*")))
                 if before < times:
                     (folder / f"attempt-{before}").touch()
@@ -77,7 +77,7 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint_in_the_same_run(
     assert steps(found) == list(range(3, 28, 3)), "each epoch once, in one run"
     assert found.outcome.failures == {}
     assert tags(found)["vadtune.retries"].startswith("1 of 3, the last because its worker died")
-    assert "trial-0001 is tried again (1 of 3): its worker died, or the node it ran on" in caplog.text
+    assert "trial-0001 is retried (1 of 3): its worker died, or the node it ran on" in caplog.text
 
 
 def test_retries_are_bounded(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     class Misbehaves(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._single.population.epoch == 9 and not (tmp_path / "attempt").exists():
+            if self._runner.population.epoch == 9 and not (tmp_path / "attempt").exists():
                 (tmp_path / "attempt").touch()
                 damage(checkpoints(tmp_path)[-1])
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -56,40 +56,6 @@ def test_nothing_listens_beyond_loopback(ray_here: None) -> None:
     assert all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
 
 
-STARTS = """
-import time
-from pathlib import Path
-
-import ray
-from ray.util import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-from vadtune.search.driver.process import local_ray
-
-@ray.remote(num_cpus=1)
-class Trial:
-    def there(self):
-        return True
-
-with local_ray("vadtune.search.algorithms.schedulers"):
-    cores = int(ray.cluster_resources()["CPU"])
-    reserved = placement_group([{"CPU": 1}] * cores)
-    assert reserved.wait(60)
-    in_it = PlacementGroupSchedulingStrategy(reserved)
-    time.sleep(3)  # in which Ray looks for idle processes many times
-    trials = [Trial.options(scheduling_strategy=in_it).remote() for _ in range(cores)]
-    assert all(ray.get([trial.there.remote() for trial in trials]))
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    print(len(list(logs.glob("worker-*.out"))) - cores)
-"""
-
-
-def test_processes_started_for_trials_wait_for_them() -> None:
-    """Ray starts one for each core; left alone, it would end them once the cores are reserved, and start others."""
-    done = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "0"
-
-
 def test_no_telemetry_is_sent_unless_asked_for() -> None:
     names = "RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY"
     code = f"import os, vadtune.search.driver.run; print(*map(os.environ.get, {names}))"

@@ -11,7 +11,7 @@ import pytest
 from ray.tune.execution.tune_controller import TuneController
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
-from vadtune.core.errors import VadtuneError
+from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 
 TRIALS = "experiment_state.json"
@@ -58,6 +58,14 @@ def test_a_snapshot_is_of_one_moment(controller: Controller, tmp_path: Path) -> 
     assert set(files) == {"experiment_state", "searcher-state"}
     assert files["searcher-state"] == b"['a']"
     assert TuneController.save_to_dir is write_state
+
+
+def test_a_state_without_trials_is_refused(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TuneController, "save_to_dir", lambda self: None)  # as if Tune wrote elsewhere
+    with atomic_snapshots(tmp_path), pytest.raises(SearchError, match=r"must save experiment_state\.json, got \[\]"):
+        TuneController.save_to_dir(controller)
 
 
 def test_what_is_put_back_is_the_last_of_tunes_files(controller: Controller, tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def _check_columns(search: SearchFile) -> None:
     """Checks what depends on the data, where the data is there: a file may be checked on another machine."""
     from vadtune.core.errors import DataError
     from vadtune.data import load_dataset
-    from vadtune.search.driver.shapes import check_shapes
+    from vadtune.search.driver.model_checks import check_heads
 
     try:
         dataset = load_dataset(search.data)
     except DataError as error:
         logger.warning("whether model.head fits the columns was not checked: %s", error)
     else:
-        check_shapes(search, len(dataset.feature_names))
+        check_heads(search, len(dataset.feature_names))

@@ -1,28 +1,368 @@
-"""Functions of Ray and Tune in another form for a while: where they offer no hook."""
+"""Every use of a private name of Ray or Tune, and every function of theirs that is replaced at run time.
+
+Each adaptation names what it needs of Ray and is checked before it is applied. If Ray has changed, an optional
+adaptation is left out: the search runs without it, and one warning says so. A protective one refuses to start.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
+import ipaddress
+import logging
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ray
+
+from vadtune.core.errors import SearchError
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+_CONTROLLER = "ray.tune.execution.tune_controller:TuneController"
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in the place of one of a class or a module, until the block ends.
+@dataclass(frozen=True)
+class Adaptation:
+    """A function of Ray or Tune that is replaced while a search runs.
+
+    Attributes:
+        target: The function, as ``module:Class.function``.
+        parameters: The parameters it must have, without ``self``.
+        reason: What the search does without it, for the warning or the error.
+        attributes: Names that the class must have or assign in its constructor.
+        uses: Other functions that must exist, each with the parameters it must have.
+        versions: The Ray versions it was written for.
+        protective: Whether a search must not run without it.
+    """
+
+    target: str
+    parameters: tuple[str, ...]
+    reason: str
+    attributes: tuple[str, ...] = ()
+    uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    versions: str = "2.60"
+    protective: bool = False
+
+    def problem(self) -> str:
+        """Returns what this version of Ray lacks or has in another form; empty if all is as needed."""
+        for path, expected in {self.target: self.parameters, **self.uses}.items():
+            try:
+                function = getattr(*_owner(path))
+            except (ImportError, AttributeError):
+                return f"{path} does not exist"
+            found = tuple(inspect.signature(function).parameters)[1:]
+            if found != expected:
+                return f"{path} must take {expected}, got {found}"
+        owner = _owner(self.target)[0]
+        assigned = owner.__init__.__code__.co_names
+        missing = [name for name in self.attributes if not hasattr(owner, name) and name not in assigned]
+        return f"{owner.__name__} has no {', '.join(missing)}" if missing else ""
+
+    @contextlib.contextmanager
+    def applied(self, wrapper: Callable[..., Any]) -> Iterator[None]:
+        """Replaces the function until the block ends.
+
+        Args:
+            wrapper: Called as ``wrapper(original, *args, **kwargs)``; for methods ``args[0]`` is self.
+
+        Raises:
+            SearchError: It is protective, and Ray has changed.
+        """
+        if not self._is_usable():
+            yield
+            return
+        owner, name = _owner(self.target)
+        original = getattr(owner, name)
+
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        setattr(owner, name, replacement)
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+
+    def _is_usable(self) -> bool:
+        problem = self.problem()
+        if not problem:
+            return True
+        message = f"Ray {ray.__version__}: {problem} (expected: Ray {self.versions}); without it {self.reason}"
+        if self.protective:
+            raise SearchError(f"{message}; install ray=={self.versions}.*")
+        _warn_once(message)
+        return False
+
+
+ADAPTATIONS = {
+    # Without it a search of short trials never gets beyond one at a time: whenever a trial ends, its process is given
+    # to the next one, and the process that was starting for that one is killed. 64 trials of digits: 103 s -> 54 s,
+    # together with the next one.
+    "keep_starting_actors": Adaptation(
+        f"{_CONTROLLER}._maybe_reuse_cached_actor",
+        ("trial",),
+        "trials start one after another",
+        attributes=("_trial_to_actor", "_actor_manager"),
+        uses={"ray.air.execution._internal.actor_manager:RayActorManager.is_actor_started": ("tracked_actor",)},
+    ),
+    # Tune asks the sampler for a trial only when the process of the one before has started, which takes seconds.
+    "parallel_actor_starts": Adaptation(
+        f"{_CONTROLLER}._maybe_update_trial_queue",
+        (),
+        "the processes of trials start one after another",
+        attributes=("_running_trials",),
+        uses={f"{_CONTROLLER}.update_max_pending_trials": ("max_pending_trials",)},
+    ),
+    # A snapshot holds all trials, so writing one takes the longer the more there are. Tune would write one each second.
+    "rare_snapshots": Adaptation(
+        f"{_CONTROLLER}.checkpoint", ("force", "wait"), "large searches spend much of their time on snapshots"
+    ),
+    # Tune writes its state as several files in place. A driver killed meanwhile leaves truncated files, or files of
+    # different moments: trials that the searcher does not know, or a wrong count of samples.
+    "atomic_snapshots": Adaptation(
+        f"{_CONTROLLER}.save_to_dir",
+        (),
+        "a killed search could not be resumed",
+        attributes=("_storage", "_session_str"),
+        protective=True,
+    ),
+    # Tune counts every failure alike, and has no extension point between counting one and deciding on it.
+    "bounded_retries": Adaptation(
+        f"{_CONTROLLER}._process_trial_failure",
+        ("trial", "exception"),
+        "a trial that fails for good would be tried again and again",
+        attributes=("_resetting_trials",),
+        protective=True,
+    ),
+}
+
+
+def check_protective() -> None:
+    """Checks the adaptations that a search must not run without; call it before anything is written.
+
+    Raises:
+        SearchError: Ray has changed so that one cannot be applied.
+    """
+    for adaptation in ADAPTATIONS.values():
+        if adaptation.protective:
+            adaptation._is_usable()
+
+
+def keep_starting_actors() -> AbstractContextManager[None]:
+    """Keeps Tune from killing a process that starts for a trial when another process becomes free."""
+
+    def reuse(original: Any, controller: Any, trial: Any) -> bool:
+        actor = controller._trial_to_actor.get(trial)
+        if actor is not None and controller._actor_manager.is_actor_started(actor):
+            return False
+        return bool(original(controller, trial))
+
+    return ADAPTATIONS["keep_starting_actors"].applied(reuse)
+
+
+def parallel_actor_starts(slots: int) -> AbstractContextManager[None]:
+    """Makes Tune start processes for ``slots`` trials at once.
+
+    Once all have started, Tune again chooses each next trial when it is about to be needed, from all results so far.
+    """
+
+    def update(original: Any, controller: Any) -> None:
+        controller.update_max_pending_trials(max(1, slots - len(controller._running_trials)))
+        original(controller)
+
+    return ADAPTATIONS["parallel_actor_starts"].applied(update)
+
+
+def bounded_retries(is_transient: Callable[[BaseException], bool]) -> AbstractContextManager[None]:
+    """Makes Tune retry a trial only after a transient failure.
+
+    It also corrects two faults: the death of a worker between two of its trials is reported twice, and the trial then
+    counts as being reset for ever.
+    """
+    last_failure: dict[str, BaseException] = {}
+
+    def process(original: Any, controller: Any, trial: Any, exception: BaseException) -> None:
+        if last_failure.get(trial.trial_id) is exception:
+            return
+        last_failure[trial.trial_id] = exception
+        controller._resetting_trials.discard(trial)
+        if not is_transient(exception):
+            trial.max_failures = 0
+        original(controller, trial, exception)
+
+    return ADAPTATIONS["bounded_retries"].applied(process)
+
+
+def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> AbstractContextManager[None]:
+    """Calls ``save`` in place of Tune's method that saves its state.
 
     Args:
-        owner: The class or module.
-        name: Of its function.
-        around: Takes the function there was and what that is called with, of a method its object first.
+        save: Takes a function that saves the state and returns its files, by their names without the session's time.
     """
-    original = getattr(owner, name)
 
-    def function(*arguments: Any, **named: Any) -> Any:
-        return around(original, *arguments, **named)
+    def replacement(original: Any, controller: Any) -> None:
+        def write() -> dict[str, Path]:
+            original(controller)
+            session = f"-{controller._session_str}"
+            folder = Path(controller._storage.experiment_driver_staging_path)
+            return {path.name.replace(session, ""): path for path in sorted(folder.glob(f"*{session}.*"))}
 
-    setattr(owner, name, function)
+        save(write)
+
+    return ADAPTATIONS["atomic_snapshots"].applied(replacement)
+
+
+def rare_snapshots(share: float) -> AbstractContextManager[None]:
+    """Makes Tune spend at most this share of the time on saving its state."""
+    due = 0.0
+
+    def checkpoint(original: Any, controller: Any, force: bool = False, wait: bool = False) -> None:
+        nonlocal due
+        start = time.monotonic()
+        if force or start >= due:
+            original(controller, force=force, wait=wait)
+            end = time.monotonic()
+            due = end + (end - start) * (1 / share - 1)
+
+    return ADAPTATIONS["rare_snapshots"].applied(checkpoint)
+
+
+def start_on_loopback(**options: Any) -> None:
+    """Starts a Ray of this machine alone, and checks that its processes listen on loopback addresses only.
+
+    Args:
+        options: Further arguments of ``ray.init``.
+
+    Raises:
+        SearchError: One of its processes listens on another address. Ray is shut down again.
+    """
+    set_cluster_networking(False)
+    before = _listening()
     try:
-        yield
-    finally:
-        setattr(owner, name, original)
+        ray.init(address="local", _node_ip_address="127.0.0.1", **options)
+    except (RuntimeError, TypeError) as error:
+        if "_node_ip_address" in str(error):
+            raise SearchError(f"Ray {ray.__version__} cannot listen on 127.0.0.1 only; install ray==2.60.*") from error
+        raise
+    exposed = sorted({address for _, address in _listening() - before if not _is_loopback(address)})
+    if exposed:
+        ray.shutdown()
+        addresses = ", ".join(exposed)
+        raise SearchError(
+            f"Ray {ray.__version__} must listen on loopback addresses only, got {addresses}; install ray==2.60.*"
+        )
+
+
+def _listening() -> set[tuple[int, str]]:
+    """Returns the TCP addresses that this process and its descendants listen on, each with the process id."""
+    psutil = importlib.import_module("psutil")  # comes with Ray, which adds it to sys.path
+    this, found = psutil.Process(), set()
+    for process in (this, *this.children(recursive=True)):
+        try:
+            connections = process.net_connections("tcp")
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        except psutil.AccessDenied:
+            _warn_once("the addresses that Ray listens on cannot be checked: this system does not show them")
+            continue
+        found |= {(process.pid, c.laddr.ip) for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def set_cluster_networking(enabled: bool) -> None:
+    """Sets whether Ray looks up an address that other machines can reach, rather than using 127.0.0.1.
+
+    ``start_on_loopback`` checks the effect.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = enabled  # type: ignore[attr-defined]
+
+
+def address_of_this_node() -> str | None:
+    """Returns ``host:port`` of the cluster that ``ray start`` joined on this machine; None without one.
+
+    ``ray.init(address="auto")`` would take any Ray on this machine, such as the one of another search.
+    """
+    address = _optional("ray._private.utils:read_ray_address", "--address auto finds no cluster, name its host:port")
+    return str(address) if address else None
+
+
+def accelerator_type() -> str | None:
+    """Returns Ray's name for the type of this machine's GPUs, such as ``A100``; None without any."""
+    path = "ray._private.accelerators:get_accelerator_manager_for_resource"
+    manager = _optional(path, "search.accelerator_type needs a running cluster", "GPU")
+    kind = manager and manager.get_current_node_accelerator_type()
+    return str(kind) if kind else None
+
+
+def _optional(path: str, without: str, *args: Any) -> Any:
+    """Calls a function of Ray; returns None, with one warning, if it does not exist."""
+    try:
+        owner, name = _owner(path)
+        function = getattr(owner, name)
+    except (ImportError, AttributeError):
+        _warn_once(f"Ray {ray.__version__}: {path} does not exist; without it {without}")
+        return None
+    return function(*args)
+
+
+def actor_of(trial: Any) -> Any:
+    """Returns the Ray actor that a Tune trial runs in; None if it has none."""
+    try:
+        return trial.temporary_state.ray_actor
+    except AttributeError:
+        _warn_once(f"Ray {ray.__version__}: Trial has no temporary_state.ray_actor; trials that hang are not ended")
+        return None
+
+
+class OptunaState(NamedTuple):
+    """The records of Tune's OptunaSearch.
+
+    Attributes:
+        study: The study.
+        trials: Tune's trial id -> Optuna's trial.
+        completed: Ids of the trials whose end the study knows.
+    """
+
+    study: optuna.Study
+    trials: dict[str, optuna.trial.Trial]
+    completed: set[str]
+
+
+def optuna_state(searcher: Any) -> OptunaState | None:
+    """Returns the records of an OptunaSearch; None, with one warning, if it keeps them in another form."""
+    try:
+        return OptunaState(searcher._ot_study, searcher._ot_trials, searcher._completed_trials)
+    except AttributeError as error:
+        _warn_once(f"Ray {ray.__version__}: {error}; without it Optuna counts stopped trials as complete")
+        return None
+
+
+def _owner(path: str) -> tuple[Any, str]:
+    """Returns the module or class that holds ``module:name`` or ``module:Class.name``, and the name."""
+    module, _, names = path.partition(":")
+    owner: Any = importlib.import_module(module)
+    *classes, name = names.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)

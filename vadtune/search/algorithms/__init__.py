@@ -1,1 +1,1 @@
-"""Which configuration is tried next, and when one is stopped: samplers, schedulers, the space."""
+"""Samplers, schedulers and the search space. Imports config/, optuna, ray.tune and ``ray_compat``."""

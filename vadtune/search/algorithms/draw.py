@@ -1,4 +1,4 @@
-"""Configurations of a search without a search: its whole grid, or a random sample of it."""
+"""Draws configurations from a search space without running a search."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import optuna
 from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
 
-_TRIES = 20  # draws for each configuration that is asked for, before a small space counts as exhausted
+_TRIES = 20  # draws per requested configuration before a small space counts as exhausted
 
 
 def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[str, Any]]:
-    """Returns searched parameters under dotted keys, a mapping for each configuration, no two the same.
+    """Returns distinct configurations, each a mapping from dotted keys to values of the searched parameters.
 
     Args:
-        search: The search file. With the sampler ``grid`` its grid in order, or a random part of it; with any other
-            random draws, the same for the same ``search.seed``. What the file lists under ``search.initial`` comes
-            first.
-        samples: How many; None for ``search.samples``, or the whole grid. Fewer come out of a space that has fewer.
+        search: The search file. The sampler ``grid`` gives its grid in order, or a random part of it; any other gives
+            ``search.initial``, then random draws that depend on ``search.seed`` only.
+        samples: How many to draw, fewer from a smaller space; None for ``search.samples``, or the whole grid.
     """
     wanted = search.search.samples if samples is None else samples
     if search.search.sampler == "grid":
@@ -29,7 +28,7 @@ def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[st
             return grid
         chosen = sorted(random.Random(search.search.seed).sample(range(len(grid)), wanted))
         return [grid[index] for index in chosen]
-    assert wanted is not None, "a search that is no grid has a number of samples"
+    assert wanted is not None, "only a grid has no number of samples"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.search.seed))
     for point in search.search.initial:

@@ -1,4 +1,4 @@
-"""Which configuration is tried next.
+"""Samplers: they choose the next configuration.
 
 To add a sampler: one factory here, one line in SAMPLERS, its name in config.SAMPLERS.
 """
@@ -17,16 +17,17 @@ from ray.tune.search.optuna import OptunaSearch
 
 from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
+from vadtune.search.ray_compat import optuna_state
 
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
-    # group: parameters that exist together are modelled together, which conditional spaces need. Twice Optuna's usual
-    # number of random trials first: with ten, TPE settles on the neighbourhood of the first trial that completes.
+    # group: models parameters that exist together jointly, which conditional spaces need. Twice Optuna's default number
+    # of random trials: with ten, TPE stays in the neighbourhood of the first trial that completes.
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=20, multivariate=True, group=True, constant_liar=True)
 
 
 def _cmaes(seed: int) -> optuna.samplers.BaseSampler:
-    import cmaes  # noqa: F401 - Optuna would import it inside the first suggestion, which Ray then warns is slow
+    import cmaes  # noqa: F401 - Optuna would import it in the first suggestion, and Ray would warn that it is slow
 
     return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
@@ -35,15 +36,15 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "cmaes": _cmaes,
-    # Every grid point is enqueued; the sampler below it never gets to choose.
+    # Every grid point is enqueued, so this sampler is never asked.
     "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 
 
 def first_points(search: SearchFile) -> list[dict[str, Any]]:
-    """Returns the configurations to try before the sampler chooses: those of the file, or the grid.
+    """Returns the configurations to try before the sampler chooses: ``search.initial``, or the grid.
 
-    A grid is tried in random order, so that any first part of it is a fair sample.
+    A grid is shuffled, so that a search that ends early has tried a random sample of it.
     """
     points = search.search.initial
     if search.search.sampler == "grid":
@@ -62,11 +63,10 @@ def sample_count(search: SearchFile) -> int:
 
 
 class Searcher(OptunaSearch):
-    """OptunaSearch that tells Optuna how a trial really ended.
+    """OptunaSearch that reports stopped trials to Optuna as PRUNED and failed trials as FAIL.
 
-    The stock one tells a trial that a scheduler stopped as COMPLETE with the score of its low budget, and one that
-    failed after its first report likewise. Here the former is PRUNED, with its intermediate values by epoch, and the
-    latter FAIL.
+    Tune's OptunaSearch reports both as COMPLETE, a stopped trial with the score of its low budget. Here a pruned trial
+    has its intermediate values by epoch.
 
     Args:
         search: The search file.
@@ -74,7 +74,7 @@ class Searcher(OptunaSearch):
 
     def __init__(self, search: SearchFile) -> None:
         self._epochs = search.epochs
-        self._last_epoch: dict[str, int] = {}  # a trial that is tried again may report an epoch once more
+        self._last_epoch: dict[str, int] = {}  # a retried trial may report an epoch twice
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = SAMPLERS[search.search.sampler](search.search.seed)
@@ -88,26 +88,35 @@ class Searcher(OptunaSearch):
 
     @property
     def study(self) -> optuna.Study:
-        """Optuna's record of the search."""
-        return self._ot_study
+        """Optuna's study of the search."""
+        state = optuna_state(self)
+        assert state is not None
+        return state.study
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Reports an intermediate value, its step being the epoch."""
-        if result["epoch"] > self._last_epoch.get(trial_id, -1):
+        """Reports an intermediate value to Optuna, with the epoch as step."""
+        state = optuna_state(self)
+        if state is None:
+            super().on_trial_result(trial_id, result)
+        elif result["epoch"] > self._last_epoch.get(trial_id, -1):
             self._last_epoch[trial_id] = result["epoch"]
-            self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
+            state.trials[trial_id].report(result[self.metric], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna how a trial ended."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+        """Reports the end of a trial to Optuna."""
+        state = optuna_state(self)
+        if state is None:
+            super().on_trial_complete(trial_id, result, error)
             return
-        trial = self._ot_trials[trial_id]
+        if trial_id in state.completed or trial_id not in state.trials:
+            return
+        trial = state.trials[trial_id]
         if error:
-            self._ot_study.tell(trial, state=TrialState.FAIL)
+            state.study.tell(trial, state=TrialState.FAIL)
         elif result and self.metric in result and result["epoch"] >= self._epochs:
-            self._ot_study.tell(trial, result[self.metric])
+            state.study.tell(trial, result[self.metric])
         else:
             if result and self.metric in result:
                 self.on_trial_result(trial_id, result)
-            self._ot_study.tell(trial, state=TrialState.PRUNED)
-        self._completed_trials.add(trial_id)
+            state.study.tell(trial, state=TrialState.PRUNED)
+        state.completed.add(trial_id)

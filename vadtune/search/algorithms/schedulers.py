@@ -1,4 +1,4 @@
-"""When a trial is stopped, and at which epochs it reports.
+"""Schedulers: they stop trials early, and decide at which epochs trials report.
 
 To add a scheduler: one factory here, one line in SCHEDULERS, its name in config.SCHEDULERS.
 """
@@ -25,39 +25,39 @@ EPOCH = "epoch"
 
 
 def _grace(search: SearchConfig, epochs: int) -> int:
-    """Epochs before a trial may be stopped: by default a ninth, where the ranking is already close to the final one."""
+    """Returns the epochs before a trial may be stopped: by default a ninth, where ranks are close to the final ones."""
     return search.grace_epochs or math.ceil(epochs / 9)
 
 
 class AshaSkippingClosedForm(ASHAScheduler):
-    """ASHA among the trials that take their time.
+    """ASHA that neither stops nor counts trials with a linear decoder in closed form.
 
-    A linear decoder that is solved is at its end before the first decision. It costs next to nothing, and beside it
-    networks would be stopped that end better: it is not stopped, and does not count.
+    Such a trial has its final score before the first decision and costs little; ranked against it, ASHA would stop
+    networks that end better.
     """
 
     def __init__(self, file: SearchFile) -> None:
         super().__init__(
             time_attr=EPOCH,
-            # Beyond the last epoch, so that a finished trial ends as finished and not as stopped.
+            # Beyond the last epoch, so that a finished trial does not end as stopped.
             max_t=file.epochs + 1,
             grace_period=_grace(file.search, file.epochs),
             reduction_factor=file.search.reduction_factor,
         )
         self._file = file
 
-    def _races(self, trial: Trial) -> bool:
+    def _is_ranked(self, trial: Trial) -> bool:
         return not self._file.trial_config(trial.config).model.closed_form
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Decides about a trial that reports. See TrialScheduler."""
-        if not self._races(trial):
+        """Decides whether a trial that reports continues. See TrialScheduler."""
+        if not self._is_ranked(trial):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Takes note of a trial that ended. See TrialScheduler."""
-        if self._races(trial):
+        """Records the end of a trial. See TrialScheduler."""
+        if self._is_ranked(trial):
             super().on_trial_complete(tune_controller, trial, result)
         else:
             self.on_trial_remove(tune_controller, trial)
@@ -83,8 +83,7 @@ SCHEDULERS: dict[str, Callable[[SearchFile], TrialScheduler]] = {
 def report_epochs(search: SearchConfig, epochs: int) -> list[int]:
     """Returns the epochs at which a trial is validated and reports, ascending; the last is ``epochs``.
 
-    Under ASHA these are the rungs, where it decides; validating elsewhere would only cost time. Other schedulers, and
-    none, get ten reports. ``search.report`` adds every N-th epoch.
+    Under ASHA these are its rungs; otherwise about ten. ``search.report`` adds every N-th epoch.
     """
     due = {epochs}
     if search.scheduler == "asha":
@@ -100,5 +99,5 @@ def report_epochs(search: SearchConfig, epochs: int) -> list[int]:
 
 
 def next_report(due: Sequence[int], epoch: int) -> int:
-    """Returns the first of the epochs at which a report is due that comes after an epoch; the last, if none does."""
+    """Returns the first epoch in ``due`` after ``epoch``; the last one if none is."""
     return next((report for report in due if report > epoch), due[-1])

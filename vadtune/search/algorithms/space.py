@@ -1,4 +1,4 @@
-"""From the domains of a search file to Optuna's suggestions."""
+"""Suggests values for the domains of a search file with Optuna."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUGGEST: dict[type[Domain], Callable[[optuna.Trial, str, Any], Any]] = {
 
 
 def suggest(search: SearchFile, trial: optuna.Trial) -> None:
-    """Asks Optuna for every searched parameter that exists, define-by-run, under its dotted key.
+    """Suggests a value for every active searched parameter, under its dotted key (define-by-run).
 
     A module-level function, because Ray pickles it (bound by ``functools.partial``).
     """

@@ -1,1 +1,1 @@
-"""A running Ray cluster: joining it, checking it, submitting jobs to it."""
+"""Joins a running Ray cluster, checks it and submits jobs to it. Imports ``ray_compat``; doctor also driver/."""

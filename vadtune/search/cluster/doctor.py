@@ -1,4 +1,4 @@
-"""What is checked before a search on a cluster costs money."""
+"""Checks a machine or a cluster before a search on it costs money."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
 from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
 from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
-from vadtune.search.driver.process import local_ray
+from vadtune.search.driver.ray_start import local_ray
 from vadtune.tracking import connect, without_secrets
 
 _PACKAGES = ("ray", "torch", "vadtune")
@@ -23,7 +22,7 @@ _ENOUGH_BYTES = 2 * 2**30
 
 
 class Check(NamedTuple):
-    """The outcome of a check: whether all is well, and what was found or what to do."""
+    """The outcome of a check: its name, whether it passed, and what was found or what to do."""
 
     name: str
     ok: bool
@@ -31,11 +30,11 @@ class Check(NamedTuple):
 
 
 def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator[Check]:
-    """Checks the machine or the cluster, the storage and the tracking store; yields each outcome as it comes.
+    """Checks the machine or cluster, the storage and the tracking store; yields each outcome when it is known.
 
     Args:
-        address: Of a running Ray cluster; None for a Ray of this machine alone, started for the occasion.
-        storage: Where searches would be kept, a folder or a URI.
+        address: Address of a running Ray cluster; None to start a Ray on this machine.
+        storage: Folder or URI for searches.
         tracking_uri: The MLflow store.
     """
     yield _token(address)
@@ -45,7 +44,7 @@ def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator
         except VadtuneError as error:
             yield Check("cluster", False, str(error))
         else:
-            yield from _of_the_nodes()
+            yield from _node_checks()
             yield _storage(storage)
     yield _tracking(tracking_uri)
     yield _disk("free disk", local_folder(storage))
@@ -54,39 +53,40 @@ def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator
 def _token(address: str | None) -> Check:
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return Check("token", False, "whoever reaches Ray's ports can run code; unset RAY_AUTH_MODE or set it to token")
-    if AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
         return Check("token", True, "Ray's token is set")
     if address is None:
         return Check("token", True, "none yet, Ray makes one for this machine when it starts")
     return Check("token", False, "none; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the one all nodes share")
 
 
-def _of_the_nodes() -> Iterator[Check]:
+def _node_checks() -> Iterator[Check]:
     alive = nodes()
     total = ray.cluster_resources()
     yield Check("nodes", True, f"{len(alive)} alive, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs")
-    found = on_every_node(_described_there())
-    own = _described_there()()
+    found = on_every_node(_node_description())
+    here = _node_description()()
     problems, few = [], []
-    for node, there in found:
-        if isinstance(there, Exception):
-            problems.append(f"{node.address} does not run tasks ({' '.join(str(there).split())[:150]})")
+    for node, seen in found:
+        if isinstance(seen, Exception):
+            problems.append(f"{node.address} does not run tasks ({' '.join(str(seen).split())[:150]})")
             continue
-        for name, version in own["versions"].items():
-            if there["versions"][name] != version:
-                problems.append(f"{node.address} has {name} {there['versions'][name]}, here is {version}")
-        if node.resources.get("GPU", 0) > there["gpus"]:
-            few.append(f"{node.address} offers {node.resources['GPU']:g} GPUs, torch sees {there['gpus']}")
-        if there["free"] < _ENOUGH_BYTES:
-            problems.append(f"{node.address} has {there['free'] / 2**30:.1f} GiB left for temporary files; make room")
-    versions = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
+        for name, version in here["versions"].items():
+            if seen["versions"][name] != version:
+                problems.append(f"{node.address} has {name} {seen['versions'][name]}, here is {version}")
+        if node.resources.get("GPU", 0) > seen["gpus"]:
+            few.append(f"{node.address} offers {node.resources['GPU']:g} GPUs, torch sees {seen['gpus']}")
+        if seen["free"] < _ENOUGH_BYTES:
+            problems.append(f"{node.address} has {seen['free'] / 2**30:.1f} GiB left for temporary files; make room")
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     yield Check("versions", not problems, f"{'; '.join(problems)}; install the same" if problems else versions)
-    seen = f"torch sees all {total.get('GPU', 0):g}" if total.get("GPU") else "none, trials run on CPUs"
-    yield Check("GPUs", not few, f"{'; '.join(few)}; install torch for the node's driver" if few else seen)
+    gpus = f"torch sees all {total.get('GPU', 0):g}" if total.get("GPU") else "none, trials run on CPUs"
+    yield Check("GPUs", not few, f"{'; '.join(few)}; install torch for the node's driver" if few else gpus)
 
 
-def _described_there() -> Any:
-    """Returns a function that describes the machine it runs on; it travels by value and needs nothing of ours."""
+def _node_description() -> Any:
+    """Returns a function that describes the machine it runs on; Ray pickles it by value, it needs no vadtune."""
     packages = _PACKAGES
 
     def describe() -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _described_there() -> Any:
                 versions[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 versions[name] = "not installed"
-        # In a process of its own: Ray hides the GPUs from a task that asked for none.
+        # In another process: Ray hides the GPUs from a task that asked for none.
         environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         code = "import torch; print(torch.cuda.device_count())"
         counted = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

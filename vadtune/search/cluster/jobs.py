@@ -1,4 +1,4 @@
-"""Searches as jobs of a Ray cluster, sent to its head from any machine that reaches it over HTTP."""
+"""Submits searches as jobs to a Ray cluster over HTTP, from any machine that reaches its head."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vadtune.config import SearchFile
 from vadtune.core.errors import SearchError
 
 _POLL_SECONDS = 2.0
-_STARTING_SECONDS = 60.0  # what a head may take, once it answers, until it takes jobs
+_STARTING_SECONDS = 60.0  # a head may answer this long before it accepts jobs
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 class Jobs:
-    """The jobs of a cluster.
+    """Submits, lists, reads and stops the jobs of a cluster.
 
     Args:
-        address: Of the head's job server, such as ``http://127.0.0.1:8265``.
+        address: Address of the head's job server, such as ``http://127.0.0.1:8265``.
 
     Raises:
-        SearchError: It does not answer, or this machine lacks what asking it needs.
+        SearchError: It does not answer, or ``ray[default]`` is not installed here.
     """
 
     def __init__(self, address: str) -> None:
@@ -41,7 +41,7 @@ class Jobs:
         self._client: Any = self._ask(JobSubmissionClient, address)
 
     def submit(self, search: SearchFile, *, storage: str, tracking_uri: str | None) -> str:
-        """Sends a search to the cluster; returns the id of its job."""
+        """Submits a search to the cluster; returns the id of its job."""
         arguments: Sequence[str] = ["search", SEARCH_FILE, "--address", "auto", "--storage", storage]
         if tracking_uri is not None:
             arguments = [*arguments, "--tracking-uri", tracking_uri]
@@ -60,9 +60,9 @@ class Jobs:
             shutil.rmtree(folder, ignore_errors=True)
 
     def status(self, job: str | None = None) -> list[dict[str, object]]:
-        """Returns a row for each job that was submitted, or for the one named, newest first."""
+        """Returns a row for each submitted job, or for one job, newest first."""
         found = [self._ask(self._client.get_job_info, job)] if job else self._ask(self._client.list_jobs)
-        found = [info for info in found if info.submission_id]  # Ray counts every driver, such as the doctor
+        found = [info for info in found if info.submission_id]  # Ray also lists drivers, such as the doctor
         rows = [
             {
                 "job": info.submission_id,
@@ -76,7 +76,7 @@ class Jobs:
         return rows
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
-        """Yields what a job has printed; with ``follow``, goes on until it ends."""
+        """Yields the output of a job; with ``follow``, until the job ends."""
         shown = 0
         while True:
             ended = self._ask(self._client.get_job_status, job) in _ENDED
@@ -88,7 +88,7 @@ class Jobs:
             time.sleep(_POLL_SECONDS)
 
     def stop(self, job: str) -> bool:
-        """Asks a job to save its state and end; returns whether it ran."""
+        """Asks a job to save its state and end; returns whether it was running."""
         return bool(self._ask(self._client.stop_job, job))
 
     def _ask(self, question: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,20 +96,20 @@ class Jobs:
         while True:
             try:
                 return question(*args, **kwargs)
-            except Exception as error:  # of many kinds: no answer, no such job, another version, no token
+            except Exception as error:  # various types: no answer, no such job, another version, no token
                 text = " ".join(str(error).split())[:300]
                 if "No available agent" not in text or time.monotonic() > deadline:
                     what = f"the job server {self._address} must do as asked, got: {text}"
-                    raise SearchError(f"{what}; {_what_to_do(text, error)}") from error
+                    raise SearchError(f"{what}; {_next_step(text, error)}") from error
             time.sleep(_POLL_SECONDS)
 
 
-def _what_to_do(text: str, error: Exception) -> str:
+def _next_step(text: str, error: Exception) -> str:
     lower = text.lower()
     if "ray[default]" in lower or isinstance(error, ImportError):
         return "pip install 'ray[default]' here"
     if "token" in lower or "unauthorized" in lower:
         return "set RAY_AUTH_TOKEN to the token of the cluster"
     if "does not exist" in lower:
-        return "`vadtune status` lists the jobs there are"
+        return "`vadtune status` lists the jobs"
     return "start the cluster with ray[default] on its head, or forward its port, and name it by --address"

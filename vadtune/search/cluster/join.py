@@ -1,4 +1,4 @@
-"""A Ray cluster that runs already: joining it, and what its nodes are like."""
+"""Joins a running Ray cluster and describes its nodes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 import pyarrow
 import ray
 from pyarrow import fs
-from ray._private import ray_constants
-from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vadtune.artifacts.run_folder import is_uri
 from vadtune.core.errors import SearchError, VadtuneError
+from vadtune.search.ray_compat import address_of_this_node, set_cluster_networking
 
 _JOIN_HELP = "start one with `ray up cluster.yaml` or `ray start --head`, and run this on one of its nodes"
 _NODE_SECONDS, _REACH_SECONDS = 60.0, 5.0
 
 
 class Node(NamedTuple):
-    """A node of the cluster: its id, its address, its resources by name."""
+    """A node of a cluster: id, address, and amounts of its resources by name."""
 
     id: str
     address: str
@@ -35,23 +34,22 @@ class Node(NamedTuple):
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
-    """Connects to a running Ray, and disconnects at the end; a connection that exists is used and left.
+    """Connects to a running Ray and disconnects at the end; an existing connection is used and kept.
 
     Args:
-        address: ``auto`` for the one this machine is a node of, or ``host:port``.
+        address: ``auto`` for the cluster that this machine is a node of, or ``host:port``.
 
     Raises:
-        SearchError: There is none, or it does not take this process.
+        SearchError: No cluster runs there, or it rejects this process.
     """
-    quiet()
-    there = ray.is_initialized()
+    silence_logs()
+    connected = ray.is_initialized()
     try:
         found = _answering(address)
-        # Off for a Ray of our own, which is to stay on loopback; a cluster's node has an address others can reach.
-        ray_constants.ENABLE_RAY_CLUSTER = not found.startswith(("127.", "localhost:"))
-        if not there:
+        set_cluster_networking(not found.startswith(("127.", "localhost:")))
+        if not connected:
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
-    except Exception as error:  # of many kinds: no such host, another version, another token
+    except Exception as error:  # various types: no such host, another version, another token
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         token = "token" in str(error).lower() or "auth" in str(error).lower()
         help_ = "set RAY_AUTH_TOKEN to the token its nodes share" if token else _JOIN_HELP
@@ -59,15 +57,13 @@ def joined(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if not there:
+        if not connected:
             ray.shutdown()
 
 
 def _answering(address: str) -> str:
-    """Returns the ``host:port`` of a cluster; Ray itself would try for minutes to reach one that is not there."""
-    # Not Ray's own way to find one: that would take any Ray on this machine, such as the one of another search.
-    own = os.environ.get("RAY_ADDRESS") or read_ray_address() if address == "auto" else address
-    found = str(own or "")
+    """Returns the ``host:port`` of a cluster that answers; Ray itself would try for minutes."""
+    found = (os.environ.get("RAY_ADDRESS") or address_of_this_node() or "") if address == "auto" else address
     host, colon, port = found.rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError("this machine is no node of a cluster" if address == "auto" else "not host:port")
@@ -75,9 +71,9 @@ def _answering(address: str) -> str:
     return found
 
 
-def quiet() -> None:
-    """Makes Ray and Optuna tell errors only; progress and reasons are told by us."""
-    import optuna  # takes a moment, which those that only look at a cluster need not wait for
+def silence_logs() -> None:
+    """Silences Ray and Optuna below ERROR; vadtune logs progress and failures itself."""
+    import optuna  # slow, and not needed to look at a cluster
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -85,7 +81,7 @@ def quiet() -> None:
 
 
 def nodes() -> list[Node]:
-    """Returns the nodes that are alive."""
+    """Returns the nodes of the cluster that are alive."""
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"]))
         for node in ray.nodes()
@@ -93,16 +89,16 @@ def nodes() -> list[Node]:
     ]
 
 
-def grows() -> bool:
-    """Whether nodes may still be added for what a trial asks: the cluster has an autoscaler with a configuration."""
+def can_grow() -> bool:
+    """Returns whether the cluster has an autoscaler that may add nodes."""
     return "KUBERAY_GEN_RAY_START_CMD" in os.environ or (Path.home() / "ray_bootstrap_config.yaml").exists()
 
 
 def on_every_node(work: Callable[[], Any]) -> list[tuple[Node, Any]]:
-    """Runs ``work`` on each node and returns what it gave, or the error; needs no package of ours there.
+    """Runs a function on each node and returns its results, or the errors; the nodes need not have vadtune.
 
     Args:
-        work: A function defined inside another, which travels by value.
+        work: A function defined inside another one, which Ray pickles by value.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(work)
     started = [
@@ -113,19 +109,19 @@ def on_every_node(work: Callable[[], Any]) -> list[tuple[Node, Any]]:
     for node, future in started:
         try:
             results.append((node, ray.get(future, timeout=_NODE_SECONDS)))
-        except Exception as error:  # of many kinds; what it means is for the caller to say
+        except Exception as error:  # of various types; the caller interprets it
             results.append((node, error))
     return results
 
 
 def check_shared(storage: str) -> None:
-    """Makes sure that every node sees what is written to a storage, and can write to it.
+    """Checks that every node can read and write a storage.
 
     Args:
         storage: A folder, or a URI such as ``s3://bucket/runs``.
 
     Raises:
-        VadtuneError: A node does not, or this process cannot write there.
+        VadtuneError: A node or this process cannot.
     """
     marker = f"shared-{secrets.token_hex(4)}"
     uri = storage if is_uri(storage) else Path(storage).absolute().as_uri()
@@ -142,15 +138,15 @@ def check_shared(storage: str) -> None:
 
         from pyarrow import fs
 
-        own = f"{marker}-{uuid.uuid4().hex}"  # another node writes at the same time
+        mine = f"{marker}-{uuid.uuid4().hex}"  # other nodes write at the same time
         try:
-            there, folder = fs.FileSystem.from_uri(uri)
-            with there.open_input_stream(f"{folder}/{marker}") as stream:
+            system, folder = fs.FileSystem.from_uri(uri)
+            with system.open_input_stream(f"{folder}/{marker}") as stream:
                 if stream.read() != b"here":
                     return "sees other content"
-            with there.open_output_stream(f"{folder}/{own}"):
+            with system.open_output_stream(f"{folder}/{mine}"):
                 pass
-            there.delete_file(f"{folder}/{own}")
+            system.delete_file(f"{folder}/{mine}")
         except Exception as error:
             return " ".join(str(error).split())[:200]
         return ""

@@ -1,1 +1,1 @@
-"""The process that runs a search: start, session, callbacks, progress, budget."""
+"""The process that runs a search: start, callbacks, progress, budget. Imports all other folders of search/."""

@@ -1,4 +1,4 @@
-"""How many GPU-hours a search has used of those it may use."""
+"""Counts the GPU-hours that a search uses of its budget."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 
 class GpuMeter:
-    """Adds up the time for which a search holds GPUs; two trials with a quarter each use half a GPU-hour in an hour.
+    """Adds up the GPU time that a search reserves: two trials with a quarter of a GPU use half a GPU-hour per hour.
 
     Args:
         hours: The budget in GPU-hours; None without one.
-        clock: Gives seconds; by default the time since some moment.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, hours: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,7 +21,7 @@ class GpuMeter:
         self._held, self._since = 0.0, clock()
 
     def hold(self, gpus: float) -> None:
-        """Tells how many GPUs are held from now on; until now it was as many as told before."""
+        """Sets how many GPUs are held from now on."""
         now = self._clock()
         self.seconds += self._held * (now - self._since)
         self._held, self._since = gpus, now
@@ -33,5 +33,5 @@ class GpuMeter:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the budget is used up."""
+        """Whether the budget is used up; never without one."""
         return self.budget is not None and self.seconds >= self.budget

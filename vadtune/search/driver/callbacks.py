@@ -1,4 +1,4 @@
-"""What Tune tells us while a search runs, passed on to MLflow and to the progress display."""
+"""Tune callbacks: log trials to MLflow, update the progress display, end hanging trials and spent searches."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.driver.progress import Progress
 from vadtune.search.driver.session import SESSIONS, Session
+from vadtune.search.ray_compat import actor_of
 from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
 
 
 def short_name(trial: Trial) -> str:
-    """Returns a name that counts the trials of a search, the same before and after a resume: trial-0007."""
-    number = trial.experiment_tag.partition("_")[0]  # Tune's count, followed by the configuration
+    """Returns the name of a trial, such as trial-0007; a resume does not change it."""
+    number = trial.experiment_tag.partition("_")[0]  # Tune's number, followed by the configuration
     return f"trial-{int(number):04d}"
 
 
 class SearchCallback(Callback):
-    """Follows the trials of one search.
+    """Logs the trials of one search and ends those that hang.
 
     Args:
-        run: The unique name of the search.
+        run: Unique name of the search.
     """
 
     def __init__(self, run: str) -> None:
@@ -45,11 +46,11 @@ class SearchCallback(Callback):
         return {"_run": self._run, "_reconciled": False}
 
     def get_state(self) -> dict[str, Any] | None:
-        """Returns what a resumed search goes on with; Tune keeps it with its own state."""
+        """Returns the state that Tune saves for a resume."""
         return {"gpu_seconds": self._session.gpus.seconds}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes up what was kept."""
+        """Restores the saved state."""
         self._session.gpus.seconds += state["gpu_seconds"]
 
     @property
@@ -57,22 +58,22 @@ class SearchCallback(Callback):
         return SESSIONS[self._run]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Brings MLflow in line with what a restored search knows, once; counts GPUs; gives up trials that hang."""
-        if self._session.signals:  # it came before Tune listened
+        """Counts GPU time and ends hanging trials; in the first step also updates MLflow to the restored trials."""
+        if self._session.signals:  # received before Tune listened
             os.kill(os.getpid(), signal.SIGUSR1)
         self._reconcile(trials)
         self._session.gpus.hold(self._gpus_held(trials))
-        self._give_up_the_hung(trials)
+        self._end_hanging(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Opens the trial's run."""
+        """Starts the MLflow run of a trial."""
         self._session.alive[trial.trial_id] = time.monotonic()
         self._start(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Logs a report."""
+        """Logs the scores that a trial reports."""
         self._session.alive[trial.trial_id] = time.monotonic()
         self._report(trial, result)
         if RECOVERY in result:
@@ -80,22 +81,22 @@ class SearchCallback(Callback):
             self._session.tracker.tag_trial(trial.trial_id, {"vadtune.recovery": result[RECOVERY]})
 
     def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Notes that the trial lives."""
+        """Records a sign of life."""
         self._session.alive[trial.trial_id] = time.monotonic()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Tells that a trial is tried again; its run goes on."""
+        """Logs a retry; the MLflow run of the trial stays open."""
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
         reason = self._reason(trial).removeprefix("error: ")
-        logger.warning("%s is tried again (%s): %s", short_name(trial), retry, reason)
+        logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Ends the run of a trial that finished or was stopped."""
+        """Ends the MLflow run of a trial that finished or was stopped."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Ends the run of a trial that failed, perhaps before it could start."""
+        """Ends the MLflow run of a trial that failed, possibly before it started."""
         if trial.trial_id not in self._session.started:
             self._start(trial)
         self._end(trial)
@@ -107,10 +108,10 @@ class SearchCallback(Callback):
             display.show(self._progress(trials))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Ends the runs of trials that did not come to an end of their own; a resume opens interrupted ones again."""
+        """Ends the MLflow runs of unfinished trials; a resume reopens those that were interrupted."""
         if not self._session.known <= {trial.trial_id for trial in trials}:
             return
-        self._reconcile(trials)  # a search that was complete when it was restored takes no step
+        self._reconcile(trials)  # a search restored when complete takes no step
         for trial in trials:
             if trial.trial_id in self._session.ended:
                 continue
@@ -126,7 +127,7 @@ class SearchCallback(Callback):
             return
         self._reconciled = True
         known = {trial.trial_id for trial in trials}
-        if not self._session.known <= known:  # Tune would begin anew without a word
+        if not self._session.known <= known:  # Tune would silently start from the beginning
             raise SearchError(
                 f"{self._run}: Ray Tune must know the {len(self._session.known)} trials it had, and could not read "
                 "them; nothing was changed, resume it with the versions it was started with"
@@ -168,7 +169,7 @@ class SearchCallback(Callback):
         self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
 
     def _gpus_held(self, trials: list[Trial]) -> float:
-        """Returns how many GPUs are set aside for this search: its packs', else those of the trials that run."""
+        """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""
         each: float = self._session.search.search.gpus_per_trial
         if not each or not trials:
             return 0.0
@@ -176,14 +177,14 @@ class SearchCallback(Callback):
             return float(self._session.pack_gpus)
         return each * sum(1 for trial in trials if trial.status == Trial.RUNNING)
 
-    def _give_up_the_hung(self, trials: list[Trial]) -> None:
-        """Ends the workers of trials that were not heard of for too long; they are not tried again."""
+    def _end_hanging(self, trials: list[Trial]) -> None:
+        """Kills the workers of trials that have not reported for too long, without a retry."""
         limit = self._session.search.search.trial_timeout_s
         if limit is None:
             return
         for trial in trials:
             last = self._session.alive.get(trial.trial_id)
-            actor = trial.temporary_state.ray_actor
+            actor = actor_of(trial)
             if trial.status != Trial.RUNNING or actor is None or last is None or trial.trial_id in self._session.hung:
                 continue
             if time.monotonic() - last > limit:
@@ -201,9 +202,9 @@ class SearchCallback(Callback):
         self._finish(trial, status, end)
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
-        if trial.trial_id not in self._session.started:  # it never ran, and has no run to end
+        if trial.trial_id not in self._session.started:  # it never ran, so it has no MLflow run
             return
-        checkpoint = _place(trial)
+        checkpoint = _checkpoint_path(trial)
         self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _progress(self, trials: list[Trial]) -> Progress:
@@ -222,26 +223,26 @@ class SearchCallback(Callback):
 
 
 class GpuBudgetStopper(Stopper):
-    """Ends a search whose GPU-hours are used up.
+    """Stops a search when its budget of GPU-hours is used up.
 
     Args:
-        run: The unique name of the search.
+        run: Unique name of the search.
     """
 
     def __init__(self, run: str) -> None:
         self._run = run
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Ends no trial by itself."""
+        """Returns False: single trials are not stopped."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether all trials are to end."""
+        """Returns whether the budget is used up."""
         return SESSIONS[self._run].gpus.is_spent
 
 
-def _place(trial: Trial) -> str:
-    """Returns where a trial's last checkpoint is, a path or a URI; empty without one."""
+def _checkpoint_path(trial: Trial) -> str:
+    """Returns the path or URI of a trial's last checkpoint; empty without one."""
     if not trial.checkpoint:
         return ""
     kind = trial.checkpoint.filesystem.type_name
@@ -250,13 +251,13 @@ def _place(trial: Trial) -> str:
 
 
 def _epoch(trial: Trial) -> int:
-    """Returns the last epoch a trial reported, 0 before its first report."""
+    """Returns the last epoch that a trial reported; 0 before its first report."""
     return int(trial.last_result.get(EPOCH, 0))
 
 
 def _reason(trial: Trial) -> str:
     """Returns why a trial failed, on one line: ``diverged: ...`` or ``error: ...``."""
-    local = Path(trial.pickled_error_file or "")  # copied to the trial's folder only after this callback
+    local = Path(trial.pickled_error_file or "")  # Tune copies it to the trial's folder only after this callback
     error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
     cause = getattr(error, "cause", None) or error
     text = " ".join(str(cause).split())
@@ -265,7 +266,7 @@ def _reason(trial: Trial) -> str:
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "error: its worker died, or the node it ran on"
     if isinstance(error, RayActorError):
-        text = str(error).strip().splitlines()[-1]  # of the traceback: what went wrong in the worker's start
+        text = str(error).strip().splitlines()[-1]  # the last line of the traceback: why the worker could not start
         return f"error: {_with_memory_hint(text)}"[:500]
     return f"error: {_with_memory_hint(f'{type(cause).__name__}: {text}')}"[:500]
 

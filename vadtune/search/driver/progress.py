@@ -1,4 +1,4 @@
-"""The live progress of a search: a display that refreshes on a terminal, a plain line now and then elsewhere."""
+"""Shows the progress of a search: a live display on a terminal, else a log line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from typing import NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,9 +19,9 @@ _PLAIN_SECONDS = 30.0
 
 
 class Progress(NamedTuple):
-    """Where a search stands: numbers of trials, the best score and its trial, seconds of time budget left.
+    """The state of a search: counts of trials, the best score with its trial, seconds left of the time budget.
 
-    ``ended_before`` counts the trials that had ended before a resume: they say nothing of how long the others take.
+    ``ended_before`` counts the trials that ended before a resume; the estimate of the time left excludes them.
     """
 
     total: int
@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 
 def duration(seconds: float) -> str:
-    """Returns a duration for people: 42s, 3m 05s, 2h 10m."""
+    """Formats a duration in seconds as text: 42s, 3m 05s, 2h 10m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -66,8 +66,8 @@ class ProgressDisplay:
     """Shows Progress on stderr; use as a context manager.
 
     Args:
-        title: What is running.
-        metric: The name of the score that is minimised.
+        title: Name of the search.
+        metric: Name of the score that is minimised.
     """
 
     def __init__(self, title: str, metric: str) -> None:
@@ -87,11 +87,11 @@ class ProgressDisplay:
             self._live.stop()
 
     def due(self) -> bool:
-        """Whether it is time to show again."""
+        """Returns whether the display should be refreshed."""
         return time.monotonic() - self._shown >= (_REFRESH_SECONDS if self._live else _PLAIN_SECONDS)
 
     def show(self, progress: Progress) -> None:
-        """Shows the state now."""
+        """Shows the progress now."""
         self._shown = time.monotonic()
         elapsed = self._shown - self._start
         if self._live is None:
@@ -100,11 +100,5 @@ class ProgressDisplay:
         grid = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=progress.total, completed=progress.ended, width=40)
         grid.add_row(Text(self._title, style="bold"), bar)
-        self._live.update(_stack(grid, Text(f"{progress.line(elapsed)}  [{self._metric}]", style="dim")), refresh=True)
-
-
-def _stack(*rows: Table | Text) -> Table:
-    table = Table.grid()
-    for row in rows:
-        table.add_row(row)
-    return table
+        line = Text(f"{progress.line(elapsed)}  [{self._metric}]", style="dim")
+        self._live.update(Group(grid, line), refresh=True)

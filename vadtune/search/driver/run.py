@@ -25,18 +25,21 @@ from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
 from vadtune.search.driver.budget import GpuMeter
 from vadtune.search.driver.callbacks import GpuBudgetStopper, SearchCallback
-from vadtune.search.driver.process import PendingRay, check_resources, pending_ray, stop_signals
 from vadtune.search.driver.progress import ProgressDisplay, duration
+from vadtune.search.driver.ray_start import PendingRay, pending_ray
+from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.session import SESSIONS, Session
-from vadtune.search.resume.recovery import MAX_RETRIES, bounded_retries
-from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
-from vadtune.search.trials.placement import (
+from vadtune.search.driver.signals import stop_signals
+from vadtune.search.ray_compat import (
+    bounded_retries,
+    check_protective,
     keep_starting_actors,
-    pack_size,
     parallel_actor_starts,
-    placed,
-    reuse_prestarted_workers,
+    rare_snapshots,
 )
+from vadtune.search.resume.recovery import MAX_RETRIES, is_transient_failure
+from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
+from vadtune.search.trials.placement import pack_size, place_trials
 from vadtune.tracking import (
     Tracker,
     check_holds,
@@ -54,6 +57,7 @@ from vadtune.tracking import (
 logger = logging.getLogger(__name__)
 
 _TUNE = "tune"
+_SNAPSHOT_SHARE = 0.1  # of the time of a search, at most
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,24 @@ class SearchOutcome:
 
 
 def run_search(
-    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, ahead: PendingRay
+    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, pending: PendingRay
 ) -> SearchOutcome:
-    """Runs a search to its end; see ``start.start_search``, which checks what is given here.
+    """Runs a search to its end; see ``start.start_search``, which checks the arguments.
 
     Args:
         search: The search file.
-        dataset: What it names.
-        storage: Where the search gets a folder of its own.
-        store: The MLflow store, if it is named; see ``tracking.tracking_uri``.
-        ahead: The Ray that is being started.
+        dataset: The dataset that it names.
+        storage: Folder or URI in which a folder for the search is made.
+        store: The MLflow store; None for the one that ``tracking.tracking_uri`` returns.
+        pending: The Ray that is being started.
 
     Raises:
+        SearchError: This version of Ray cannot be used safely.
         TrackingError: The store does not answer.
     """
+    check_protective()
     uri = tracking_uri(store)
-    client = connect(uri)  # after whatever may be wrong: a store that is a file is made by connecting
+    client = connect(uri)  # after all other checks, since it creates a store that is a file
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
@@ -120,24 +126,25 @@ def run_search(
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
 
     with run_lock(folder):
-        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), ahead)
+        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), pending)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
     """Completes a search that was interrupted or killed.
 
     Args:
-        folder: The search's own folder.
-        tracking_uri: The MLflow store; None for the one the search was started with.
-        address: Of a running Ray cluster; None for a Ray of this machine alone.
+        folder: The folder of the search.
+        tracking_uri: The MLflow store; None for the one that the search was started with.
+        address: Address of a running Ray cluster; None to start a Ray on this machine.
 
     Returns:
-        How it ended, or None if nothing was left to do.
+        How the search ended; None if it was complete.
 
     Raises:
         SearchError: The folder holds no search that can be resumed.
         TrackingError: The store does not answer or does not hold the search.
     """
+    check_protective()
     run = read_run(folder)
     uri = store_of(run.tracking_uri, tracking_uri)
     search = load_search(folder / SEARCH_FILE)
@@ -148,18 +155,18 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         dataset = load_dataset(search.data)
-        with pending_ray(search.search) as ahead:
+        with pending_ray() as pending:
             known = restore_snapshot(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
-            return _run(search, dataset, tracker, folder, run.tune, known, ahead)
+            return _run(search, dataset, tracker, folder, run.tune, known, pending)
 
 
 def _client(uri: str, run: Run) -> Any:
-    """Returns a client of the store a search was started with; of a server that is away too, as it may come back.
+    """Returns a client of the store that a search was started with, even of a server that does not answer now.
 
     Raises:
-        TrackingError: The store is a file that is not there, or does not hold the search.
+        TrackingError: The store is a file that does not exist, or does not hold the search.
     """
     try:
         client = connect_existing(uri)
@@ -167,7 +174,7 @@ def _client(uri: str, run: Run) -> Any:
         if sqlite_path(uri) is not None:
             raise
         logger.warning("%s", error)
-        logger.warning("the search goes on without it, results are kept until it answers")
+        logger.warning("the search continues without it, results are kept until it answers")
         return client_of(uri)
     check_holds(client, uri, run.run, run.parent_run_id)
     return client
@@ -180,46 +187,58 @@ def _run(
     folder: Path,
     where: str,
     known: set[str],
-    ahead: PendingRay,
+    pending: PendingRay,
 ) -> SearchOutcome:
-    """Runs a search, from the snapshot put back in ``where`` if that knows trials, once Ray is ready, and logs how it
-    ended."""
+    """Runs a search, or the rest of a restored one, and logs how it ended.
+
+    Args:
+        search: The search file.
+        dataset: The dataset that it names.
+        tracker: Writes to MLflow.
+        folder: The folder of the search.
+        where: Folder or URI in which Tune keeps its state.
+        known: Ids of the trials in the restored snapshot; empty to start a new search.
+        pending: The Ray that is being started.
+    """
     run = tracker.search
     start = time.monotonic()
-    budget = search.search.time_budget_s
-    total = sample_count(search)
+    budget, total = search.search.time_budget_s, sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
         meter = GpuMeter(search.search.gpu_hours)
         deadline = None if budget is None else start + budget
-        session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
-        SESSIONS[run] = session
+        SESSIONS[run] = session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         try:
-            size = pack_size(search, dataset, ahead.cores)
-            own = ahead.ready()
+            size = pack_size(search, dataset, pending.cores)
+            pending.wait()
             with (
-                placed(search, dataset, size) as (trainable, room),
-                bounded_retries(),
+                place_trials(search, dataset, size) as (trainable, slots),
+                bounded_retries(is_transient_failure),
                 keep_starting_actors(),
-                parallel_actor_starts(room),
-                reuse_prestarted_workers() if own else contextlib.nullcontext(),
+                parallel_actor_starts(slots),
                 atomic_snapshots(folder),
+                rare_snapshots(_SNAPSHOT_SHARE),
             ):
-                session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each has a pack, see placed
+                session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each trains a pack, see place_trials
                 if known:
                     tuner = tune.Tuner.restore(where, trainable=trainable, resume_unfinished=True)
                 else:
                     tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
-                if not interrupted:  # before Tune listens; a resume begins anew
+                if not interrupted:  # before Tune listens for signals
                     tuner.fit()
         except BaseException:
             tracker.abandon()
             raise
         finally:
             del SESSIONS[run]
-    seconds = time.monotonic() - start
+    return _finish(session, time.monotonic() - start)
+
+
+def _finish(session: Session, seconds: float) -> SearchOutcome:
+    """Logs the end of a search to MLflow and to the log."""
+    search, tracker, run = session.search, session.tracker, session.tracker.search
     counts = dict(session.counts())
-    stopped_early = bool(interrupted) and len(session.ended) < total
+    stopped_early = bool(session.signals) and len(session.ended) < session.total
     summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
     if session.best:
         summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
@@ -235,7 +254,7 @@ def _run(
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
     if not logged:
         logger.warning(
-            "the store %s did not take the last results; they are kept, deliver them by: vadtune sync %s",
+            "the store %s did not accept the last results; they are kept, deliver them by: vadtune sync %s",
             without_secrets(tracker.uri),
             run,
         )

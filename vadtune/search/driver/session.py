@@ -1,4 +1,4 @@
-"""A search in this process: what its parts share while it runs."""
+"""State of a running search that its parts share."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from vadtune.tracking import Tracker
 
 @dataclass
 class Session:
-    """A search in this process: what its callback works with, and what it found.
+    """State of a search that runs in this process: connections that its callback uses, and results so far.
 
     Attributes:
         search: The search file.
         tracker: Writes to MLflow.
         display: Shows the progress.
         total: Number of trials.
-        signals: The signals to stop that were received.
-        deadline: When the time budget ends, by ``time.monotonic``; None without a budget.
+        signals: The stop signals received so far.
+        deadline: End of the time budget, by ``time.monotonic``; None without a budget.
         gpus: Counts the GPU-hours used.
         known: Ids of the trials that a resumed search starts with.
-        pack_gpus: How many GPUs packs hold as long as the search runs, if it packs its trials.
-        failures: Trial name -> reason, without the diverged ones.
+        pack_gpus: Number of GPUs that packs hold while the search runs.
+        failures: Trial name -> reason, without diverged trials.
         ended: Trial id -> why it ended.
-        ended_before: How many had ended before a resume.
-        started: Ids of the trials whose runs are open or were.
-        scores: Trial name -> its latest score; without trials that failed.
-        alive: Trial id -> when it last was heard of, by ``time.monotonic``.
-        hung: Trial id -> why it was given up.
+        ended_before: Number of trials that ended before a resume.
+        started: Ids of the trials that have an MLflow run.
+        scores: Trial name -> latest score, without failed trials.
+        alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
+        hung: Trial id -> why it was ended as hanging.
     """
 
     search: SearchFile
@@ -53,14 +53,13 @@ class Session:
 
     @property
     def best(self) -> tuple[float, str] | None:
-        """The best of the latest scores and the name of its trial; None without one."""
+        """The best of the latest scores and the name of its trial; None without a score."""
         return min(((score, name) for name, score in self.scores.items()), default=None)
 
     def counts(self) -> Counter[str]:
-        """Returns how many trials ended how: completed, stopped, diverged or error."""
+        """Returns the number of ended trials by kind: completed, stopped, diverged or error."""
         return Counter(end.partition(":")[0].partition(" ")[0] for end in self.ended.values())
 
 
 SESSIONS: dict[str, Session] = {}
-"""Run name -> the session in this process. Tune pickles its callbacks, and a restored search unpickles them, so a
-callback cannot hold a connection; it finds its session here."""
+"""Run name -> session. Tune pickles callbacks, so they hold no connections and look up their session here."""

@@ -1,13 +1,8 @@
-"""Starts a search: what may be wrong is told at once, and what takes long is done side by side.
-
-To import what a search needs takes as long as to start Ray: this module imports little, and the rest while Ray starts.
-"""
+"""Starts a search: checks everything that can be wrong first, then imports Tune and MLflow while Ray starts."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +11,9 @@ from vadtune.config import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
 from vadtune.search.cluster.join import check_shared, joined, nodes
-from vadtune.search.driver.process import check_resources, imports, pending_ray
-from vadtune.search.driver.shapes import check_shapes
+from vadtune.search.driver.model_checks import check_heads
+from vadtune.search.driver.ray_start import pending_ray
+from vadtune.search.driver.resources import check_resources
 
 if TYPE_CHECKING:
     from vadtune.search.driver.run import SearchOutcome
@@ -26,21 +22,20 @@ if TYPE_CHECKING:
 def start_search(
     search: SearchFile, *, storage: str | Path, tracking_uri: str | None, address: str | None = None
 ) -> SearchOutcome:
-    """Runs a search to its end.
+    """Runs a search from its first trial to its last.
 
     Args:
         search: The search file.
-        storage: Folder in which the search gets a folder of its own, or a URI for what Ray keeps. On a cluster all
-            nodes share it.
+        storage: Folder in which a folder for the search is made, or a URI for the files of Ray. The nodes of a cluster
+            share it.
         tracking_uri: The MLflow store; None for the one that ``tracking.tracking_uri`` returns.
-        address: Of a running Ray cluster; None for a Ray of this machine alone.
+        address: Address of a running Ray cluster; None to start a Ray on this machine.
 
     Raises:
-        SearchError: There is no cluster at the address.
-        TrackingError: The store does not answer; no trial was started, and Ray is gone again.
-        VadtuneError: The folder cannot be written, or is not shared; nothing was started.
-        ConfigError: A trial asks for more cores or GPUs than there are, or for columns the data does not have; nothing
-            was started.
+        SearchError: No cluster runs at the address, or this version of Ray cannot be used safely.
+        TrackingError: The store does not answer.
+        VadtuneError: The folder cannot be written, or the nodes do not share it.
+        ConfigError: A trial asks for more cores or GPUs than any node has, or for columns that the data does not have.
     """
     storage = str(storage)
     with joined(address) if address else contextlib.nullcontext():
@@ -49,14 +44,8 @@ def start_search(
         if is_uri(storage) or (address and len(nodes()) > 1):
             check_shared(storage)
         dataset = load_dataset(search.data)
-        check_shapes(search, len(dataset.feature_names))
-        with pending_ray(search.search) as ahead:
-            return _run_search()(search, dataset, storage, tracking_uri, ahead)
+        check_heads(search, len(dataset.feature_names))
+        with pending_ray() as pending:
+            from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
 
-
-@cache
-def _run_search() -> Callable[..., SearchOutcome]:
-    """Imports what a search needs, MLflow and Tune above all."""
-    with imports():
-        from vadtune.search.driver.run import run_search
-    return run_search
+            return run_search(search, dataset, storage, tracking_uri, pending)

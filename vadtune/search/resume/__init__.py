@@ -1,1 +1,1 @@
-"""What survives a failure: snapshots of a search, recovery of a trial."""
+"""Snapshots to resume a search from, and retries of failed trials. Imports artifacts/ and ``ray_compat``."""

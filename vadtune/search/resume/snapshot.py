@@ -1,7 +1,7 @@
-"""The state from which a search is resumed: trials, searcher and meter of one moment, in one file, whole or not at all.
+"""Snapshots from which a search is resumed: trials, searcher and GPU-hours of one moment, in one file.
 
-Tune writes these as several files, one after another and in place. A driver that is killed meanwhile leaves files cut
-short, or of different moments: trials the searcher has forgotten, or a count of samples that is not theirs.
+Tune writes them as several files in place, so a driver that is killed leaves truncated files, or files of different
+moments.
 """
 
 from __future__ import annotations
@@ -10,81 +10,74 @@ import contextlib
 import io
 import json
 import logging
-import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import ray
 from pyarrow import fs
-from ray.tune.execution.tune_controller import TuneController
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
-from vadtune.core.errors import VadtuneError
+from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.core.files import write_atomically
-from vadtune.search.ray_compat import replaced
+from vadtune.search.ray_compat import saved_states
 from vadtune.search.resume.upgrade import upgrade_state
 
 logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
 _TUNER = "tuner.pkl"
-_SHARE = 0.1  # of the search's own time, at most, to write snapshots
 
 
 @contextlib.contextmanager
 def atomic_snapshots(folder: Path) -> Iterator[None]:
-    """Keeps each snapshot of the search that runs as one file; Tune offers no hook after writing its own.
-
-    A snapshot holds all trials, so it takes the longer the more there are: then there are fewer of them.
+    """Writes each state that Tune saves to one file in the folder of the search, completely or not at all.
 
     Args:
-        folder: Of the search.
-    """
-    warned: list[OSError | VadtuneError] = []
+        folder: The folder of the search.
 
-    def save(original: Any, controller: TuneController) -> None:
+    Raises:
+        SearchError: Tune saves its state in another form.
+    """
+    warned = False
+
+    def save(write: Callable[[], dict[str, Path]]) -> None:
+        nonlocal warned
         try:
-            original(controller)
-            staging, session = Path(controller._storage.experiment_driver_staging_path), controller._session_str
+            files = write()
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w") as archive:
-                for path in sorted(staging.glob(f"*-{session}.*")):
-                    archive.write(path, path.name.replace(f"-{session}", ""))
+                for name, path in files.items():
+                    archive.write(path, name)
             write_atomically(folder / SNAPSHOT_FILE, buffer.getvalue())
         except (OSError, VadtuneError) as error:  # a full disk must not end a search
             if not warned:
-                logger.warning("what a resume starts from cannot be written (%s); make room", error)
-            warned.append(error)
+                logger.warning("the snapshot for a resume cannot be written (%s); make room", error)
+            warned = True
+            return
+        if f"{_TRIALS}.json" not in files:
+            message = f"Ray {ray.__version__} must save {_TRIALS}.json, got {sorted(files)}"
+            raise SearchError(f"{message}; install ray==2.60.*")
 
-    due = 0.0
-
-    def checkpoint(original: Any, controller: TuneController, force: bool = False, wait: bool = False) -> None:
-        nonlocal due
-        began = time.monotonic()
-        if force or began >= due:
-            original(controller, force=force, wait=wait)
-            ended = time.monotonic()
-            due = ended + (ended - began) * (1 / _SHARE - 1)
-
-    with replaced(TuneController, "save_to_dir", save), replaced(TuneController, "checkpoint", checkpoint):
+    with saved_states(save):
         yield
 
 
 def restore_snapshot(folder: Path, tune: str) -> set[str]:
-    """Gives Tune the last snapshot to start from, as the newest of its files.
+    """Writes the last snapshot as the newest of Tune's files, from which Tune then restores.
 
     Args:
-        folder: Of the search.
-        tune: Where Tune keeps its state, a folder or a URI.
+        folder: The folder of the search.
+        tune: Folder or URI in which Tune keeps its state.
 
     Returns:
-        The ids of the trials the snapshot knows; none if the search ended before its first snapshot, and starts anew.
+        The ids of the trials in the snapshot; empty without a snapshot, where the search starts from its beginning.
 
     Raises:
-        VadtuneError: It is damaged, or where Tune keeps its state cannot be written.
+        VadtuneError: The snapshot is damaged, or ``tune`` cannot be written.
     """
     path = folder / SNAPSHOT_FILE
     try:
@@ -95,7 +88,7 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
         return set()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise VadtuneError(f"{path}: cannot be read ({error}); start the search again") from error
-    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # as Tune names its files, of which the last in order counts
+    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # as Tune names its files; it reads the last one in order
     try:
         filesystem, place = fs.FileSystem.from_uri(tune if is_uri(tune) else Path(tune).as_uri())
         for name, content in files.items():

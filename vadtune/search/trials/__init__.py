@@ -1,1 +1,1 @@
-"""What runs in the workers: trainables, packs, and where they are placed."""
+"""The code that runs in Ray's workers (trainables and packs) and its placement. Imports algorithms/ and resume/."""

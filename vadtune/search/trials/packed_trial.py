@@ -1,4 +1,4 @@
-"""A trial whose configuration is trained by a pack: thin, so that hundreds of its processes cost little (no torch)."""
+"""The trainable of packed trials. It does not import torch, so that hundreds of its processes cost little."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epoc
 from vadtune.search.resume.recovery import Recoverable
 
 
-def _patiently(method: Any, *arguments: Any) -> Any:
-    """Calls what may be said to a pack twice: one that dies meanwhile hears it again when it is back."""
+def _call_with_retry(method: Any, *arguments: Any) -> Any:
+    """Calls an idempotent method of a pack; Ray repeats the call when a pack that died has restarted."""
     return method.options(max_task_retries=-1).remote(*arguments)
 
 
@@ -29,7 +29,7 @@ class PackedTrial(Recoverable):
             config: The sampled parameters under dotted keys.
             search: The search file.
             packs: Handles of Pack actors.
-            data: A reference to the packs' data, kept alive here for packs that start anew.
+            data: A reference to the packs' data, which keeps it in the object store for packs that restart.
         """
         self._search, self._packs = search, packs
         self._joined = ""
@@ -42,18 +42,18 @@ class PackedTrial(Recoverable):
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        loads = ray.get([_patiently(pack.load) for pack in self._packs])
+        loads = ray.get([_call_with_retry(pack.load) for pack in self._packs])
         self._pack = self._packs[loads.index(min(loads))]
         self._config, self._epoch = config, 0
         self._due = report_epochs(self._search.search, self._search.epochs)
 
     def _leave(self) -> None:
         if self._joined:
-            ray.get(_patiently(self._pack.leave, self._joined))
+            ray.get(_call_with_retry(self._pack.leave, self._joined))
             self._joined = ""
 
     def step(self) -> dict[str, Any]:
-        """Has the pack train to the next report.
+        """Trains in the pack to the next report.
 
         Raises:
             TrialDiverged: The loss or a score became NaN or infinite; Tune fails this trial alone.
@@ -66,19 +66,19 @@ class PackedTrial(Recoverable):
         return {**scores, EPOCH: due, "done": due >= self._due[-1]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes what the pack gives: the same files as an unpacked trial's."""
+        """Writes a checkpoint with the same files as an unpacked trial."""
         for name, content in ray.get(self._pack.checkpoint.remote(self._joined)).items():
             path = Path(checkpoint_dir) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
-        """Gives the pack the state to go on from."""
+        """Loads the training state into the pack."""
         assert checkpoint_dir is not None
         folder = Path(checkpoint_dir)
         content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
         self._joined = self.trial_id
-        self._epoch = ray.get(_patiently(self._pack.restore, self._joined, content, sha256))
+        self._epoch = ray.get(_call_with_retry(self._pack.restore, self._joined, content, sha256))
 
     def cleanup(self) -> None:
         """Leaves the pack."""

@@ -1,13 +1,10 @@
-"""Packing: one actor trains many trials' configurations as stacked populations.
+"""Packs: actors that train the configurations of many trials as stacked populations.
 
-On a GPU a training step of these small models is mostly the launching of its operations, and a step of many
-configurations costs little more than a step of one. Each trial stays an ordinary Tune trial (see packed_trial.py): it
-joins the pack, asks for its next report, saves checkpoints and leaves. Between its reports a trial is a member of the
-population of its signature; while the scheduler decides about it, it is set aside, so that its place is taken by the
-next configuration without waiting for anybody (continuous batching).
-
-Configurations that differ in widths and activation alone share a population too, padded, but not on a CPU: there a step
-takes the time of its arithmetic, and zeros are multiplied as slowly as anything else.
+On a GPU a training step of these small models is mostly launch overhead, so a step of many configurations costs little
+more than a step of one. Each trial stays an ordinary Tune trial, see packed_trial.py. While it trains it is a member of
+a population; while the scheduler decides about it, it is paused and the next configuration takes its place (continuous
+batching). Configurations that differ only in widths and activation share a padded population, except on a CPU, where
+padding costs as much as computing.
 """
 
 from __future__ import annotations
@@ -41,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    """A trial on its way to its next report."""
+    """A trial that trains to its next report."""
 
     trial_id: str
     config: TrialConfig
     epoch: int
     done: asyncio.Future[dict[str, float]]
-    posteriors: Tensor | None = None  # of the validation rows, for its report to start from
+    posteriors: Tensor | None = None  # of the validation rows; the next report starts from them
     member: Member | None = None
 
 
 class _PausedTrial(NamedTuple):
-    """A trial while the scheduler decides about it."""
+    """A trial that waits for the decision of the scheduler."""
 
     state: State
     model: FittedModel
@@ -64,11 +61,11 @@ class Pack:
 
     Args:
         search: The search file.
-        data: All a search sees.
-        scaler: Of the data, for the model folders.
-        feature_names: Likewise.
+        data: The training and validation data.
+        scaler: Scaler of the data, for the model folders.
+        feature_names: Names of the columns, for the model folders.
         capacity: How many configurations train at once at most; the others wait.
-        device: Where to train.
+        device: ``cpu`` or ``cuda``.
     """
 
     def __init__(
@@ -87,24 +84,23 @@ class Pack:
         self._due = report_epochs(search.search, search.epochs)
         self._populations: list[Population] = []
         self._jobs: dict[str, _Job] = {}
-        self._aside: dict[str, _PausedTrial] = {}
-        self._given: dict[str, State] = {}  # states of trials that come from a checkpoint
+        self._paused: dict[str, _PausedTrial] = {}
+        self._restored: dict[str, State] = {}  # states of trials restored from a checkpoint
         self._loop: asyncio.Task[None] | None = None
 
     async def load(self) -> int:
-        """Returns how many trials are here, for those that choose where to go."""
-        return len(self._jobs) + len(self._aside)
+        """Returns the number of trials in this pack, by which trials choose a pack."""
+        return len(self._jobs) + len(self._paused)
 
     async def advance(self, trial_id: str, sample: dict[str, Any], epoch: int, *, since: int = 0) -> dict[str, float]:
-        """Trains a trial, which is at the epoch ``since``, up to an epoch and returns its scores; see
-        evaluation.evaluate.
+        """Trains a trial from the epoch ``since`` to ``epoch`` and returns its scores; see ``scoring.evaluate``.
 
         Raises:
             TrialDiverged: Its loss or a score became NaN or infinite.
-            CheckpointError: Its state is not here.
+            CheckpointError: This pack has no state of the trial.
         """
-        if since and trial_id not in self._given:
-            self._held(trial_id)
+        if since and trial_id not in self._restored:
+            self._paused_trial(trial_id)
         job = _Job(trial_id, self._search.trial_config(sample), epoch, asyncio.get_running_loop().create_future())
         self._jobs[trial_id] = job
         if self._loop is None or self._loop.done():
@@ -112,48 +108,48 @@ class Pack:
         return await job.done
 
     async def restore(self, trial_id: str, content: bytes, sha256: str) -> int:
-        """Takes the state that a trial goes on from, the content of a checkpoint's state file; returns its epoch.
+        """Restores a trial from the content of a checkpoint's state file; returns its epoch.
 
         Raises:
-            ModelFolderError: It was damaged or altered.
+            ModelFolderError: The content is damaged.
         """
-        self._given[trial_id] = state = parse_state(content, sha256)
+        self._restored[trial_id] = state = parse_state(content, sha256)
         return int(state["progress"][0])
 
     async def checkpoint(self, trial_id: str) -> dict[str, bytes]:
-        """Returns the files of a trial's checkpoint, as of its last report: relative path -> content.
+        """Returns the files of a checkpoint of a trial's last report: relative path -> content.
 
         Raises:
-            CheckpointError: Its state is not here.
+            CheckpointError: This pack has no state of the trial.
         """
-        aside = self._held(trial_id)
+        paused = self._paused_trial(trial_id)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            model = aside.model.with_metadata(self._scaler, self._feature_names)
-            write_checkpoint(folder, model, aside.state, aside.evaluation, self._data.validation)
+            model = paused.model.with_metadata(self._scaler, self._feature_names)
+            write_checkpoint(folder, model, paused.state, paused.evaluation, self._data.validation)
             return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    def _held(self, trial_id: str) -> _PausedTrial:
-        if trial_id not in self._aside:
-            raise CheckpointError("its pack died, and the new one knows nothing of it")
-        return self._aside[trial_id]
+    def _paused_trial(self, trial_id: str) -> _PausedTrial:
+        if trial_id not in self._paused:
+            raise CheckpointError("its pack died, and the new pack has no state of it")
+        return self._paused[trial_id]
 
     async def leave(self, trial_id: str) -> None:
-        """Forgets a trial that ended or was stopped."""
-        self._aside.pop(trial_id, None)
-        self._given.pop(trial_id, None)
+        """Removes a trial that ended or was stopped."""
+        self._paused.pop(trial_id, None)
+        self._restored.pop(trial_id, None)
         job = self._jobs.pop(trial_id, None)
         if job is not None:
             job.done.cancel()
 
     async def _run(self) -> None:
-        """Trains as long as a trial waits for a report."""
+        """Trains while a trial waits for a report."""
         try:
             while self._jobs:
                 self._admit()
                 for population in list(self._populations):
                     await self._train(population)
-        except Exception as error:  # whoever waits must hear of it
+        except Exception as error:  # every waiting trial must fail
             for job in self._jobs.values():
                 if not job.done.done():
                     job.done.set_exception(error)
@@ -162,24 +158,24 @@ class Pack:
             raise
 
     def _admit(self) -> None:
-        """Lets trials in, in the order they came, as long as there is room; lets go of those that left."""
+        """Adds waiting trials in order of arrival, up to the capacity; removes members whose trials left."""
         members = [job.member for job in self._jobs.values() if job.member is not None]
         for population in list(self._populations):
             self._remove(population, [member for member in population.members if member not in members])
         room = self._capacity - len(members)
         for job in [job for job in self._jobs.values() if job.member is None][: max(0, room)]:
-            aside = self._aside.pop(job.trial_id, None)
-            state = self._given.pop(job.trial_id, aside.state if aside else None)
+            paused = self._paused.pop(job.trial_id, None)
+            state = self._restored.pop(job.trial_id, paused.state if paused else None)
             try:
-                job.member = self._let_in(job.config, state)
+                job.member = self._add_member(job.config, state)
                 job.posteriors = None if state is None else state.get(POSTERIORS)
             except torch.OutOfMemoryError:
                 if state is not None:
-                    self._given[job.trial_id] = state
+                    self._restored[job.trial_id] = state
                 self._limit(sum(len(population.members) for population in self._populations))
                 return
 
-    def _let_in(self, config: TrialConfig, state: State | None) -> Member:
+    def _add_member(self, config: TrialConfig, state: State | None) -> Member:
         for population in self._populations:
             if population.has_room_for(config):
                 return population.join(config, state)
@@ -190,7 +186,7 @@ class Pack:
         return population.members[0]
 
     async def _train(self, population: Population) -> None:
-        """Trains a population one epoch further and answers the trials that are where they wanted to be."""
+        """Trains a population for one epoch and answers the trials that reached their next report."""
         try:
             await asyncio.to_thread(population.train_epoch)
         except torch.OutOfMemoryError:
@@ -214,7 +210,7 @@ class Pack:
         self._remove(population, answered)
 
     async def _answer(self, population: Population, jobs: Sequence[_Job]) -> None:
-        """Scores trials that are where they wanted to be, together, or apart where one of them or the memory fails."""
+        """Scores trials together and resolves their futures; in halves where one diverges or memory runs out."""
         members, start = [job.member for job in jobs if job.member is not None], [job.posteriors for job in jobs]
         try:
             evaluations = await asyncio.to_thread(evaluate, population, self._data, members, start=start)
@@ -228,12 +224,12 @@ class Pack:
                 raise
             return
         for job, member, model, evaluation in zip(jobs, members, population.models(members), evaluations, strict=True):
-            if job.done.done():  # it left meanwhile
+            if job.done.done():  # the trial left meanwhile
                 continue
-            state = _copied(population, member)
+            state = _state_on_host(population, member)
             if follows_shortly(next_report(self._due, member.epoch), member.epoch):
                 state[POSTERIORS] = evaluation.posteriors.cpu()
-            self._aside[job.trial_id] = _PausedTrial(state, model, evaluation)
+            self._paused[job.trial_id] = _PausedTrial(state, model, evaluation)
             job.done.set_result(evaluation.scores)
 
     @staticmethod
@@ -248,19 +244,19 @@ class Pack:
             population.leave(*members)
 
     def _shrink(self, population: Population) -> None:
-        """Halves the pack: later members wait, and go on from where they are."""
+        """Halves the pack; the later members wait and continue from their states."""
         self._limit(len(population.members) // 2)
         surplus = population.members[self._capacity :]
         for job in self._jobs.values():
             if job.member is not None and job.member in surplus:
-                self._given[job.trial_id] = _copied(population, job.member)
+                self._restored[job.trial_id] = _state_on_host(population, job.member)
                 if job.posteriors is not None:
-                    self._given[job.trial_id][POSTERIORS] = job.posteriors
+                    self._restored[job.trial_id][POSTERIORS] = job.posteriors
                 job.member = None
         self._remove(population, surplus)
 
     def _limit(self, capacity: int) -> None:
-        """Lets no more than so many train at once from now on, because more do not fit into the memory."""
+        """Lowers the capacity after memory ran out."""
         if capacity == 0:
             raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
         self._capacity = capacity
@@ -270,13 +266,16 @@ class Pack:
 
 
 class RemotePack(Pack):
-    """A pack whose data comes from the object store, by a reference in a list, so that a new one can be started."""
+    """A pack that reads its data from the object store, so that Ray can restart it.
+
+    The reference is in a list, because Ray would replace a bare one by its value.
+    """
 
     def __init__(self, search: SearchFile, data: list[Any], *args: Any, **options: Any) -> None:
         use_threads(1)
         super().__init__(search, ray.get(data[0]), *args, **options)
 
 
-def _copied(population: Population, member: Member) -> State:
-    """Returns a member's state, in memory of its own on the host."""
+def _state_on_host(population: Population, member: Member) -> State:
+    """Returns a copy of a member's state in host memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in population.state(member).items()}

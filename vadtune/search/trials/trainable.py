@@ -1,7 +1,4 @@
-"""The Ray Tune trainable: adapts a configuration in training to Tune's step, checkpoint and reuse.
-
-The driver imports this to name it to Ray, and does without PyTorch.
-"""
+"""The Ray Tune trainable of unpacked trials. The driver imports this module, so it imports PyTorch only in methods."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class TrainTrial(Recoverable):
-    """Trains one configuration; each step goes to the next epoch at which a report is due."""
+    """Trains one configuration; each step ends at the next epoch at which a report is due."""
 
-    _single: TrialRunner
+    _runner: TrialRunner
 
     def setup(
         self,
@@ -36,9 +33,9 @@ class TrainTrial(Recoverable):
         Args:
             config: The sampled parameters under dotted keys.
             search: The search file.
-            data: All a search sees; from the object store, read-only.
-            scaler: Of the data, for the model folder.
-            feature_names: Likewise.
+            data: The training and validation data, read-only in the object store.
+            scaler: Scaler of the data, for the model folder.
+            feature_names: Names of the columns, for the model folder.
         """
         from vadtune.core.threads import use_threads
 
@@ -47,7 +44,7 @@ class TrainTrial(Recoverable):
         self._build(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Starts another configuration in this process, from nothing."""
+        """Starts another configuration in this process."""
         self._build(new_config)
         return True
 
@@ -55,22 +52,22 @@ class TrainTrial(Recoverable):
         from vadtune.search.trials.trial_runner import TrialRunner
 
         trial_config = self._search.trial_config(config)
-        self._single = TrialRunner(trial_config, self._search, self._data, self._scaler, self._feature_names)
+        self._runner = TrialRunner(trial_config, self._search, self._data, self._scaler, self._feature_names)
 
     def step(self) -> dict[str, Any]:
-        """Trains to the next report and scores.
+        """Trains to the next report and returns its scores.
 
         Raises:
             TrialDiverged: The loss became NaN or infinite; Tune fails this trial alone.
         """
-        scores = self._single.advance()
-        return {**scores, EPOCH: self._single.epoch, "done": self._single.done}
+        scores = self._runner.advance()
+        return {**scores, EPOCH: self._runner.epoch, "done": self._runner.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes a checkpoint."""
-        self._single.save(Path(checkpoint_dir))
+        self._runner.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
-        """Goes on from a checkpoint."""
+        """Continues from a checkpoint."""
         assert checkpoint_dir is not None
-        self._single.load(Path(checkpoint_dir))
+        self._runner.load(Path(checkpoint_dir))

@@ -1,4 +1,4 @@
-"""A trial that trains alone: a Population of one in the process of the trial; for many together see packing.py."""
+"""Trains an unpacked trial as a Population of one; see packing.py for many trials together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vadtune.training.population import Population
 from vadtune.training.scoring import Evaluation, evaluate, follows_shortly
 
 MODEL = "model"
-"""The model folder inside a trial's checkpoint; the training state lies beside it."""
+"""Name of the model folder in a trial's checkpoint."""
 POSTERIORS = "validation"
-"""In a training state: the posteriors of the validation rows, if the next report starts from them."""
+"""Key in a training state: posteriors of the validation rows, if the next report starts from them."""
 
 
 def write_checkpoint(
@@ -30,11 +30,11 @@ def write_checkpoint(
     """Writes a trial's checkpoint: the model folder, the training state, and the held-out predictions.
 
     Args:
-        folder: Where.
-        model: With scaler and feature names.
-        state: What training goes on from.
-        evaluation: What the model is worth; None before the first report.
-        held_out: The cells that were predicted.
+        folder: Folder of the checkpoint.
+        model: The model, with scaler and feature names.
+        state: The training state.
+        evaluation: Scores and predictions; None before the first report.
+        held_out: The held-out cells.
     """
     save_model(folder / MODEL, model, metrics=evaluation.scores if evaluation else {})
     save_state(folder, state)
@@ -43,18 +43,18 @@ def write_checkpoint(
 
 
 class TrialRunner:
-    """One configuration in training, from report to report.
+    """Trains one configuration from report to report.
 
     Args:
         config: The configuration.
         search: The search file.
-        data: All a search sees.
-        scaler: Of the data, for the model folder.
-        feature_names: Likewise.
+        data: The training and validation data.
+        scaler: Scaler of the data, for the model folder.
+        feature_names: Names of the columns, for the model folder.
 
     Attributes:
-        population: Of this one.
-        posteriors: Of the validation rows, where the next report should start from them.
+        population: The population of one.
+        posteriors: Posteriors of the validation rows, if the next report starts from them.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TrialRunner:
         Raises:
             TrialDiverged: The loss or a score became NaN or infinite.
         """
-        # A worker may die between its last checkpoint and its end: then nothing is left to train, only to report.
+        # After a worker died between its last checkpoint and its end, nothing is left to train.
         self.population.train_until(next_report(self._due, self.epoch))
         (self._evaluation,) = evaluate(self.population, self._data, start=[self.posteriors])
         shortly = follows_shortly(next_report(self._due, self.epoch), self.epoch)
@@ -93,11 +93,11 @@ class TrialRunner:
     def save(self, folder: Path) -> None:
         """Writes a checkpoint: the model folder, the training state and the held-out predictions."""
         (model,) = self.population.models()
-        described, state = model.with_metadata(self._scaler, self._feature_names), self.population.states()[0]
+        full_model, state = model.with_metadata(self._scaler, self._feature_names), self.population.states()[0]
         if self.posteriors is not None:
             state[POSTERIORS] = self.posteriors
-        write_checkpoint(folder, described, state, self._evaluation, self._data.validation)
+        write_checkpoint(folder, full_model, state, self._evaluation, self._data.validation)
 
     def load(self, folder: Path) -> None:
-        """Goes on from a checkpoint."""
+        """Continues from a checkpoint."""
         self.posteriors = load_state(folder, self.population).get(POSTERIORS)

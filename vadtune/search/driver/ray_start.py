@@ -1,0 +1,63 @@
+"""Starts a Ray on this machine, for one search or for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import ray
+
+from vadtune.core.processes import available_cores
+from vadtune.search.cluster.join import silence_logs
+from vadtune.search.ray_compat import start_on_loopback
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextlib.contextmanager
+def local_ray() -> Iterator[None]:
+    """Starts a Ray that listens on loopback only and shuts it down at the end; uses a running Ray and leaves it.
+
+    Raises:
+        SearchError: A process of Ray listens on an address that other machines can reach.
+    """
+    silence_logs()
+    if ray.is_initialized():
+        yield
+        return
+    start_on_loopback(
+        num_cpus=available_cores(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class PendingRay(NamedTuple):
+    """A Ray that is being started.
+
+    Attributes:
+        cores: Its number of cores; None if the Ray was running before.
+        wait: Waits until it has started; raises what its start raised.
+    """
+
+    cores: int | None
+    wait: Callable[[], None]
+
+
+@contextlib.contextmanager
+def pending_ray() -> Iterator[PendingRay]:
+    """Starts a local Ray in a thread while the block runs, see ``local_ray``."""
+    cores = None if ray.is_initialized() else available_cores()
+    # The processes of Ray die with the thread that started them, so the thread must outlive them.
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
+        started = thread.submit(stack.enter_context, local_ray())
+        yield PendingRay(cores, started.result)

@@ -1,0 +1,42 @@
+"""Stops a search cleanly on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Makes the first Ctrl-C or SIGTERM stop Tune cleanly: it saves its state and returns.
+
+    Tune stops on SIGUSR1, which is sent here, so that the search knows that it was interrupted. A signal that arrives
+    before Tune listens is sent again later, see SearchCallback. A second Ctrl-C raises KeyboardInterrupt.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        logger.info("stopping: saving the state of the search (Ctrl-C again to quit at once)")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: lambda number, frame: None}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        del os.environ["TUNE_DISABLE_SIGINT_HANDLER"]
