@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.ensemble.candidates import parse_ensemble
     from vadtune.ensemble.export import check_out, check_refit, export_best
     from vadtune.reports.tables import to_text
-    from vadtune.tracking.queries import main_columns, trial_rows
+    from vadtune.tracking.rows import main_columns, trial_rows
 
     parse_ensemble(args.ensemble)  # before a store is asked
     check_refit(args.refit)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints a row for each search."""
     from vadtune.reports.tables import to_text
     from vadtune.tracking import tracking_uri
-    from vadtune.tracking.queries import search_rows
+    from vadtune.tracking.rows import search_rows
 
     rows = search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here)
     emit(rows, args.format, lambda console: to_text(rows, console))

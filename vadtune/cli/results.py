@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints or writes the trials."""
     from vadtune.core.files import check_writable
     from vadtune.reports.tables import to_text
-    from vadtune.tracking.queries import ENSEMBLE_TAG, main_columns, trial_rows
+    from vadtune.tracking.queries import ENSEMBLE_TAG
+    from vadtune.tracking.rows import main_columns, trial_rows
 
     out: Path | None = args.out
     ending = out.suffix.removeprefix(".") if out else ""
@@ -59,7 +60,8 @@ def print_best(name: str, tracking_uri: str, *, top: int = 5) -> None:
         top: How many trials.
     """
     from vadtune.reports.tables import to_text
-    from vadtune.tracking.queries import find_results, main_columns, trial_rows
+    from vadtune.tracking.queries import find_results
+    from vadtune.tracking.rows import main_columns, trial_rows
 
     _, trials, metric = find_results(name, tracking_uri)
     best = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:top]
