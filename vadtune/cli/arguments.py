@@ -21,31 +21,20 @@ _DEFAULT_STORE = "MLFLOW_TRACKING_URI, else ./mlflow.db"
 def add_search_file(parser: argparse.ArgumentParser, help: str = "search file, or a name of `vadtune spaces`") -> None:
     """Adds a search file or trial configuration, and overrides of its values."""
     parser.add_argument("file", metavar="FILE", help=help)
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file (default: none)"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of FILE")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Adds the folder of downloaded data sets."""
     parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of MNIST and Fashion-MNIST, which are downloaded if missing; same as data.data_dir=DIR "
-        "(default: ~/.cache/vadtune)",
+        "--data-dir", type=Path, metavar="DIR", help="folder of downloaded images (default: ~/.cache/vadtune)"
     )
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     """Adds the name of a finished or running search, and its store."""
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the search; its latest run is used")
-    parser.add_argument(
-        "--run",
-        dest="search_run",
-        metavar="RUN",
-        help="use this run of the search, such as digits-20260131-120000-1a2b (default: the latest)",
-    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the search")
+    parser.add_argument("--run", dest="search_run", metavar="RUN", help="run of the search (default: the latest)")
     add_tracking_uri(parser)
 
 
@@ -56,15 +45,9 @@ def add_tracking_uri(parser: argparse.ArgumentParser, default: str = _DEFAULT_ST
 
 def add_storage(parser: argparse.ArgumentParser, default_store: str = _DEFAULT_STORE) -> None:
     """Adds the folder of the searches, the MLflow store and the Ray cluster."""
-    parser.add_argument(
-        "--storage", default="runs", metavar="DIR", help="folder or URI of the searches (default: runs)"
-    )
+    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
     add_tracking_uri(parser, default_store)
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster that this machine is a node of, or auto (default: start Ray on this machine)",
-    )
+    parser.add_argument("--address", help="running Ray cluster: host:port or auto (default: start Ray locally)")
 
 
 def add_job_address(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +70,7 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble",
         default="greedy",
-        metavar="HOW",
-        help="greedy: members and weights chosen on held-out cells; top:K: mean of the best K; best: the best model "
-        "(default: greedy)",
+        help="greedy: choose members and weights on held-out cells; top:K: mean of the best K; best (default: greedy)",
     )
 
 

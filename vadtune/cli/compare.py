@@ -11,13 +11,10 @@ example: vadtune compare digits --vary model.family=vad,vae+infer.steps=0 --out 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_ensemble, add_format, add_tracking_uri, check_count
-from vadtune.cli.output import emit, print_failures
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import emit, logger, print_failures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="key.path=value[+key.path=value],...",
-        help="run each file once per value, one line each; + adds further values to one; null is the default value; "
-        "can be repeated (default: none)",
+        help="run each file with each value; + adds a value to one of them; null: the default; can be repeated",
     )
-    parser.add_argument(
-        "--ratios", default="0.1:0.9:0.2", help="missing ratios, as a list or first:last:step (default: 0.1:0.9:0.2)"
-    )
+    parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks per ratio (default: 5)")
     add_ensemble(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison (required)")

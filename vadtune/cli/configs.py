@@ -10,24 +10,17 @@ example: vadtune configs digits search.seed=1 --samples 10 --out configs
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_search_file, check_count, read_search
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_search_file(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder (required)")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="number of configurations (default: search.samples of the file, or the whole grid)",
-    )
+    parser.add_argument("--samples", type=int, metavar="N", help="how many (default: search.samples, or the grid)")
 
 
 def run(args: argparse.Namespace) -> int:

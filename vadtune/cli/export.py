@@ -12,14 +12,11 @@ example: vadtune export digits --ensemble top:3 --refit all-observed --out best/
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_device, add_ensemble, add_search, check_device, find_search
-from vadtune.cli.output import print_table
+from vadtune.cli.output import logger, print_table
 from vadtune.core.processes import start_server
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,16 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-regression",
         action="store_true",
-        help="leave out the kernel regression that predicts each column from the others; a greedy ensemble has it if "
-        "it lowers the held-out error (default: off)",
+        help="leave out the kernel regression, which is added if it lowers the held-out error (default: off)",
     )
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("best"), metavar="DIR", help="new or empty folder (default: best)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier export in --out and its retests (default: off)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("best"), help="new or empty folder (default: best)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --out (default: off)")
 
 
 def run(args: argparse.Namespace) -> int:

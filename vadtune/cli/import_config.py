@@ -10,13 +10,11 @@ example: vadtune import-config config_0.json --source digits --ratio 0.5 --model
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import check_out_file
+from vadtune.cli.output import logger
 from vadtune.core.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 _FLAGS = ("model", "kl", "ratio_kl", "log_var", "reduce", "batch_size", "n_train_epochs", "n_test_epochs")
 
@@ -24,23 +22,17 @@ _FLAGS = ("model", "kl", "ratio_kl", "log_var", "reduce", "batch_size", "n_train
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a config_N.json, or the args.json of a run")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.path=value", help="values of the configuration to replace (default: none)"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the translated")
     parser.add_argument("--source", help="data source (default: the dataset that FILE names)")
     parser.add_argument("--ratio", type=float, help="fraction of cells to hide (default: masked of FILE)")
     parser.add_argument("--name", help="name of the configuration (default: that of FILE)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the YAML to this file (default: print)")
     flags = parser.add_argument_group("flags of the published code (default: those in FILE, else that code's defaults)")
-    flags.add_argument(
-        "--model", choices=("ae", "vae", "vae_free"), help="posterior none, fixed, learned (default: ae)"
-    )
+    flags.add_argument("--model", choices=("ae", "vae", "vae_free"), help="kind of posterior (default: ae)")
     flags.add_argument("--kl", action="store_true", default=None, help="keep the prior (default: off)")
     flags.add_argument("--ratio-kl", "--ratio_kl", type=float, help="weight of the KL divergence (default: 1)")
     flags.add_argument("--log-var", "--log_var", type=float, help="log variance of the model vae (default: -14)")
-    flags.add_argument(
-        "--reduce", action="store_true", default=None, help="halve learning rates on plateaus (default: off)"
-    )
+    flags.add_argument("--reduce", action="store_true", default=None, help="halve rates on plateaus (default: off)")
     flags.add_argument("--batch-size", "--batch_size", type=int, help="rows per batch (default: 32)")
     flags.add_argument("--n-train-epochs", "--n_train_epochs", type=int, help="epochs of training (default: 50)")
     flags.add_argument("--n-test-epochs", "--n_test_epochs", type=int, help="epochs of inference (default: 50)")

@@ -11,29 +11,19 @@ example: vadtune impute best/ table.csv --na-values=-999,NA --out filled.csv
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_model_folder, check_out_file
+from vadtune.cli.output import logger
 from vadtune.core.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_model_folder(parser)
-    parser.add_argument(
-        "table", type=Path, metavar="TABLE", help="rows with the columns that the models were trained on"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="filled table, with the ending of TABLE (required)"
-    )
-    parser.add_argument(
-        "--na-values",
-        metavar="TEXTS",
-        help="further texts that mean missing, separated by commas (default: those of training only)",
-    )
+    parser.add_argument("table", type=Path, metavar="TABLE", help="rows with the columns of the training data")
+    parser.add_argument("--out", type=Path, required=True, help="filled table, with the ending of TABLE (required)")
+    parser.add_argument("--na-values", help="texts that also mean missing, such as -999,NA (default: as in training)")
 
 
 def run(args: argparse.Namespace) -> int:

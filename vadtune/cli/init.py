@@ -10,29 +10,21 @@ example: vadtune init table.csv data.na_values=[-99] data.columns=[age,height] -
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from vadtune.cli.arguments import check_out_file, check_ratio
+from vadtune.cli.output import logger
 from vadtune.core.errors import ConfigError, unknown_name
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument("source", metavar="SOURCE_OR_TABLE", help="a source such as digits, or the path of a table")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="data.key=value", help="values of the data section (default: none)"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="values of the data section")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new .yaml file (required)")
-    parser.add_argument(
-        "--ratio",
-        type=float,
-        help="fraction of cells to hide (default: 0.5; for a table that has missing cells: hide none)",
-    )
+    parser.add_argument("--ratio", type=float, help="fraction of cells to hide (default: 0.5; 0 if some are missing)")
 
 
 def run(args: argparse.Namespace) -> int:

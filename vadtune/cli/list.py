@@ -18,9 +18,7 @@ from vadtune.cli.output import emit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument(
-        "experiment", nargs="?", metavar="EXPERIMENT", help="only searches of this name (default: all searches)"
-    )
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="only this name (default: all searches)")
     add_format(parser)
     add_tracking_uri(parser)
 

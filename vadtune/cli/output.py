@@ -1,4 +1,4 @@
-"""Prints tables, results and progress."""
+"""Prints tables, results and progress; data goes to stdout, log lines to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vadtune.reports.tables import Rows
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vadtune.cli")
 
 
 def table_console(*, to_file: bool = False) -> Console:

@@ -9,26 +9,19 @@ example: vadtune plot best/ --ratio 0.5 --out plot.png
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_model_folder, check_out_file, check_ratio, check_seed
-from vadtune.cli.output import print_table
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger, print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_model_folder(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("plot.png"), metavar="FILE", help="a .png file (default: plot.png)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("plot.png"), help="a .png file (default: plot.png)")
     parser.add_argument("--ratio", type=float, default=0.5, help="fraction of cells to hide (default: 0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the mask and of the choice of rows (default: 0)")
-    parser.add_argument(
-        "--rows", type=int, metavar="N", help="number of test rows (default: 8 for images, all rows of a table)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mask and the rows (default: 0)")
+    parser.add_argument("--rows", type=int, metavar="N", help="number of test rows (default: 8 images; all of a table)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,13 +9,10 @@ example: vadtune results digits --out digits.csv
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import FORMATS, add_search, find_search
-from vadtune.cli.output import emit
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import emit, logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

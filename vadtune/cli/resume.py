@@ -10,20 +10,16 @@ example: vadtune resume digits-20260131-120000-1a2b
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_storage
+from vadtune.cli.output import logger
 from vadtune.cli.search import report
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument(
-        "search_run", nargs="?", metavar="RUN", help="unique name of the search, or its folder (default: list them)"
-    )
+    parser.add_argument("search_run", nargs="?", metavar="RUN", help="unique name of the search, or its folder")
     add_storage(parser, default_store="that of the search")
 
 

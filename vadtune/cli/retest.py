@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vadtune.cli.arguments import add_format, add_model_folder, add_tracking_uri, check_count, check_seed
-from vadtune.cli.output import emit, progress_line
+from vadtune.cli.output import emit, logger, progress_line
 from vadtune.core.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,23 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fixed", "random"),
         help="fixed: masks of the seeds 0 to N-1, stored in FOLDER/masks.npz; random: new masks (default: fixed)",
     )
-    parser.add_argument(
-        "--seed", type=int, help="first mask seed of --missing-mode random, to repeat a retest (default: a new one)"
-    )
-    parser.add_argument(
-        "--baselines", metavar="NAMES", help="mean, knn, iterative, iterative_trees, or none (default: all four)"
-    )
-    parser.add_argument(
-        "--clean",
-        action="store_true",
-        help="hide nothing: write the error of reconstructing complete test rows to clean.csv (default: off)",
-    )
-    parser.add_argument(
-        "--save-predictions",
-        type=Path,
-        metavar="FILE",
-        help="write what each model imputed under each mask to an .npz or .h5 file (default: not written)",
-    )
+    parser.add_argument("--seed", type=int, help="first mask seed of --missing-mode random (default: a new one)")
+    parser.add_argument("--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all)")
+    parser.add_argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)")
+    parser.add_argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)")
     add_format(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (default: FOLDER/retest)")
     parser.add_argument("--no-log", action="store_true", help="do not log to MLflow (default: off)")

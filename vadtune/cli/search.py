@@ -9,16 +9,13 @@ example: vadtune search my_search.yaml search.samples=20 data.missing.ratio=0.3
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import TYPE_CHECKING
 
 from vadtune.cli.arguments import add_data_dir, add_search_file, add_storage, read_search
-from vadtune.cli.output import print_failures, print_table
+from vadtune.cli.output import logger, print_failures, print_table
 
 if TYPE_CHECKING:
     from vadtune.search.driver.run import SearchOutcome
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,9 @@ example: vadtune stop raysubmit_abc --address http://127.0.0.1:8265
 from __future__ import annotations
 
 import argparse
-import logging
 
 from vadtune.cli.arguments import add_job_address
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

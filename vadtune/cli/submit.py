@@ -9,23 +9,16 @@ example: vadtune submit my_search.yaml search.samples=200 --storage s3://bucket/
 from __future__ import annotations
 
 import argparse
-import logging
 
 from vadtune.cli.arguments import add_job_address, add_search_file, add_tracking_uri, read_search
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_search_file(parser)
     add_job_address(parser)
-    parser.add_argument(
-        "--storage",
-        required=True,
-        metavar="DIR",
-        help="folder of the searches that all nodes share, or a URI (required)",
-    )
+    parser.add_argument("--storage", required=True, help="folder that all nodes share, or a URI (required)")
     add_tracking_uri(parser, "MLFLOW_TRACKING_URI of the head node")
 
 

@@ -8,11 +8,9 @@ example: vadtune sync digits-20260131-120000-1a2b
 from __future__ import annotations
 
 import argparse
-import logging
 
 from vadtune.cli.arguments import add_tracking_uri
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,24 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 from vadtune.cli.arguments import add_data_dir, add_device, add_search_file, check_device, overrides_of
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.output import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_search_file(parser, "trial configuration, such as config.yaml of an exported model")
     add_data_dir(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="write the trained model to this new folder (default: print scores only)",
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder of the model (default: not written)")
     add_device(parser)
 
 

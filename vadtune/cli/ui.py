@@ -9,15 +9,13 @@ example: vadtune ui --port 5001
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import socket
 import sys
 
 from vadtune.cli.arguments import add_tracking_uri
+from vadtune.cli.output import logger
 from vadtune.core.errors import ConfigError, TrackingError
-
-logger = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
 
@@ -27,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tracking_uri(parser)
     parser.add_argument("--port", type=int, default=5000, help="port (default: 5000)")
     parser.add_argument("--host", default=_LOOPBACK, help=f"address to listen on (default: {_LOOPBACK})")
-    parser.add_argument(
-        "--expose",
-        action="store_true",
-        help="allow a --host that others can reach; they can read, change and delete everything (default: off)",
-    )
+    parser.add_argument("--expose", action="store_true", help="allow a --host that others can reach (default: off)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     logger.info("MLflow UI on http://%s:%d (Ctrl-C ends it)", args.host, args.port)
     if exposed:
         logger.warning(
-            "exposed without a password: whoever can reach %s:%d can read, change and delete every experiment of %s, "
-            "its models and files",
+            "exposed without a password to all who reach %s:%d: they can read, change and delete every experiment "
+            "of %s, its models and files",
             args.host,
             args.port,
             without_secrets(uri),

@@ -9,15 +9,13 @@ example: vadtune validate my_search.yaml train.epochs=100
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import TYPE_CHECKING
 
 from vadtune.cli.arguments import add_search_file, read_search
+from vadtune.cli.output import logger
 
 if TYPE_CHECKING:
     from vadtune.config.search_file import SearchFile
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
