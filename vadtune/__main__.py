@@ -1,4 +1,4 @@
-"""``python -m vadtune``."""
+"""Runs the command line: ``python -m vadtune``."""
 
 from vadtune.cli import console
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import re
 import socket
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +12,6 @@ import pytest
 from mlflow import MlflowClient
 
 from vadtune.core.errors import TrackingError
-from vadtune.core.files import create_atomically
 from vadtune.tracking import (
     Tracker,
     connect,
@@ -29,9 +24,8 @@ from vadtune.tracking import (
     without_secrets,
 )
 from vadtune.tracking.delivery import Delivery
-from vadtune.tracking.empty_store import begun_with_copy
+from vadtune.tracking.redact import hide_secrets
 from vadtune.tracking.spool import Spool
-from vadtune.tracking.store import hide_secrets
 
 
 @pytest.fixture(scope="module")
@@ -235,109 +229,18 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies of empty stores are kept; there is none yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "vadtune"
-
-
-def new_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[MlflowClient, str]:
-    """Connects to a store that is not there yet, in a working directory of its own, as a first search does."""
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    return connect(uri), uri
-
-
-def content(folder: Path) -> set[str]:
-    """Returns a database as SQL, without what hangs on its folder and on the time it was made."""
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        dump = "\n".join(database.iterdump()).replace(str(folder), "FOLDER")
-    return set(re.sub(r"\b\d{13}\b", "TIME", dump).splitlines())
-
-
-def test_a_store_begun_with_a_copy_is_like_one_that_mlflow_made(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = new_store(tmp_path / "made", monkeypatch)
-    assert len(list(cache.iterdir())) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr("mlflow.store.db.utils._initialize_tables", away)
-        copied = new_store(tmp_path / "copied", patch)
-    assert content(tmp_path / "copied") == content(tmp_path / "made")
-    for client, uri in (made, copied):
-        folder = folder_of((client, uri), "a-1")
-        monkeypatch.chdir(folder.parent.parent)
-        tracker = started((client, uri), "a", "a-1")
-        finish(tracker)
-        locations = [client.get_experiment(number).artifact_location for number in ("0", tracker.experiment_id)]
-        assert locations == [str(Path.cwd() / "mlruns" / "0"), (Path.cwd() / "mlruns" / "a").as_uri()]
-        assert client.get_run(tracker.run_id).info.status == "FINISHED"
-
-
-def test_nothing_of_a_store_but_its_tables_is_kept(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_store(tmp_path / "private", monkeypatch)
-    (copy,) = cache.iterdir()
-    assert b"private" not in gzip.decompress(copy.read_bytes())
-    copy.unlink()
-    with begun_with_copy(tmp_path / "mlflow.db"):  # another process was faster, on a file system without locks
-        connect(f"sqlite:///{tmp_path / 'mlflow.db'}").create_experiment("mine")
-        copy.unlink()
-    assert not list(cache.iterdir())
-
-
-def test_a_copy_is_of_one_version_of_mlflow(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    new_store(tmp_path / "before", monkeypatch)
-    monkeypatch.setattr("vadtune.tracking.empty_store.version", lambda package: "99.0")
-    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", away)
-    with pytest.raises(TrackingError, match="away"):
-        new_store(tmp_path / "after", monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda copy: copy[:-9], lambda copy: copy[:99], lambda copy: b"", lambda copy: b"?"]
-)
-def test_a_damaged_copy_is_replaced(
-    damage: Callable[[bytes], bytes], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_store(tmp_path / "first", monkeypatch)
-    (copy,) = cache.iterdir()
-    copy.write_bytes(damage(copy.read_bytes()))
-    new_store(tmp_path / "second", monkeypatch)
-    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", away)
-    new_store(tmp_path / "third", monkeypatch)
-    assert content(tmp_path / "first") == content(tmp_path / "second") == content(tmp_path / "third")
-
-
-def test_a_store_needs_no_place_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    client, _ = new_store(tmp_path / "store", monkeypatch)
-    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
-
-
-def test_a_store_in_memory_is_no_file(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    new_store(tmp_path / "first", monkeypatch)
-    (tmp_path / "second").mkdir()
-    monkeypatch.chdir(tmp_path / "second")
-    connect("sqlite:///:memory:")
-    assert not list(Path.cwd().iterdir())
-
-
-def test_searches_that_begin_a_store_at_once_share_it(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_store(tmp_path / "first", monkeypatch)
+def test_searches_that_create_a_store_at_once_share_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with ThreadPoolExecutor(4) as pool:
         clients = list(pool.map(connect, [uri] * 4))
     made = [client.create_experiment(str(number)) for number, client in enumerate(clients)]
     assert len(connect(uri).search_experiments()) == len(set(made)) + 1 == 5
-    create_atomically(tmp_path / "mlflow.db", b"another")  # too late
-    assert len(connect(uri).search_experiments()) == 5
+
+
+def test_connecting_twice_leaves_the_experiments_as_they_are(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    connect(uri).create_experiment("mine")
+    assert {experiment.name for experiment in connect(uri).search_experiments()} == {"Default", "mine"}
 
 
 def test_what_a_search_logs_is_on_disk_before_the_store_has_it(

@@ -1,60 +1,54 @@
-"""``vadtune compare FILE [FILE …]``: several searches over several missing ratios, in one figure."""
+"""Run searches at several missing ratios and plot their errors.
+
+Runs a search for each file and each ratio, retests its ensemble at that ratio, and plots error against missing ratio,
+one line per file: solid if train rows have as many missing cells as test rows, dotted if they are complete. Writes
+compare.csv and compare.png. After Ctrl-C or a crash, the same command skips what is done and resumes the rest.
+
+example: vadtune compare digits digits_vae search.samples=16 --ratios 0.1:0.9:0.2 --out comparison
+example: vadtune compare digits --vary model.family=vad,vae+infer.steps=0 --out families
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
-from typing import Any
 
-from vadtune.cli._shared import FORMATS, add_ensemble_argument, add_tracking_argument, emit
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.arguments import add_ensemble, add_format, add_tracking_uri, check_count
+from vadtune.cli.output import emit, logger, print_failures
 
 
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "compare",
-        parents=parents,
-        help="run several searches over several missing ratios and draw their errors",
-        description="Run a search for each file and each ratio, retest its ensemble at that ratio, and "
-        "draw error against missing ratio, a line for each file: solid where train rows miss as much as test rows, "
-        "dotted where they are complete. Writes compare.csv and compare.png. The same command goes on after Ctrl-C or "
-        "a crash: what is done is skipped, a search in the middle is resumed.",
-        epilog="example: vadtune compare search_spaces/digits.yaml search_spaces/digits_vae.yaml "
-        "search.samples=16 --ratios 0.1:0.9:0.2 --out comparison",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE|key.path=value", help="search files, and values that replace those of each"
+        "files",
+        nargs="+",
+        metavar="FILE|key.path=value",
+        help="search files (paths or names of `vadtune spaces`), and values that replace those of every file",
     )
     parser.add_argument(
         "--vary",
         action="append",
         default=[],
         metavar="key.path=value[+key.path=value],...",
-        help="take each file with each of these values, and what + adds to it, a line for each; may be repeated; null "
-        "for the default",
+        help="run each file with each value; + adds a value to one of them; null: the default; can be repeated",
     )
     parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks for each ratio (default: 5)")
-    add_ensemble_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
-    add_tracking_argument(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks per ratio (default: 5)")
+    add_ensemble(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison (required)")
+    add_format(parser)
+    add_tracking_uri(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not done, draws, prints."""
+    """Runs what is not done, plots, prints."""
+    from vadtune.config.shipped import find_search_file
     from vadtune.core.errors import ConfigError
     from vadtune.core.files import check_writable, write_atomically
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds: takes a number of masks above 0, got {args.seeds}")
+    check_count("--seeds", args.seeds, "masks")
     overrides = [text for text in args.files if "=" in text and not Path(text).exists()]
-    files = [Path(text) for text in args.files if text not in overrides]
+    files = [find_search_file(text) for text in args.files if text not in overrides]
     if not files:
         raise ConfigError(f"FILE: needs a search file at least, got {', '.join(overrides)}; name one")
     check_writable(args.out)
@@ -66,37 +60,32 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.tracking import tracking_uri
 
     parse_ensemble(args.ensemble)
-    ratios = parse_ratios(args.ratios)
-    cells = plan(files, overrides, ratios, args.out, args.vary)
+    cells = plan(files, overrides, parse_ratios(args.ratios), args.out, args.vary)
     uri = tracking_uri(args.tracking_uri)
     done = run_comparison(cells, ensemble=args.ensemble, seeds=list(range(args.seeds)), uri=uri, progress=logger.info)
     if done.interrupted:
-        logger.info("%s was interrupted; the same command goes on from there", done.interrupted)
+        logger.info("%s was interrupted; run the same command again to resume it", done.interrupted)
         return 130
-    for name, reason in done.failures.items():
-        logger.error("%s failed: %s", name, reason)
+    code = print_failures(done.failures)
     if not done.rows:
         return 1
     write_atomically(args.out / "compare.csv", to_csv(done.rows).encode())
     write_atomically(args.out / "compare.png", comparison_plot(done.rows))
-    emit(done.rows, args.format, lambda console: to_text(_table(done.rows), console))
+    emit(done.rows, args.format, lambda console: to_text(_by_ratio(done.rows), console))
     logger.info("wrote %s and %s", args.out / "compare.csv", args.out / "compare.png")
-    return 1 if done.failures else 0
+    return code
 
 
-def _table(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Returns a row for each search: its missing_rmse by ratio."""
+def _by_ratio(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Returns one row per search, with its missing_rmse in a column per ratio."""
     ratios = sorted({float(str(row["missing_ratio"])) for row in rows})
+    scores = {(row["search"], row["missing_ratio"]): row["missing_rmse"] for row in rows}
+    trained_on = {row["search"]: row["trained_on"] for row in reversed(rows)}
     return [
         {
             "search": search,
-            "trained_on": next(row["trained_on"] for row in rows if row["search"] == search),
-            **{f"{ratio:g}": _score(rows, search, ratio) for ratio in ratios},
+            "trained_on": trained_on[search],
+            **{f"{ratio:g}": scores.get((search, ratio)) for ratio in ratios},
         }
-        for search in dict.fromkeys(str(row["search"]) for row in rows)
+        for search in dict.fromkeys(row["search"] for row in rows)
     ]
-
-
-def _score(rows: list[dict[str, object]], search: str, ratio: float) -> object:
-    found = [row["missing_rmse"] for row in rows if (row["search"], row["missing_ratio"]) == (search, ratio)]
-    return found[0] if found else None

@@ -1,25 +1,21 @@
-"""``vadtune doctor``: check machine, cluster, storage and store before a search."""
+"""Check machine or cluster, storage and MLflow before a search.
+
+Prints one line per check: ok, or what to do. The exit code is 1 if a check fails.
+
+example: vadtune doctor
+example: vadtune doctor --address auto --storage /shared/runs
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from vadtune.cli.search import add_store_arguments
+from vadtune.cli.arguments import add_storage
 
 
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "doctor",
-        parents=parents,
-        help="check machine or cluster, storage and MLflow before a search",
-        description="Check what a search needs, one line each: ok, or what to do. Exit code 1 if something is amiss.",
-        epilog="example: vadtune doctor --address auto --storage /shared/runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_store_arguments(parser)
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_storage(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,9 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.search.cluster.doctor import examine
     from vadtune.tracking import tracking_uri
 
-    store = tracking_uri(args.tracking_uri)
-    well = True
-    for check in examine(address=args.address, storage=args.storage, tracking_uri=store):
+    all_ok = True
+    for check in examine(address=args.address, storage=args.storage, tracking_uri=tracking_uri(args.tracking_uri)):
         print(f"{'ok' if check.ok else 'PROBLEM':<8} {check.name}: {check.text}", flush=True)
-        well = well and check.ok
-    return 0 if well else 1
+        all_ok = all_ok and check.ok
+    return 0 if all_ok else 1

@@ -1,38 +1,30 @@
-"""``vadtune init SOURCE_OR_TABLE --out FILE.yaml``: write a search file for data."""
+"""Write a search file for your table or a built-in source.
+
+Looks at the data and writes a search space that suits its size. Takes the name of a source, or a table (CSV, TSV,
+Parquet, npz, npy). Further values of the data section are passed as data.key=value.
+
+example: vadtune init table.csv --out table.yaml
+example: vadtune init table.csv data.na_values=[-99] data.columns=[age,height] --out table.yaml
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from vadtune.cli.arguments import check_out_file, check_ratio
+from vadtune.cli.output import logger
+from vadtune.core.errors import ConfigError, unknown_name
 
 
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "init",
-        parents=parents,
-        help="write a search file for a source or a table of yours",
-        description="Write a search file whose space suits the size of the data: a source by its name, or a table "
-        "(CSV, Parquet, npz, npy). What the data section needs beside that is given as key.path=value.",
-        epilog="example: vadtune init table.csv --out table.yaml\n"
-        "         vadtune init table.csv data.na_values=[-99] data.columns=[age,height] --out table.yaml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SOURCE_OR_TABLE", help="a source such as digits, or a file")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("source", metavar="SOURCE_OR_TABLE", help="a source such as digits, or the path of a table")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="values of the data section")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the search file; must not exist")
-    parser.add_argument(
-        "--ratio",
-        type=float,
-        metavar="R",
-        help="share of cells to hide (default: 0.5; none of a table that has holes of its own)",
-    )
-    parser.set_defaults(run=run)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new .yaml file (required)")
+    parser.add_argument("--ratio", type=float, help="fraction of cells to hide (default: 0.5; 0 if some are missing)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,16 +33,16 @@ def run(args: argparse.Namespace) -> int:
 
     from vadtune.config import TrialConfig, parse_search, parse_trial
     from vadtune.config.default_space import default_space, to_text
-    from vadtune.core.files import check_writable, write_atomically
+    from vadtune.core.files import write_atomically
     from vadtune.data import SOURCES
 
-    _check(args)
-    check_writable(args.out.absolute().parent)
+    _check(args, SOURCES)
     from vadtune.data import load_dataset
 
-    own = args.source not in SOURCES or args.source == "file"
-    data: dict[str, Any] = {"source": "file", "path": args.source} if own else {"source": args.source}
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(args.source).stem if own else args.source).lstrip("._-") or "table"
+    is_table = args.source not in SOURCES or args.source == "file"
+    data: dict[str, Any] = {"source": "file", "path": args.source} if is_table else {"source": args.source}
+    stem = Path(args.source).stem if is_table else args.source
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("._-") or "table"
 
     def configured(missing: object) -> TrialConfig:
         return parse_trial({"name": name, "data": {**data, "missing": missing}}, args.overrides)
@@ -58,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ratio is not None:
         config = configured({"ratio": args.ratio})
     else:
-        config = configured("none" if own and _has_holes(configured({})) else {"ratio": 0.5})
+        config = configured("none" if is_table and _has_missing_cells(configured({})) else {"ratio": 0.5})
     train = load_dataset(config.data).train
     rows, columns = train.x.shape
     missing = 1 - float(train.mask.mean())
@@ -71,32 +63,27 @@ def run(args: argparse.Namespace) -> int:
         f"{rows} train rows of {columns} columns, {missing:.0%} of their cells missing.\n    vadtune search {args.out}"
     )
     text = to_text(header, name, section, space)
-    parse_search({"name": name, "data": section, **space})  # whatever was written is valid
+    parse_search({"name": name, "data": section, **space})  # never write an invalid file
     write_atomically(args.out, text.encode())
     logger.info("next: vadtune search %s", args.out)
     print(args.out)
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    from vadtune.core.errors import ConfigError, unknown_name
-    from vadtune.data import SOURCES
-
+def _check(args: argparse.Namespace, sources: Any) -> None:
     if args.out.exists():
         raise ConfigError(f"--out: takes a new file, got {args.out}, which exists; name another")
-    if args.out.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--out: takes a file that ends in .yaml, got {args.out}; name it so")
-    if args.ratio is not None and not 0 < args.ratio < 1:
-        raise ConfigError(f"--ratio: takes a share of cells above 0 and below 1, got {args.ratio}; name one")
-    if args.source not in SOURCES and not Path(args.source).suffix:
-        raise ConfigError(f"SOURCE_OR_TABLE: {unknown_name('source', args.source, SOURCES)}; or name a table's file")
+    check_out_file(args.out, ".yaml", ".yml")
+    if args.ratio is not None:
+        check_ratio(args.ratio)
+    if args.source not in sources and not Path(args.source).suffix:
+        raise ConfigError(f"SOURCE_OR_TABLE: {unknown_name('source', args.source, sources)}; or pass a table's path")
     for override in args.overrides:
         if not override.startswith("data."):
             raise ConfigError(f"takes values of the data section, such as data.columns=[a, b], got '{override}'")
 
 
-def _has_holes(config: Any) -> bool:
-    """Whether a table has holes of its own."""
+def _has_missing_cells(config: Any) -> bool:
     import numpy as np
 
     return bool(np.isnan(config.data.load().x).any())

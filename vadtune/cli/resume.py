@@ -1,40 +1,35 @@
-"""``vadtune resume RUN``: complete a search after a crash or Ctrl-C."""
+"""Complete a search after a crash or Ctrl-C.
+
+Finished trials are kept, unfinished ones continue from their last checkpoint. Without RUN, lists the searches that can
+be resumed.
+
+example: vadtune resume
+example: vadtune resume digits-20260131-120000-1a2b
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
-from typing import Any
 
-from vadtune.cli.search import add_store_arguments, report
+from vadtune.cli.arguments import add_storage
+from vadtune.cli.output import logger
+from vadtune.cli.search import report
 
-logger = logging.getLogger(__name__)
 
-
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "resume",
-        parents=parents,
-        help="complete a search after a crash or Ctrl-C",
-        description="Complete a search that was interrupted or killed: finished trials are kept, others go on. Without "
-        "RUN, list those that can be resumed.",
-        epilog="example: vadtune resume digits-20260131-120000-1a2b",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("search_run", nargs="?", metavar="RUN", help="the unique name of the search, or its folder")
-    add_store_arguments(parser, default_store="the one the search was started with")
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("search_run", nargs="?", metavar="RUN", help="unique name of the search, or its folder")
+    add_storage(parser, default_store="that of the search")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resumes the search and prints its best trials; without a name, prints those that can be resumed."""
+    """Resumes the search and prints its best trials; without a name, lists the searches that can be resumed."""
     from vadtune.artifacts.run_folder import find_run, local_folder
 
     storage = local_folder(args.storage)
     if args.search_run is None:
-        return _offer(storage)
+        return _list_unfinished(storage)
     folder = find_run(args.search_run, storage)
     from vadtune.search.driver.run import resume_search
 
@@ -45,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return report(outcome, args)
 
 
-def _offer(storage: Path) -> int:
+def _list_unfinished(storage: Path) -> int:
     from vadtune.artifacts.run_folder import is_running, run_folders
     from vadtune.tracking import is_finished
 

@@ -1,58 +1,43 @@
-"""``vadtune retest FOLDER``: exported models and baselines on the sealed test rows."""
+"""Test exported models on the test rows with new masks, next to baselines.
+
+Imputes the test rows, which no search uses, under masks of several missing ratios: with every model, with the ensemble,
+and with baselines fitted on the same train rows. Writes retest.csv, retest_masks.csv (one row per mask) and retest.png,
+and logs them to the search's MLflow run.
+
+example: vadtune retest best/
+example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5 --baselines mean,knn
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from vadtune.cli._shared import FORMATS, add_tracking_argument, emit
+from vadtune.cli.arguments import add_format, add_model_folder, add_tracking_uri, check_count, check_seed
+from vadtune.cli.output import emit, logger, progress_line
+from vadtune.core.errors import ConfigError
 
-logger = logging.getLogger(__name__)
 
-
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "retest",
-        parents=parents,
-        help="test exported models under fresh masks, beside baselines",
-        description="Impute the test rows, which no search has seen, under masks of many missing ratios: with every "
-        "model, with the mean of the models' imputations, and with baselines fitted on the same train rows. Writes "
-        "retest.csv, retest_masks.csv (a row per mask) and retest.png, and logs them to the search's MLflow run.",
-        epilog="example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="what `export` wrote: a model folder, or a folder of them")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_model_folder(parser)
     parser.add_argument("--ratios", help="missing ratios: 0.1,0.5 or first:last:step, or both (default: 0.1:0.9:0.1)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="masks for each ratio (default: 5)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="masks per ratio (default: 5)")
     parser.add_argument(
         "--missing-mode",
         choices=("fixed", "random"),
-        help="fixed: the masks of seeds 0 to N-1, kept in FOLDER/masks.npz (default); random: new masks",
+        help="fixed: masks of the seeds 0 to N-1, stored in FOLDER/masks.npz; random: new masks (default: fixed)",
     )
-    parser.add_argument("--seed", type=int, help="first mask seed of --missing-mode random, to repeat it")
-    parser.add_argument(
-        "--baselines", metavar="NAMES", help="mean, knn, iterative, iterative_trees, or none (default: all)"
-    )
-    parser.add_argument(
-        "--clean", action="store_true", help="hide nothing: the error of reconstructing complete test rows (clean.csv)"
-    )
-    parser.add_argument(
-        "--save-predictions",
-        type=Path,
-        metavar="FILE",
-        help="what each model imputed under each mask, with masks and names: an .npz or .h5 file",
-    )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--seed", type=int, help="first mask seed of --missing-mode random (default: a new one)")
+    parser.add_argument("--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all)")
+    parser.add_argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)")
+    parser.add_argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)")
+    add_format(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (default: FOLDER/retest)")
-    parser.add_argument("--no-log", action="store_true", help="do not log to MLflow")
-    add_tracking_argument(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument("--no-log", action="store_true", help="do not log to MLflow (default: off)")
+    add_tracking_uri(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.artifacts.model_folder import find_model_folders
     from vadtune.core.files import check_writable
 
-    _check_options(args)
+    masked = ("ratios", "seeds", "missing_mode", "seed", "baselines", "save_predictions")
+    passed = [f"--{name.replace('_', '-')}" for name in masked if getattr(args, name) is not None]
+    if args.clean and passed:
+        raise ConfigError(
+            f"--clean: hides nothing and takes nothing about masks, got {', '.join(passed)}; leave it out"
+        )
     models = find_model_folders(args.folder)
     out: Path = args.out or args.folder / "retest"
     check_writable(out)
@@ -83,27 +73,28 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
         check_predictions_file(args.save_predictions)
         check_writable(args.save_predictions.absolute().parent)
         predictions = Predictions()
-    if args.missing_mode == "random":
+    mode = args.missing_mode or "fixed"
+    if mode == "random":
         logger.info("random masks; to repeat them: --missing-mode random --seed %d", seeds[0])
-    with _progress() as progress:
+    with progress_line("reading the models") as progress:
         retest = run_retest(
             args.folder,
             ratios,
             seeds,
-            store_masks=args.missing_mode != "random",
+            store_masks=mode == "fixed",
             baselines=[] if names == ["none"] else names,
             predictions=predictions,
             progress=progress,
         )
     contents = {
-        "retest.csv": to_csv(retest.summary()).encode(),
-        "retest_masks.csv": to_csv(retest.per_mask()).encode(),
-        "retest.png": retest_plot(retest),
+        out / "retest.csv": to_csv(retest.summary()).encode(),
+        out / "retest_masks.csv": to_csv(retest.per_mask()).encode(),
+        out / "retest.png": retest_plot(retest),
     }
-    for name, content in contents.items():
-        write_atomically(out / name, content)
+    for path, content in contents.items():
+        write_atomically(path, content)
     emit(retest.summary(), args.format, lambda console: retest_text(retest, console))
-    logger.info("wrote %s", ", ".join(str(out / name) for name in contents))
+    logger.info("wrote %s", ", ".join(map(str, contents)))
     if predictions is not None:
         write_atomically(args.save_predictions, predictions.to_bytes(args.save_predictions.suffix))
         logger.info("wrote %s", args.save_predictions)
@@ -113,75 +104,51 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
         for metric in ("missing_rmse", "missing_mae")
         for ratio, value in zip(retest.ratios, headline.mean(metric), strict=True)
     }
-    mode = args.missing_mode or "fixed"
-    described = {"method": headline.name, "mask_seeds": retest.seeds, "missing_mode": mode}
-    _log(models, metrics, {"vadtune.retest": described}, [out / name for name in contents], args)
+    tag = {"method": headline.name, "mask_seeds": retest.seeds, "missing_mode": mode}
+    _log(models, metrics, {"vadtune.retest": json.dumps(tag)}, list(contents), args)
     return 0
 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
     from vadtune.core.files import write_atomically
     from vadtune.evaluation.retest import run_clean_retest
-    from vadtune.reports.tables import to_csv, to_text
+    from vadtune.reports.tables import to_csv
 
-    with _progress() as progress:
+    with progress_line("reading the models") as progress:
         rows = run_clean_retest(args.folder, progress=progress)
     file = out / "clean.csv"
     write_atomically(file, to_csv(rows).encode())
-    emit(rows, args.format, lambda console: to_text(rows, console))
+    emit(rows, args.format)
     logger.info("wrote %s", file)
     metrics = {f"retest_clean_{name}": float(str(rows[-1][name])) for name in ("all_rmse", "all_mae")}
-    _log(models, metrics, {"vadtune.retest_clean": {"method": rows[-1]["method"]}}, [file], args)
+    tags = {"vadtune.retest_clean": json.dumps({"method": rows[-1]["method"]})}
+    _log(models, metrics, tags, [file], args)
     return 0
 
 
-def _check_options(args: argparse.Namespace) -> None:
-    from vadtune.core.errors import ConfigError
-
-    masked = ("ratios", "seeds", "missing_mode", "seed", "baselines", "save_predictions")
-    given = [f"--{name.replace('_', '-')}" for name in masked if getattr(args, name) is not None]
-    if args.clean and given:
-        raise ConfigError(f"--clean: hides nothing and takes nothing about masks, got {', '.join(given)}; leave it out")
-
-
 def _mask_seeds(args: argparse.Namespace) -> list[int]:
-    from vadtune.core.errors import ConfigError
+    """Returns the seeds of the masks: 0 to N-1, or N from a random one."""
     from vadtune.evaluation.mask_options import random_seed
 
     count = 5 if args.seeds is None else args.seeds
-    if count < 1:
-        raise ConfigError(f"--seeds: takes a number of masks above 0, got {count}")
+    check_count("--seeds", count, "masks")
     if args.missing_mode != "random":
         if args.seed is not None:
             raise ConfigError("--seed: belongs to --missing-mode random, got --missing-mode fixed; leave one out")
         return list(range(count))
     first = random_seed() if args.seed is None else args.seed
-    if not 0 <= first < 2**32:
-        raise ConfigError(f"--seed: takes a whole number from 0 to {2**32 - 1}, got {first}")
+    check_seed(first)
     return list(range(first, first + count))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Gives a function that tells what is being done: on one changing line of a terminal, else line by line."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield logger.info
-        return
-    with console.status("reading the models") as status:
-        yield status.update
 
 
 def _log(
     models: Sequence[Path],
     metrics: Mapping[str, float],
-    described: Mapping[str, object],
+    tags: Mapping[str, str],
     files: Sequence[Path],
     args: argparse.Namespace,
 ) -> None:
-    """Adds the retest to the run of the search that the models came from; failing to is not failing the retest."""
+    """Adds the retest to the MLflow run of the search that the models are from; a failure is only logged."""
     from vadtune.artifacts.model_folder import read_manifest
     from vadtune.ensemble.export import PARENT_RUN
     from vadtune.tracking import connect_existing, log_to_run, tracking_uri
@@ -193,12 +160,10 @@ def _log(
     if parents or run_id is None:
         logger.info("not logged to MLflow: the models are not from one exported search")
         return
-    tags = {name: json.dumps(value) for name, value in described.items()}
     try:
         client = connect_existing(tracking_uri(args.tracking_uri))
-        log_to_run(client, run_id, metrics=dict(metrics), tags=tags, artifacts=files)
-    except Exception as error:  # of many kinds, by store; the results are on disk already
-        reason = str(error).splitlines()[0]
-        logger.warning("not logged to MLflow: %s", reason)
+        log_to_run(client, run_id, metrics=metrics, tags=tags, artifacts=files)
+    except Exception as error:  # the type depends on the store; the results are on disk already
+        logger.warning("not logged to MLflow: %s", str(error).splitlines()[0])
         return
     logger.info("logged to MLflow run %s", run_id)

@@ -1,53 +1,33 @@
-"""``vadtune search FILE``: run a search."""
+"""Search for the best configuration with Ray Tune, ASHA and Optuna.
+
+FILE says which data, which parameters and how long; every trial is logged to MLflow. Prints the best trials.
+
+example: vadtune search digits
+example: vadtune search my_search.yaml search.samples=20 data.missing.ratio=0.3
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vadtune.cli._shared import add_data_argument, add_overrides, with_data_dir
+from vadtune.cli.arguments import add_data_dir, add_search_file, add_storage, read_search
+from vadtune.cli.output import logger, print_failures, print_table
 
 if TYPE_CHECKING:
     from vadtune.search.driver.run import SearchOutcome
 
-logger = logging.getLogger(__name__)
 
-
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "search",
-        parents=parents,
-        help="find the best configuration",
-        description="Search for the best configuration with Ray Tune, ASHA and Optuna; log every trial to MLflow.",
-        epilog="example: vadtune search search_spaces/digits.yaml search.samples=20 data.missing.ratio=0.3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="a search file")
-    add_overrides(parser)
-    add_data_argument(parser)
-    add_store_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def add_store_arguments(
-    parser: argparse.ArgumentParser, default_store: str = "MLFLOW_TRACKING_URI, else ./mlflow.db"
-) -> None:
-    """Adds where searches are kept and logged."""
-    parser.add_argument("--storage", default="runs", help="folder of the searches, or a URI (default: runs)")
-    parser.add_argument("--tracking-uri", help=f"MLflow store (default: {default_store})")
-    parser.add_argument(
-        "--address", help="of a running Ray cluster this machine is a node of: auto or host:port (default: none)"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_search_file(parser)
+    add_data_dir(parser)
+    add_storage(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the search and prints its best trials."""
-    from vadtune.config import load_search
-
-    search = load_search(args.file, with_data_dir(args))  # before the slow imports: bad input is told at once
+    search = read_search(args)  # before the slow imports, so that mistakes are reported at once
     from vadtune.search.driver.start import start_search
 
     outcome = start_search(search, storage=args.storage, tracking_uri=args.tracking_uri, address=args.address)
@@ -55,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
-    """Prints how a search ended and what to type next; returns the exit code."""
-    from vadtune.cli.results import print_best
+    """Prints the best trials of a search and the next commands; returns the exit code."""
     from vadtune.tracking import without_secrets
 
     store = f" --tracking-uri {without_secrets(args.tracking_uri)}" if args.tracking_uri else ""
@@ -67,16 +46,19 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
         return 130
     if not outcome.logged:
         best = f"best {outcome.best[0]:.4f} ({outcome.best[1]})" if outcome.best else "no trial has a score"
-        logger.info("%s; more once the store has it: vadtune sync %s%s", best, outcome.run, store)
-        return _failed(outcome)
-    print_best(outcome.run, outcome.tracking_uri)
+        logger.info("%s; send the rest to the store later: vadtune sync %s%s", best, outcome.run, store)
+        return print_failures(outcome.failures)
+    _print_best(outcome.run, outcome.tracking_uri)
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
     logger.info("next: vadtune export %s --out best%s && vadtune retest best", outcome.experiment, store)
     logger.info("browse: vadtune ui%s", store)
-    return _failed(outcome)
+    return print_failures(outcome.failures)
 
 
-def _failed(outcome: SearchOutcome) -> int:
-    for name, reason in outcome.failures.items():
-        logger.error("%s failed: %s", name, reason)
-    return 1 if outcome.failures else 0
+def _print_best(run: str, tracking_uri: str) -> None:
+    from vadtune.tracking.queries import find_results
+    from vadtune.tracking.rows import main_columns, trial_rows
+
+    _, trials, metric = find_results(run, tracking_uri)
+    best = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:5]
+    print_table(main_columns(best, metric))

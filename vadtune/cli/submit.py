@@ -1,46 +1,37 @@
-"""``vadtune submit FILE``: run a search on a cluster, as a Ray job."""
+"""Run a search on a cluster as a Ray job.
+
+Sends the search file to a Ray cluster, whose head node runs the search. Prints the job id.
+
+example: vadtune submit digits --storage /shared/runs
+example: vadtune submit my_search.yaml search.samples=200 --storage s3://bucket/runs --address http://127.0.0.1:8265
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from pathlib import Path
-from typing import Any
 
-from vadtune.cli._shared import add_job_address, add_overrides
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.arguments import add_job_address, add_search_file, add_tracking_uri, read_search
+from vadtune.cli.output import logger
 
 
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "submit",
-        parents=parents,
-        help="run a search on a cluster, as a Ray job",
-        description="Send a search file to a Ray cluster, whose head runs the search as a job. Prints the job's id.",
-        epilog="example: vadtune submit search_spaces/digits.yaml --storage /shared/runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="a search file")
-    add_overrides(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_search_file(parser)
     add_job_address(parser)
-    parser.add_argument("--storage", required=True, help="folder of the searches that all nodes share, or a URI")
-    parser.add_argument("--tracking-uri", help="MLflow store (default: the head's MLFLOW_TRACKING_URI)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--storage", required=True, help="folder that all nodes share, or a URI (required)")
+    add_tracking_uri(parser, "MLFLOW_TRACKING_URI of the head node")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Submits and prints the job's id."""
-    from vadtune.config import load_search
+    """Submits the job and prints its id."""
     from vadtune.core.errors import ConfigError
 
-    search = load_search(args.file, args.overrides)
+    search = read_search(args)
     from vadtune.tracking import without_secrets
 
     if args.tracking_uri and without_secrets(args.tracking_uri) != args.tracking_uri:
         raise ConfigError(
-            f"--tracking-uri: must hold no secret, as a job's command is shown to all who see the cluster, got "
+            f"--tracking-uri: must hold no secret, as a job's command is shown to all users of the cluster, got "
             f"{without_secrets(args.tracking_uri)}; set MLFLOW_TRACKING_URI on the nodes instead"
         )
     from vadtune.search.cluster.jobs import Jobs

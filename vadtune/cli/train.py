@@ -1,45 +1,39 @@
-"""``vadtune train CONFIG``: train one configuration."""
+"""Train one configuration and print its scores as JSON.
+
+FILE is a trial configuration: a search file in which every parameter has one value, such as config.yaml of an exported
+model.
+
+example: vadtune train best/01-*/config.yaml train.epochs=500 --out longer/
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
-from typing import Any
 
-from vadtune.cli._shared import add_data_argument, add_overrides, check_device, with_data_dir
-
-logger = logging.getLogger(__name__)
+from vadtune.cli.arguments import add_data_dir, add_device, add_search_file, check_device, overrides_of
+from vadtune.cli.output import logger
 
 
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "train",
-        parents=parents,
-        help="train one configuration",
-        description="Train one trial configuration and print its scores as JSON.",
-        epilog="example: vadtune train best/01-*/config.yaml train.epochs=500 --out longer/",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, metavar="CONFIG", help="a trial configuration, such as export writes")
-    add_overrides(parser)
-    add_data_argument(parser)
-    parser.add_argument("--out", type=Path, help="write the trained model to this new folder")
-    parser.add_argument("--device", default="cpu", help="where to train: cpu, cuda, cuda:1 (default: cpu)")
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_search_file(parser, "trial configuration, such as config.yaml of an exported model")
+    add_data_dir(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder of the model (default: not written)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
     from vadtune.artifacts.model_folder import check_new_folder, save_model
     from vadtune.config import load_trial
+    from vadtune.config.shipped import find_search_file
     from vadtune.data import load_dataset
     from vadtune.training.population import Population
     from vadtune.training.scoring import evaluate
 
-    config = load_trial(args.file, with_data_dir(args))
+    config = load_trial(find_search_file(args.file), overrides_of(args))
     if args.out is not None:
         check_new_folder(args.out)
     check_device(args.device)

@@ -1,39 +1,31 @@
-"""``vadtune validate FILE``: report every problem of a search file at once."""
+"""Report every problem of a search file.
+
+Also takes a trial configuration. If the data can be read, its columns are checked too.
+
+example: vadtune validate digits
+example: vadtune validate my_search.yaml train.epochs=100
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vadtune.cli._shared import add_overrides
+from vadtune.cli.arguments import add_search_file, read_search
+from vadtune.cli.output import logger
 
 if TYPE_CHECKING:
     from vadtune.config import SearchFile
 
-logger = logging.getLogger(__name__)
 
-
-def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Adds the command to the parser."""
-    parser = commands.add_parser(
-        "validate",
-        parents=parents,
-        help="report every problem of a search file",
-        description="Report every problem of a search file or trial configuration at once.",
-        epilog="example: vadtune validate search_spaces/digits.yaml train.epochs=100",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", help="a search file or trial configuration")
-    add_overrides(parser)
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_search_file(parser, "search file, a name of `vadtune spaces`, or a trial configuration")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Validates the file; prints one line if all is well."""
-    from vadtune.config import load_search
-
-    search = load_search(args.file, args.overrides)
+    """Validates the file; prints one line if it has no problems."""
+    search = read_search(args)
     if search.choices("model.head") != ["plain"]:
         _check_columns(search)
     print(f"{args.file}: ok, {len(search.domains)} searched parameters")
@@ -41,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_columns(search: SearchFile) -> None:
-    """Checks what depends on the data, where the data is there: a file may be checked on another machine."""
+    """Checks the columns of the data; warns if the data cannot be read, as it may be on another machine."""
     from vadtune.core.errors import DataError
     from vadtune.data import load_dataset
     from vadtune.search.driver.model_checks import check_heads
@@ -49,6 +41,6 @@ def _check_columns(search: SearchFile) -> None:
     try:
         dataset = load_dataset(search.data)
     except DataError as error:
-        logger.warning("whether model.head fits the columns was not checked: %s", error)
+        logger.warning("could not check whether model.head fits the columns: %s", error)
     else:
         check_heads(search, len(dataset.feature_names))

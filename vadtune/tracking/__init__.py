@@ -1,22 +1,15 @@
 """MLflow: one experiment per search name, one parent run per search, one child run per trial.
 
-What a search logs (``Tracker``) goes to a spool on disk, and from there to the store by a thread of its own; reading
-goes through ``resolve_search`` and ``list_trials``. This is the only package that knows MLflow.
+``writer`` logs a search to a spool file on disk, and ``delivery`` sends the spool to the store in a background thread.
+``queries`` reads searches and trials back; ``rows`` turns them into table rows. May import core and config; no
+other package imports mlflow.
 """
 
 from vadtune.tracking.delivery import log_to_run
-from vadtune.tracking.reader import SearchRun, Trial, list_searches, list_trials, resolve_search
+from vadtune.tracking.queries import SearchRun, Trial, list_searches, list_trials, resolve_search
+from vadtune.tracking.redact import HIDDEN, without_secrets
 from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import (
-    HIDDEN,
-    client_of,
-    connect,
-    connect_existing,
-    sqlite_path,
-    store_of,
-    tracking_uri,
-    without_secrets,
-)
+from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
 from vadtune.tracking.writer import Tracker, check_holds, sync
 
 __all__ = [

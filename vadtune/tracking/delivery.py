@@ -1,7 +1,7 @@
-"""Bringing logged lines to the MLflow store, many values to a commit, in order, and none twice.
+"""Sends the lines of a spool to the MLflow store in order, with many values per commit.
 
-A line that is delivered again (after a crash between the store's answer and the mark) changes nothing: metrics carry
-the time they were reported at, which MLflow takes as their identity, and a trial's run is looked up before it is made.
+Sending a line twice (after a crash between the store's answer and the delivery mark) changes nothing: MLflow identifies
+a metric value by its timestamp, which is the time of the report, and a trial's run is looked up before it is created.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vadtune.tracking.store import CHECKPOINT, PARENT, TRIAL_END, TRIAL_ID, chil
 
 logger = logging.getLogger(__name__)
 
-_PER_CALL = 900  # MLflow takes at most 1,000 metrics a call
+_PER_CALL = 900  # MLflow accepts at most 1,000 metrics per call
 
 
 @dataclass
 class _Changes:
-    """What is to be written of one trial, in one go."""
+    """The pending writes of one trial."""
 
     metrics: list[Metric] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class _Changes:
 
 
 class Delivery:
-    """Writes the lines of one search.
+    """Sends the spool of one search to the store.
 
     Args:
-        client: Of the store.
-        experiment_id: Of the search's experiment.
-        parent_run_id: The run of the search as a whole.
-        spool: Holds the lines.
-        new: Whether the store has no run of a trial yet, so that none needs to be looked up.
+        client: Client of the store.
+        experiment_id: The search's experiment.
+        parent_run_id: The search's parent run.
+        spool: The spool of the search.
+        new: Whether the store has no trial runs of this search yet, so that none are looked up.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Delivery:
     ) -> None:
         self._client, self._experiment_id, self._parent = client, experiment_id, parent_run_id
         self._spool = spool
-        self._runs: dict[str, str] | None = {} if new else None  # trial id -> run id; None: to be looked up
+        self._runs: dict[str, str] | None = {} if new else None  # trial id -> run id; None: look them up
         self._names = {entry["trial"]: entry["name"] for entry in spool.entries() if entry["op"] == "start"}
 
     def deliver(self) -> bool:
-        """Delivers the next lines.
+        """Sends the next undelivered lines.
 
         Returns:
-            Whether there were any.
+            Whether the spool had any.
 
         Raises:
-            Exception: Of many kinds: the store did not take them. The lines stay, and are delivered the next time.
+            Exception: The store failed; the type depends on it. The lines stay in the spool for the next call.
         """
         entries, mark = self._spool.take()
         if not entries:
@@ -71,7 +71,7 @@ class Delivery:
         try:
             self._write(entries)
         except Exception:
-            self._runs = None  # a run may have been made although no answer came
+            self._runs = None  # a run may have been created although the answer was lost
             raise
         self._spool.mark_delivered(mark)
         return True
@@ -111,11 +111,11 @@ class Delivery:
             except MlflowException:
                 if not self._was_deleted(trial):
                     raise
-                logger.warning("%s: its run was deleted in MLflow, its values are left out", self._names[trial])
+                logger.warning("%s: its run was deleted in MLflow; its values are skipped", self._names[trial])
         changes.clear()
 
     def _write_trial(self, trial: str, change: _Changes) -> None:
-        runs = self._known_runs()
+        runs = self._trial_runs()
         if trial not in runs:
             tags = {PARENT: self._parent, TRIAL_ID: trial, "mlflow.source.name": "vadtune"}
             name = self._names[trial]
@@ -134,7 +134,7 @@ class Delivery:
         if change.status not in (None, "RUNNING"):
             self._client.set_terminated(run_id, status=change.status, end_time=change.time)
 
-    def _known_runs(self) -> dict[str, str]:
+    def _trial_runs(self) -> dict[str, str]:
         if self._runs is None:
             found = child_runs(self._client, self._experiment_id, self._parent)
             self._runs = {run.data.tags.get(TRIAL_ID, ""): run.info.run_id for run in found}
@@ -145,7 +145,7 @@ class Delivery:
         return run_id is not None and self._client.get_run(run_id).info.lifecycle_stage == "deleted"
 
     def _forget_all_but(self, keep: set[str]) -> None:
-        runs = self._known_runs()
+        runs = self._trial_runs()
         for trial in set(runs) - keep:
             self._client.delete_run(runs.pop(trial))
 
@@ -167,7 +167,7 @@ def log_to_run(
     artifacts: Iterable[Path] = (),
     time_ms: int | None = None,
 ) -> None:
-    """Adds metrics, tags and files to a run that exists."""
+    """Adds metrics, tags and files to an existing run, in any state."""
     now = int(time.time() * 1000) if time_ms is None else time_ms
     client.log_batch(
         run_id,

@@ -1,28 +1,82 @@
-"""Results: the trials of a search, found in MLflow, as rows, best first."""
+"""Reads searches and their trials from MLflow, and ranks trials."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
-from vadtune.config import REPORTED_METRICS, SELECTABLE_METRICS
-from vadtune.tracking import SearchRun, Trial, connect_existing, list_searches, list_trials, resolve_search
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from vadtune.config import SELECTABLE_METRICS
+from vadtune.core.errors import TrackingError, unknown_name
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.store import (
+    CHECKPOINT,
+    SEARCH_RUN,
+    TRIAL_END,
+    TRIAL_ID,
+    child_runs,
+    connect_existing,
+    find_runs,
+)
 
 ENSEMBLE_TAG = "vadtune.ensemble"
-"""The tag of a search's run that tells, in words, what its exported ensemble is worth."""
+"""Tag of a search's parent run: one line about its last exported ensemble and its scores."""
+_NEWEST_FIRST = "attributes.start_time DESC"
 
-_ALWAYS = ("rank", "trial", "end", "epoch")
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as stored in MLflow.
+
+    Attributes:
+        status: MLflow's: RUNNING, FINISHED, KILLED (stopped early) or FAILED.
+        end: Why it ended, in words.
+        metrics: The last value of each metric.
+        checkpoint: Where its last checkpoint is; empty without one.
+    """
+
+    trial_id: str
+    run_id: str
+    name: str
+    status: str
+    end: str
+    epoch: int
+    params: dict[str, str]
+    metrics: dict[str, float]
+    checkpoint: str
+
+    def score(self, metric: str) -> float:
+        """Returns the last value of a metric; NaN without one."""
+        return self.metrics.get(metric, math.nan)
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """The parent run of a search as stored in MLflow."""
+
+    name: str
+    experiment: str
+    experiment_id: str
+    run_id: str
+    status: str
+    started: str
+    tracking_uri: str
+    tags: dict[str, str]
+    params: dict[str, str]
+
+    @property
+    def metric(self) -> str:
+        """The metric that the search minimises."""
+        return self.params.get("search.metric", SELECTABLE_METRICS[0])
 
 
 class SearchResults(NamedTuple):
-    """A search and its trials, as MLflow holds them.
-
-    Attributes:
-        search: Its parent run.
-        trials: In the order they started.
-        metric: What the search selects on; lower is better.
-    """
+    """A search, its trials in the order they started, and the metric that the search minimises."""
 
     search: SearchRun
     trials: list[Trial]
@@ -30,129 +84,97 @@ class SearchResults(NamedTuple):
 
 
 def find_results(name: str, uri: str) -> SearchResults:
-    """Reads a search.
+    """Reads a search and its trials from the store.
 
     Args:
-        name: Of an experiment, for its latest search, or the unique name of a search.
+        name: An experiment, whose latest search is read, or the unique name of a search.
         uri: The MLflow store.
 
     Raises:
-        TrackingError: The store does not exist or does not answer, or holds no such search.
+        TrackingError: The store does not exist, does not answer, or has no such search.
     """
     client = connect_existing(uri)
     search = resolve_search(client, uri, name)
-    return SearchResults(search, list_trials(client, search), search.params.get("search.metric", SELECTABLE_METRICS[0]))
+    return SearchResults(search, list_trials(client, search), search.metric)
 
 
-def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
-    """Returns a row per search, newest first: its names, its state, trials by how they ended, the best score.
-
-    Args:
-        uri: The MLflow store.
-        experiment: Only searches of this name; None for all.
-        running: Tells of a search's folder whether a process works on it; None where that cannot be known.
+def resolve_search(client: MlflowClient, uri: str, name: str) -> SearchRun:
+    """Finds a search by its experiment (then the latest search of it) or by its unique name.
 
     Raises:
-        TrackingError: The store does not exist or does not answer, or holds no such experiment.
+        TrackingError: No search has this name; the message lists the experiments.
     """
-    client = connect_existing(uri)
-    rows: list[dict[str, object]] = []
-    for search in list_searches(client, uri, experiment):
-        trials = list_trials(client, search)
-        metric = search.params.get("search.metric", SELECTABLE_METRICS[0])
-        best = ranked(trials, metric)
-        status = [trial.status for trial in trials]
-        rows.append(
-            {
-                "experiment": search.experiment,
-                "search": search.name,
-                "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
-                "started": search.started,
-                "trials": len(trials),
-                "completed": status.count("FINISHED"),
-                "stopped": status.count("KILLED"),
-                "failed": status.count("FAILED"),
-                "metric": metric,
-                "best": score_of(best[0], metric) if best else None,
-            }
+    experiments = _experiments(client)
+    ids = [key for key, experiment in experiments.items() if experiment == name]
+    condition = f"tags.`{SEARCH_RUN}` != ''"
+    if not ids and all(character.isalnum() or character in "._-" for character in name):  # safe inside a filter
+        ids, condition = list(experiments), f"tags.`{SEARCH_RUN}` = '{name}'"
+    if ids:
+        found = client.search_runs(ids, condition, order_by=[_NEWEST_FIRST], max_results=1)
+        if found:
+            return _search_run(found[0], experiments, uri)
+    if not experiments:
+        raise TrackingError(
+            f"the store {without_secrets(uri)} has no experiment yet, got '{name}'; run `vadtune search` first"
         )
-    return rows
+    raise TrackingError(f"{unknown_name('experiment', name, experiments.values())} (in {without_secrets(uri)})")
 
 
-def _state(search: SearchRun, runs_here: bool | None) -> str:
-    if search.status == "FINISHED":
-        return "finished"
-    if search.status == "RUNNING" and runs_here is not False:
-        return "running"
-    return "killed" if search.status == "RUNNING" else "interrupted" if search.status == "KILLED" else "failed"
+def list_searches(client: MlflowClient, uri: str, experiment: str | None = None) -> list[SearchRun]:
+    """Returns the searches of a store, or of one experiment, newest first.
+
+    Raises:
+        TrackingError: No experiment has this name; the message lists the experiments.
+    """
+    names = _experiments(client)
+    if experiment is not None and experiment not in names.values():
+        raise TrackingError(f"{unknown_name('experiment', experiment, names.values())} (in {without_secrets(uri)})")
+    ids = [key for key, name in names.items() if experiment in (None, name)]
+    return [_search_run(run, names, uri) for run in find_runs(client, ids, f"tags.`{SEARCH_RUN}` != ''", _NEWEST_FIRST)]
+
+
+def list_trials(client: MlflowClient, search: SearchRun) -> list[Trial]:
+    """Returns the trials of a search in the order they started."""
+    trials = [
+        Trial(
+            trial_id=run.data.tags.get(TRIAL_ID, ""),
+            run_id=run.info.run_id,
+            name=run.info.run_name or "",
+            status=run.info.status,
+            end=run.data.tags.get(TRIAL_END, "running"),
+            epoch=int(run.data.metrics.get("epoch", 0)),
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            checkpoint=run.data.tags.get(CHECKPOINT, ""),
+        )
+        for run in child_runs(client, search.experiment_id, search.run_id)
+    ]
+    return sorted(trials, key=lambda trial: trial.name)
 
 
 def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:
-    """Returns the trials with a score, best first. A trial that failed has none: what it reported before it failed is
-    no score of its configuration.
+    """Returns the trials that have a score, best (lowest) first; failed trials are left out.
+
+    What a trial reported before it failed is not a score of its configuration.
     """
-    scored = [trial for trial in trials if trial.status != "FAILED" and math.isfinite(score_of(trial, metric))]
-    return sorted(scored, key=lambda trial: (score_of(trial, metric), trial.name))
+    scored = [trial for trial in trials if trial.status != "FAILED" and math.isfinite(trial.score(metric))]
+    return sorted(scored, key=lambda trial: (trial.score(metric), trial.name))
 
 
-def score_of(trial: Trial, metric: str) -> float:
-    """Returns the last reported value of a metric; NaN without one."""
-    return trial.metrics.get(metric, math.nan)
+def _experiments(client: MlflowClient) -> dict[str, str]:
+    """Returns id -> name of the experiments, without the empty one that MLflow creates."""
+    return {e.experiment_id: e.name for e in client.search_experiments() if e.name != "Default"}
 
 
-def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
-    """Returns a row per trial: the ranked ones, best first, then the others.
-
-    Columns: rank, trial, end, epoch, the metric that ranks, the other metrics, the parameters, where it is kept. All
-    rows have all columns; what a trial lacks is None.
-    """
-    best = ranked(trials, metric)
-    ranks = {trial.run_id: rank for rank, trial in enumerate(best, start=1)}
-    metrics = [metric, *(name for name in REPORTED_METRICS if name != metric)]
-    params = sorted({name for trial in trials for name in trial.params}, key=_section_order)
-    return [
-        {
-            "rank": ranks.get(trial.run_id),
-            "trial": trial.name,
-            "end": trial.end,
-            "epoch": trial.epoch,
-            **{name: trial.metrics.get(name) for name in metrics},
-            **{name: _plain(trial.params.get(name)) for name in params},
-            "mlflow_run_id": trial.run_id,
-            "checkpoint": trial.checkpoint or None,
-        }
-        for trial in [*best, *(trial for trial in trials if trial.run_id not in ranks)]
-    ]
-
-
-def main_columns(rows: Sequence[dict[str, object]], metric: str) -> list[dict[str, object]]:
-    """Returns the rows reduced to what tells trials apart: rank, end, score, and the parameters that vary.
-
-    One that exists in some trials only, and is the same in these, says no more than what it depends on.
-    """
-    varied = [
-        name
-        for name in (rows[0] if rows else {})
-        if name.partition(".")[0] in ("model", "train", "infer")
-        and len({repr(row[name]) for row in rows} - {"None"}) > 1
-    ]
-    return [
-        {name.removeprefix("model.").removeprefix("train."): row[name] for name in (*_ALWAYS, metric, *varied)}
-        for row in rows
-    ]
-
-
-def _section_order(name: str) -> tuple[int, str]:
-    sections = ["model", "train", "infer", "data"]
-    section = name.partition(".")[0]
-    return (sections.index(section) if section in sections else -1), name
-
-
-def _plain(value: str | None) -> object:
-    """Returns a parameter as the number it is, where it is one; MLflow keeps text."""
-    for kind in (int, float):
-        try:
-            return kind(value)  # type: ignore[arg-type]
-        except (ValueError, TypeError):
-            continue
-    return value
+def _search_run(run: Run, names: dict[str, str], uri: str) -> SearchRun:
+    return SearchRun(
+        name=run.data.tags[SEARCH_RUN],
+        experiment=names[run.info.experiment_id],
+        experiment_id=run.info.experiment_id,
+        run_id=run.info.run_id,
+        status=run.info.status,
+        started=f"{datetime.fromtimestamp(run.info.start_time / 1000):%Y-%m-%d %H:%M}",
+        tracking_uri=uri,
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+    )

@@ -1,7 +1,6 @@
-"""What is to be logged, first of all on disk: lines in order, and how many of them the store has.
+"""An append-only file of log entries (``mlflow.jsonl``), and how many bytes of it the store has received.
 
-The search appends and goes on; it never waits for the store, and a store that is away for an hour or for good costs
-nothing but the reading of these lines later.
+The search only appends to the file and never waits for the store, so an unreachable store does not slow it down.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ SPOOL_FILE, DELIVERED_FILE = "mlflow.jsonl", "mlflow.delivered"
 _CHUNK_BYTES = 256 * 1024
 
 Entry = dict[str, Any]
-"""One line: ``op`` says what happened, ``time`` when (ms); the rest depends on ``op``, see ``Delivery``."""
+"""One line: ``op`` is the kind of entry, ``time`` when it was logged (ms); ``Delivery`` reads the other keys."""
 
 
 class Spool:
-    """The lines of one search. One process appends to it, and one thread takes from it.
+    """The log entries of one search; one process appends, one thread takes.
 
     Args:
-        folder: Of the search; it exists.
+        folder: The search's folder, which exists.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,16 +36,16 @@ class Spool:
         self._lock = threading.Lock()
         self._unwritten, self._warned = b"", False
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        # A machine that crashed may have left a part of a line.
+        # After a crash of the machine the last line may be incomplete.
         self._size = self._path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file, self._size)
         try:
             self._offset = max(0, min(int(self._mark.read_text()), self._size))
-        except (OSError, ValueError):  # nothing delivered yet; delivering twice changes nothing
+        except (OSError, ValueError):  # nothing delivered yet; sending a line twice changes nothing
             self._offset = 0
 
     def append(self, entry: Entry) -> None:
-        """Adds a line; on a full disk it is kept in memory until there is room."""
+        """Appends an entry; on a full disk it stays in memory until it can be written."""
         with self._lock:
             self._unwritten += json.dumps(entry, separators=(",", ":")).encode() + b"\n"
             self._flush()
@@ -59,17 +58,19 @@ class Spool:
                 self._size += written
         except OSError as error:
             if not self._warned:
-                logger.warning("%s cannot be written (%s), results are kept in memory; make room", self._path, error)
+                logger.warning(
+                    "%s: cannot be written (%s); results stay in memory, free some disk space", self._path, error
+                )
             self._warned = True
 
     def entries(self) -> Iterator[Entry]:
-        """Yields every line, delivered or not."""
+        """Yields every entry, delivered or not."""
         with self._path.open("rb") as file:
             for line in file:
                 yield from _parsed(line)
 
     def take(self) -> tuple[list[Entry], int]:
-        """Returns the next undelivered lines, and the mark to set once the store has them."""
+        """Returns the next undelivered entries and the offset to pass to ``mark_delivered`` once the store has them."""
         with self._lock:
             self._flush()
             content = b""
@@ -81,17 +82,17 @@ class Spool:
         return [entry for line in content[:end].splitlines() for entry in _parsed(line)], self._offset + end
 
     def mark_delivered(self, offset: int) -> None:
-        """Notes that the store has all lines before ``offset``."""
+        """Records that the store has all entries before the byte ``offset``."""
         write_atomically(self._mark, str(offset).encode())
         self._offset = offset
 
     @property
     def undelivered(self) -> int:
-        """Number of bytes the store does not have yet."""
+        """Number of bytes that the store has not received yet."""
         return self._size + len(self._unwritten) - self._offset
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         os.close(self._file)
 
 
@@ -99,15 +100,15 @@ def _parsed(line: bytes) -> Iterator[Entry]:
     try:
         entry = json.loads(line)
         if not isinstance(entry, dict) or "op" not in entry:
-            raise ValueError("no entry")
+            raise ValueError("not an entry")
     except (ValueError, RecursionError):
-        logger.warning("%s: a damaged line was left out: %s", SPOOL_FILE, line[:80])
+        logger.warning("%s: skipped a damaged line: %s", SPOOL_FILE, line[:80])
         return
     yield entry
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a search came to its end, by what it logged last; False for one that was interrupted or killed."""
+    """Returns whether the last search logged in a folder finished; False if it was interrupted or killed."""
     if not (folder / SPOOL_FILE).exists():
         return False
     finished = False

@@ -1,4 +1,4 @@
-"""Logging a search: appended to a spool on disk at once, delivered to MLflow by a thread of its own."""
+"""Logs a search: appends to a spool on disk at once and sends it to MLflow from a background thread."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from mlflow.exceptions import MlflowException
 from vadtune import __version__
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.delivery import Delivery
+from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.spool import Spool
-from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, hide_secrets, sqlite_path, without_secrets
+from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, sqlite_path
 
 logger = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 1.0
-_LONGEST_PAUSE = 15.0  # between two attempts at a store that does not answer
-_PATIENCE = 20.0  # at the end of a search, without any progress
+_LONGEST_PAUSE = 15.0  # longest time between two attempts when the store does not answer
+_PATIENCE = 20.0  # how long the end of a search waits without progress
 _PACKAGES = ("ray", "optuna", "mlflow", "torch", "numpy")
 
 
 class Tracker:
-    """Logs one search.
+    """Logs one search to MLflow: a parent run, and a child run per trial.
 
     Args:
-        client: Of the store.
-        uri: Of the store.
-        experiment: The search's name.
+        client: Client of the store.
+        uri: URI of the store.
+        experiment: The experiment, which is the search's name.
         search: The unique name of this run of the search.
-        folder: Of the search; what is logged is kept there until the store has it.
+        folder: The search's folder; entries are kept in it until the store has them.
     """
 
     def __init__(self, client: MlflowClient, uri: str, experiment: str, search: str, folder: Path) -> None:
@@ -51,7 +52,7 @@ class Tracker:
         self._spool = Spool(folder)
         self._last_epoch: dict[str, int] = {}
         for entry in self._spool.entries():
-            if entry["op"] == "metrics":  # what a resumed search need not log again
+            if entry["op"] == "metrics":  # a resumed search does not log these again
                 self._last_epoch[entry["trial"]] = max(entry["epoch"], self._last_epoch.get(entry["trial"], -1))
         self._progress = time.monotonic()
         self._wake, self._closing, self._drained = threading.Event(), threading.Event(), threading.Event()
@@ -59,10 +60,10 @@ class Tracker:
         self._thread: threading.Thread | None = None
 
     def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Iterable[Path]) -> None:
-        """Creates the parent run and starts delivering.
+        """Creates the parent run and starts sending entries to the store.
 
         Raises:
-            TrackingError: The experiment cannot be used.
+            TrackingError: The experiment was deleted.
         """
         self.experiment_id = self._find_or_create()
         versions = {f"vadtune.version.{name}": version(name) for name in _PACKAGES}
@@ -81,24 +82,24 @@ class Tracker:
         self._client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         for path in artifacts:
             self._client.log_artifact(self.run_id, str(path))
-        self._deliver_from_now_on(new=True)
+        self._start_delivery(new=True)
 
     def reopen(self, run_id: str, experiment_id: str) -> None:
-        """Takes up a parent run, and its trials' runs, where an earlier process left them; waits for no store."""
+        """Continues the parent run and trial runs of an earlier process, without waiting for the store."""
         self.run_id, self.experiment_id = run_id, experiment_id
         self._append("reopen")
-        self._deliver_from_now_on(new=False)
+        self._start_delivery(new=False)
 
     def forget_trials_except(self, trial_ids: set[str]) -> None:
-        """Deletes the runs of trials that a restored search does not know: their places are tried anew."""
+        """Deletes the runs of trials that a restored search does not know; it will sample new trials in their place."""
         self._append("forget", keep=sorted(trial_ids))
 
     def start_trial(self, trial_id: str, name: str, params: Mapping[str, Any]) -> None:
-        """Opens a trial's run: a new one, or the one it had before a resume or a retry."""
+        """Starts a trial's run, or reopens it after a resume or a retry."""
         self._append("start", trial=trial_id, name=name, params={key: str(value) for key, value in params.items()})
 
     def log_metrics(self, trial_id: str, metrics: Mapping[str, float], *, epoch: int) -> None:
-        """Logs a report of a trial; one that was logged before a resume or a retry is not logged again."""
+        """Logs the metrics of an epoch, unless they were logged already before a resume or a retry."""
         if epoch <= self._last_epoch.get(trial_id, -1):
             return
         self._last_epoch[trial_id] = epoch
@@ -106,52 +107,52 @@ class Tracker:
         self._append("metrics", trial=trial_id, epoch=epoch, values=values)
 
     def tag_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
-        """Tags a trial's run."""
+        """Adds tags to a trial's run."""
         self._append("tags", trial=trial_id, tags=dict(tags))
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
         """Ends a trial's run.
 
         Args:
-            trial_id: Of a trial that was started.
+            trial_id: A trial that was started.
             status: FINISHED, KILLED or FAILED.
             end: Why it ended, in words.
-            checkpoint: Where its last checkpoint is.
+            checkpoint: Where its last checkpoint is; empty without one.
         """
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(
         self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[str, str]
     ) -> bool:
-        """Logs the summary of the search, ends the parent run, and waits for the store as long as it takes lines.
+        """Logs the summary of the search, ends the parent run, and waits while the store makes progress.
 
         Args:
             status: FINISHED, KILLED or FAILED.
-            metrics: Of the search as a whole.
-            tags: Likewise.
-            artifacts: File name -> text.
+            metrics: Metrics of the parent run.
+            tags: Tags of the parent run.
+            artifacts: File name -> text, for the parent run.
 
         Returns:
-            Whether the store has everything; if not, ``vadtune sync`` delivers the rest later.
+            Whether the store has everything; if not, ``vadtune sync`` sends the rest later.
         """
         self._append("finish", status=status, metrics=dict(metrics), tags=dict(tags), artifacts=dict(artifacts))
         return self._close(_PATIENCE)
 
     def abandon(self) -> None:
-        """Ends the parent run as failed, for a search that broke; the error that broke it is the one to be seen."""
+        """Ends the parent run as failed and never raises: the error that ended the search must stay visible."""
         self._append("finish", status="FAILED", metrics={}, tags={}, artifacts={})
         self._close(_PATIENCE / 4)
 
     def _append(self, op: str, **values: Any) -> None:
         self._spool.append({"op": op, "time": int(time.time() * 1000), **values})
 
-    def _deliver_from_now_on(self, *, new: bool) -> None:
+    def _start_delivery(self, *, new: bool) -> None:
         delivery = Delivery(self._client, self.experiment_id, self.run_id, self._spool, new=new)
         self._thread = threading.Thread(target=self._deliver, args=(delivery,), name="mlflow-delivery", daemon=True)
         self._thread.start()
 
     def _deliver(self, delivery: Delivery) -> None:
-        """Delivers whatever there is, now and then, until the search has ended and everything is delivered."""
+        """Sends new entries every second until the search has ended and all are sent; runs in the background thread."""
         pause, away = _EVERY_SECONDS, False
         while True:
             self._wake.wait(pause)
@@ -161,10 +162,10 @@ class Tracker:
             try:
                 while delivery.deliver():
                     self._progress = time.monotonic()
-            except Exception as error:  # a store that fails must not end a search
+            except Exception as error:  # a failing store must not end a search
                 pause = min(2 * pause, _LONGEST_PAUSE, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
                 if not away:
-                    reason = hide_secrets(" ".join(str(error).split())[:300], self.uri)
+                    reason = short_reason(error, self.uri)
                     logger.warning("the tracking store does not answer, results are kept until it does: %s", reason)
                 away = True
                 continue
@@ -181,7 +182,7 @@ class Tracker:
         self._wake.set()
         while not self._drained.wait(0.05):
             if time.monotonic() - self._progress > patience:
-                # Whoever delivers the rest must be the only one: a run made twice would stay twice.
+                # Stop before `sync` sends the rest: two senders would create a run twice.
                 self._given_up.set()
                 self._wake.set()
                 if self._thread is not None:
@@ -195,19 +196,19 @@ class Tracker:
         found = self._client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"the experiment '{experiment}' must not be deleted, and was; restore it in MLflow, or choose another "
-                "name by name=..."
+                f"the experiment '{experiment}' must not be deleted in MLflow, but it is; restore it there, or choose "
+                "another name by name=..."
             )
         if found is not None:
             return str(found.experiment_id)
         location = None
         path = sqlite_path(self.uri)
         if path is not None:
-            # Beside the database, and absolute: the default depends on the folder a command happens to run in.
+            # Next to the database and absolute: MLflow's default depends on the working directory.
             location = (path.parent / "mlruns" / experiment).as_uri()
         try:
             return str(self._client.create_experiment(experiment, artifact_location=location))
-        except MlflowException:  # another search was faster
+        except MlflowException:  # another search has created it meanwhile
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
                 raise
@@ -215,7 +216,7 @@ class Tracker:
 
 
 def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
-    """Makes sure that a store holds the parent run of a search.
+    """Checks that a store has the parent run of a search.
 
     Raises:
         TrackingError: It does not.
@@ -224,26 +225,26 @@ def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> Non
         client.get_run(run_id)
     except MlflowException as error:
         raise TrackingError(
-            f"the store {without_secrets(uri)} does not hold the parent run {run_id} of {search}; name "
-            "the store the search was started with by --tracking-uri"
+            f"the store {without_secrets(uri)} does not hold the parent run {run_id} of {search}; pass the store that "
+            "the search was started with by --tracking-uri"
         ) from error
 
 
 def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str) -> int:
-    """Delivers what a search could not deliver itself.
+    """Sends the entries of a search that the store has not received.
 
     Args:
-        folder: Of the search.
-        uri: The store the search was started with.
-        search: Its unique name.
-        experiment_id: Of its experiment.
-        run_id: Of its parent run.
+        folder: The search's folder.
+        uri: The store that the search was started with.
+        search: The unique name of the search.
+        experiment_id: Its experiment.
+        run_id: Its parent run.
 
     Returns:
-        How many bytes of the spool were delivered; 0 if the store had everything.
+        How many bytes of the spool were sent; 0 if the store had everything.
 
     Raises:
-        TrackingError: The store does not answer, or stopped answering, or does not hold the search.
+        TrackingError: The store does not answer, stops answering, or does not have the search.
     """
     client = connect_existing(uri)
     check_holds(client, uri, search, run_id)
@@ -253,11 +254,10 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
     try:
         while delivery.deliver():
             pass
-    except Exception as error:  # of many kinds, by store
-        reason = hide_secrets(" ".join(str(error).split())[:300], uri)
+    except Exception as error:  # the type depends on the store
         raise TrackingError(
-            f"the store {without_secrets(uri)} must take all lines, and stopped ({reason}); the others are kept, run "
-            f"`vadtune sync {search}` again"
+            f"the store {without_secrets(uri)} must accept all entries, but failed ({short_reason(error, uri)}); the "
+            f"rest is kept, run `vadtune sync {search}` again"
         ) from error
     finally:
         spool.close()

@@ -1,0 +1,109 @@
+"""Searches and trials as table rows, as ``vadtune list`` and ``vadtune results`` print them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vadtune.config import REPORTED_METRICS
+from vadtune.tracking.queries import SearchRun, Trial, list_searches, list_trials, ranked
+from vadtune.tracking.store import connect_existing
+
+_ALWAYS = ("rank", "trial", "end", "epoch")
+_SECTIONS = ("model", "train", "infer", "data")
+
+
+def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
+    """Returns one row per search, newest first: names, state, trials by how they ended, best score.
+
+    Args:
+        uri: The MLflow store.
+        experiment: Only searches of this experiment; None for all.
+        running: Maps a search's folder to whether a process works on it, or to None where that is unknown.
+
+    Raises:
+        TrackingError: The store does not exist, does not answer, or has no such experiment.
+    """
+    client = connect_existing(uri)
+    rows: list[dict[str, object]] = []
+    for search in list_searches(client, uri, experiment):
+        trials = list_trials(client, search)
+        best = ranked(trials, search.metric)
+        status = [trial.status for trial in trials]
+        rows.append(
+            {
+                "experiment": search.experiment,
+                "search": search.name,
+                "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
+                "started": search.started,
+                "trials": len(trials),
+                "completed": status.count("FINISHED"),
+                "stopped": status.count("KILLED"),
+                "failed": status.count("FAILED"),
+                "metric": search.metric,
+                "best": best[0].score(search.metric) if best else None,
+            }
+        )
+    return rows
+
+
+def _state(search: SearchRun, runs_here: bool | None) -> str:
+    if search.status == "RUNNING":  # MLflow keeps this status for ever when the process was killed
+        return "killed" if runs_here is False else "running"
+    return {"FINISHED": "finished", "KILLED": "interrupted"}.get(search.status, "failed")
+
+
+def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
+    """Returns one row per trial: the ranked trials, best first, then the others.
+
+    Columns: rank, trial, end, epoch, the metric that ranks, the other metrics, the parameters, run id and checkpoint.
+    Every row has every column; a value that a trial does not have is None.
+    """
+    best = ranked(trials, metric)
+    ranks = {trial.run_id: rank for rank, trial in enumerate(best, start=1)}
+    metrics = [metric, *(name for name in REPORTED_METRICS if name != metric)]
+    params = sorted({name for trial in trials for name in trial.params}, key=_section_order)
+    return [
+        {
+            "rank": ranks.get(trial.run_id),
+            "trial": trial.name,
+            "end": trial.end,
+            "epoch": trial.epoch,
+            **{name: trial.metrics.get(name) for name in metrics},
+            **{name: _number(trial.params.get(name)) for name in params},
+            "mlflow_run_id": trial.run_id,
+            "checkpoint": trial.checkpoint or None,
+        }
+        for trial in [*best, *(trial for trial in trials if trial.run_id not in ranks)]
+    ]
+
+
+def main_columns(rows: Sequence[dict[str, object]], metric: str) -> list[dict[str, object]]:
+    """Returns the rows reduced to rank, trial, end, epoch, score and the parameters that vary between trials.
+
+    A parameter that only some trials have, with one value in all of these, does not count as varying.
+    """
+    varied = [
+        name
+        for name in (rows[0] if rows else {})
+        if name.partition(".")[0] in ("model", "train", "infer")
+        and len({repr(row[name]) for row in rows} - {"None"}) > 1
+    ]
+    return [
+        {name.removeprefix("model.").removeprefix("train."): row[name] for name in (*_ALWAYS, metric, *varied)}
+        for row in rows
+    ]
+
+
+def _section_order(name: str) -> tuple[int, str]:
+    section = name.partition(".")[0]
+    return (_SECTIONS.index(section) if section in _SECTIONS else -1), name
+
+
+def _number(value: str | None) -> object:
+    """Returns a parameter, which MLflow stores as text, as an int or float where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(value)  # type: ignore[arg-type]
+        except (ValueError, TypeError):
+            continue
+    return value
