@@ -201,7 +201,7 @@ def fit_soft_impute(x: np.ndarray, share: float, *, rounds: int = 200, tolerance
             singular = np.sqrt(np.maximum(squares, 0.0))
             shrunk = np.maximum(singular - penalty, 0.0)
             new = (filled @ right) * (shrunk / np.maximum(singular, 1e-12)) @ right.T
-            change = np.linalg.norm(new - z) / max(np.linalg.norm(z), 1e-12)
+            change = np.linalg.norm(new - z) / max(float(np.linalg.norm(z)), 1e-12)
             z = new
             if change < tolerance:
                 break

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ class PlainLoop:
         self.mean = torch.zeros(len(x), LATENT, requires_grad=True)
         self.log_var = torch.full((len(x), LATENT), -2.0, requires_grad=True)
         rows = {"params": [self.mean, self.log_var], "lr": 1e-2}
-        self.adam = torch.optim.Adam([{"params": self.net.parameters()}, rows], lr=1e-3)
+        groups: list[dict[str, Any]] = [{"params": self.net.parameters()}, rows]
+        self.adam = torch.optim.Adam(groups, lr=1e-3)
 
     def run(self, steps: int) -> float:
         """Returns seconds per step."""
