@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vadtune.config.schema import TrialConfig
 from vadtune.data import IncompleteDataset, load_dataset
 
 if TYPE_CHECKING:
     from tests.finished_search import FinishedSearch
+
+
+# Examples that run beside other tests may take long; how long says nothing about what they check.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.hookimpl(tryfirst=True)
