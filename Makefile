@@ -1,10 +1,14 @@
-# Two commands: `make demo` and `make test`. Both create the environment first.
+# `make demo` shows the whole chain, `make test-fast` is for daily work, `make test` must pass. All create the environment first.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+# Tests without Ray run two at a time, a file's tests in one process, each process with one thread.
+WORKERS ?= 2
+FAST := not ray and not chaos and not slow
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-fast test-all coverage lint install wheel clean
 
 install: $(VENV)/.installed
 
@@ -14,26 +18,38 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Search, export the ensemble, retest it beside the baselines.
+# Search, export the ensemble, retest it and the baselines.
 demo: install
 	$(BIN)/vadtune search search_spaces/digits.yaml
 	$(BIN)/vadtune export digits --out best --overwrite
 	$(BIN)/vadtune retest best --ratios 0.1:0.9:0.1 --seeds 5
 	@echo "Browse the trials: $(BIN)/vadtune ui"
 
-test: install lint
-	$(BIN)/python -m pytest -m 'not chaos'
+# Starts no Ray.
+test-fast: install
+	$(PARALLEL) -m '$(FAST)'
 
-# Also what causes failures for real: nodes, servers and drivers that are killed. These race with a busy machine, so what
-# fails is run once more, and must pass then.
+test: install lint
+	$(PARALLEL) -m 'not ray and not chaos'
+	$(BIN)/python -m pytest -m 'ray and not chaos'
+
+# Also kills nodes, servers and drivers. These tests race with a busy machine, so those that fail are run once more, and
+# must pass then.
 test-all: test
 	$(BIN)/python -m pytest -m chaos || $(BIN)/python -m pytest -m chaos --last-failed --last-failed-no-failures none
+
+# Without Ray: what runs in Ray's workers is not measured.
+coverage: install
+	$(PARALLEL) -m 'not ray and not chaos' --cov --cov-report=term --cov-report=html
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheel: install
+	$(BIN)/python -m build --outdir dist
+
 # Results (runs/, best/, mlflow.db, mlruns/) stay.
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov build dist *.egg-info

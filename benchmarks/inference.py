@@ -70,7 +70,7 @@ def plain(model: FittedModel, parts: list[MaskedRows]) -> list[np.ndarray]:
                 kl = -0.5 * (1 + log_var[rows] - mean[rows] ** 2 - log_var[rows].exp()).sum()
                 loss = (error + model.config.train.kl_weight * kl) / observed[rows].sum()
                 adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 adam.step()
         with torch.no_grad():
             found.append(decode(mean).numpy())

@@ -72,7 +72,8 @@ def train(
         z = m + torch.exp(0.5 * v) * torch.randn_like(m)
         error = ((net(z) - rows_x) ** 2 * rows_mask).sum()
         kl = -0.5 * (1 + v - m**2 - v.exp()).sum()
-        return (error + c.train.kl_weight * kl) / rows_mask.sum()
+        loss: Tensor = (error + c.train.kl_weight * kl) / rows_mask.sum()
+        return loss
 
     def reconstruct(part: MaskedRows) -> np.ndarray:
         """Fits the posteriors of new rows and decodes their means."""

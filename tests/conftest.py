@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vadtune.config import TrialConfig
 from vadtune.data import IncompleteDataset, load_dataset
 
 if TYPE_CHECKING:
     from tests.finished_search import FinishedSearch
+
+
+# Examples that run beside other tests may take long; how long says nothing about what they check.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that use the shared local Ray, so that `make test-fast` never starts one."""
+    for item in items:
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -98,7 +98,7 @@ def test_posterior_means_are_those_of_the_joint_gaussian(
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_the_loss_is_the_marginal_likelihood(noise: str) -> None:
-    """loss · cells = −kl_weight · log p(observed cells), up to the constants that objective.py leaves out."""
+    """Loss · cells = −kl_weight · log p(observed cells), up to the constants that objective.py leaves out."""
     one, (x, mask) = decoder(noise), data()
     done = em_step(one, x, mask, KL_WEIGHT, 0.0)
     constant = 0.5 * KL_WEIGHT * math.log(math.pi * KL_WEIGHT) * float(mask.sum())
