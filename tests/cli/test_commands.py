@@ -187,7 +187,7 @@ def places(search: FinishedSearch, tmp_path_factory: pytest.TempPathFactory) -> 
     found = find_results("tiny", search.uri)
     options = {"metric": found.metric, "ensemble": "best", "refit": "none"}
     best = export_best(found.search, found.trials, out=folder / "best", **options)
-    model = best.folder / best.ensemble.members[0].folder
+    model = folder / "best" / best.ensemble.members[0].folder
     for name in ("incomplete", "altered"):
         shutil.copytree(model, folder / name)
     (folder / "incomplete" / "weights.safetensors").unlink()

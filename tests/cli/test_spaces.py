@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vadtune.cli import main
-from vadtune.config.shipped import find_search_file, shipped_search_files
+from vadtune.core.shipped import find_search_file, shipped_search_files
 
 
 def test_the_list_has_a_line_per_file_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:

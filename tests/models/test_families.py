@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from vadtune import native
-from vadtune.config import schema as config_module
+from vadtune.config import sections as config_module
 from vadtune.core.errors import ConfigError
 from vadtune.models import MODELS, Architecture, build_family
 from vadtune.models.heads import HEADS

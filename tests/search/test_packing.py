@@ -97,7 +97,7 @@ def test_reports_in_close_order_start_from_each_other_packed_or_alone_resumed_or
 
     first, second, reports = trial(), trial(), []
     for epoch in range(1, 28):
-        assert (first._single.posteriors is not None) == (epoch > 10)
+        assert (first._runner.posteriors is not None) == (epoch > 10)
         reports.append(first.step())
         if epoch == 20:
             first.save_checkpoint(str(tmp_path))

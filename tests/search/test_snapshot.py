@@ -40,11 +40,12 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
     monkeypatch.setattr(TuneController, "save_to_dir", write_state)
     (tmp_path / "staging").mkdir()
     (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "tuner.pkl").write_bytes(b"")  # written by Tune before anything else
     return Controller(tmp_path / "staging", "2026-01-31_12-00-00")
 
 
 def put_back_files(folder: Path) -> dict[str, bytes]:
-    return {path.name.partition("-2")[0]: path.read_bytes() for path in sorted((folder / "tune").iterdir())}
+    return {path.name.partition("-2")[0]: path.read_bytes() for path in sorted((folder / "tune").glob("*-2*"))}
 
 
 def test_a_snapshot_is_of_one_moment(controller: Controller, tmp_path: Path) -> None:

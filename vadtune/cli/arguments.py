@@ -97,7 +97,7 @@ def read_search(args: argparse.Namespace) -> SearchFile:
         ConfigError: With every problem of the file.
     """
     from vadtune.config import load_search
-    from vadtune.config.shipped import find_search_file
+    from vadtune.core.shipped import find_search_file
 
     return load_search(find_search_file(args.file), overrides_of(args))
 

@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs what is not done, plots, prints."""
-    from vadtune.config.shipped import find_search_file
     from vadtune.core.errors import ConfigError
     from vadtune.core.files import check_writable, write_atomically
+    from vadtune.core.shipped import find_search_file
 
     check_count("--seeds", args.seeds, "masks")
     overrides = [text for text in args.files if "=" in text and not Path(text).exists()]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from vadtune.config.shipped import description_of, shipped_search_files
 from vadtune.core.errors import ConfigError, unknown_name
+from vadtune.core.shipped import description_of, shipped_search_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
     from vadtune.artifacts.model_folder import check_new_folder, save_model
     from vadtune.config import load_trial
-    from vadtune.config.shipped import find_search_file
+    from vadtune.core.shipped import find_search_file
     from vadtune.data import load_dataset
     from vadtune.training.population import Population
     from vadtune.training.scoring import evaluate

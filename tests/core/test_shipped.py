@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vadtune.config.shipped import description_of, find_search_file, shipped_search_files
 from vadtune.core.errors import ConfigError
+from vadtune.core.shipped import description_of, find_search_file, shipped_search_files
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from vadtune.core.errors import ConfigError, unknown_name
@@ -10,12 +9,8 @@ from vadtune.core.errors import ConfigError, unknown_name
 
 def shipped_search_files() -> dict[str, Path]:
     """Returns name -> path of the shipped search files, such as ``digits``, in alphabetical order."""
-    try:
-        folder = resources.files("vadtune.search_spaces")  # in an installed package
-        paths = [Path(str(entry)) for entry in folder.iterdir()]
-    except ModuleNotFoundError:  # in a checkout they are in a folder next to the package
-        paths = list((Path(__file__).parents[2] / "search_spaces").glob("*"))
-    return {path.stem: path for path in sorted(paths) if path.suffix == ".yaml"}
+    folder = Path(__file__).parents[1] / "search_spaces"  # in a checkout a link to the folder beside the package
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_search_file(name: str) -> Path:
