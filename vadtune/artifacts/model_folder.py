@@ -17,9 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from torch import Tensor
 from vadtune import __version__
 from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
+from vadtune.core.files import new_folder
 from vadtune.data import Scaler
 from vadtune.models import Architecture, Family, build_family
 from vadtune.training.inference import FittedModel
@@ -75,7 +74,7 @@ def save_model(
         "metrics.json": _json(dict(metrics)),
         "environment.json": _json({"vadtune": __version__, "python": platform.python_version(), **packages}),
     }
-    with replaced_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
         write_manifest(temporary, provenance or {})
@@ -167,54 +166,6 @@ def find_model_folders(path: Path) -> list[Path]:
         state = "holds no model folder" if path.is_dir() else "does not exist"
         raise ModelFolderError(f"{path}: {state}; write one with `vadtune export EXPERIMENT --out {path}`")
     return folders
-
-
-def check_new_folder(folder: Path) -> None:
-    """Checks, before any work is done, that a new folder can be written; creates its parents.
-
-    Raises:
-        ModelFolderError: It exists and is not empty, or it cannot be written.
-    """
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ModelFolderError(f"{folder}: must be new or empty, and is not; name another folder")
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.absolute().parent):
-            pass
-    except OSError as error:
-        raise ModelFolderError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
-
-
-@contextmanager
-def replaced_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to ``folder`` if the block succeeds, and removed if it fails.
-
-    Args:
-        folder: The final path.
-        overwrite: Whether a folder that is not empty is replaced; it is restored if the renaming fails.
-
-    Raises:
-        ModelFolderError: ``folder`` is not empty and may not be replaced, or it cannot be written.
-    """
-    folder = folder.absolute()
-    if not overwrite:
-        check_new_folder(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
-            yield new
-            if overwrite and folder.exists():
-                folder.rename(old)
-            try:
-                new.replace(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
-    except OSError as error:
-        raise ModelFolderError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _parameters(family: Family, weights: Tensor) -> dict[str, Tensor]:

@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> int:
     if args.samples is not None:
         check_count("--samples", args.samples, "configurations")
     search = read_search(args)
-    from vadtune.artifacts.model_folder import replaced_folder
+    from vadtune.core.files import new_folder
     from vadtune.search.algorithms.draw import draw_configurations
 
     points = draw_configurations(search, args.samples)
     texts = {f"config_{number}.yaml": search.trial_config(point).to_yaml() for number, point in enumerate(points)}
-    with replaced_folder(args.out) as folder:
+    with new_folder(args.out) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text)
     for name in texts:

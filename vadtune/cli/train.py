@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, prints the scores, writes the model folder."""
-    from vadtune.artifacts.model_folder import check_new_folder, save_model
+    from vadtune.artifacts.model_folder import save_model
     from vadtune.config import load_trial
+    from vadtune.core.files import check_new_folder
     from vadtune.core.shipped import find_search_file
     from vadtune.data import load_dataset
     from vadtune.training.population import Population

@@ -37,19 +37,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
 
 
-def create_atomically(path: Path, content: bytes) -> None:
-    """Writes a file unless it exists; an existing file, even one created meanwhile, stays unchanged.
-
-    Raises:
-        OSError: The file cannot be written, or the file system has no hard links.
-    """
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_bytes(content)
-        with suppress(FileExistsError):
-            path.hardlink_to(temporary)
-
-
 @contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that becomes ``folder`` if the block succeeds and is deleted if it raises.

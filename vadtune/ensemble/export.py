@@ -14,13 +14,12 @@ from vadtune.artifacts.model_folder import (
     MODEL_FILES,
     load_model,
     read_manifest,
-    replaced_folder,
     save_model,
     write_manifest,
 )
 from vadtune.config import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
-from vadtune.core.files import check_writable
+from vadtune.core.files import check_writable, new_folder
 from vadtune.core.threads import one_thread
 from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
 from vadtune.ensemble.candidates import find_candidates
@@ -147,7 +146,7 @@ def export_best(
                 progress(f"training {len(members)} models on {len(rows.x)} rows")
                 models = trainer.train([member.candidate.fit(dataset, len(rows.x)) for member in members])
                 trained = _without_diverged(members, models)
-        with replaced_folder(out, overwrite=overwrite) as folder:
+        with new_folder(out, overwrite=overwrite) as folder:
             written = Ensemble(
                 selection=ensemble,
                 refit=refit,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import ConfigError
+from vadtune.core.extras import require
 from vadtune.data import IncompleteDataset
 from vadtune.data.test_masks import MaskKey, Masks
 
@@ -67,7 +68,7 @@ class Predictions:
         if kind == ".npz":
             np.savez_compressed(buffer, allow_pickle=False, **self.arrays())
             return buffer.getvalue()
-        import h5py
+        h5py = require("h5py", "hdf5", "--save-predictions: .h5")
 
         with h5py.File(buffer, "w") as file:
             for name, array in self.arrays().items():

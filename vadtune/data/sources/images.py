@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationInfo, field_validator
 
 from vadtune.core.errors import DataError
+from vadtune.core.extras import require
 from vadtune.core.schema import FilePath
 from vadtune.data.layout import Layout
 from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
@@ -48,7 +49,7 @@ class ImageFiles(DataConfig):
         if self.path is not None:
             return load_published(self, self.path)
         folder = self.data_dir or str(Path(_DEFAULT_FOLDER).expanduser())
-        reader = getattr(_torchvision_datasets(), _CLASSES[self.source])
+        reader = getattr(_torchvision_datasets(self.source), _CLASSES[self.source])
         try:
             train, test = (reader(folder, train=part, download=True).data.numpy() for part in (True, False))
         except (OSError, RuntimeError, ValueError, AssertionError, pickle.UnpicklingError) as error:
@@ -71,14 +72,14 @@ class ImageFiles(DataConfig):
         )
 
 
-def _torchvision_datasets() -> Any:
+def _torchvision_datasets(source: str) -> Any:
     """Imports torchvision.datasets, even where torch is a CPU build and torchvision a CUDA build.
 
     The import then fails in ``_meta_registrations``, which describes compiled operators that could not be loaded. The
     dataset readers are plain Python and need none of them, so an empty module replaces it.
     """
     try:
-        return importlib.import_module("torchvision.datasets")
+        return require("torchvision.datasets", "images", f"data.source: '{source}'")
     except RuntimeError:
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
         return importlib.import_module("torchvision.datasets")

@@ -24,6 +24,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from vadtune.core.errors import DataError
+from vadtune.core.extras import require
 from vadtune.core.schema import FilePath
 from vadtune.data.layout import TABLE, Layout, PartName
 from vadtune.data.mask_files import as_mask
@@ -218,8 +219,7 @@ class _Files:
 
 def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
     """Reads datasets of a file; absent ones are an error, or are left out if not ``needed``."""
-    import h5py
-
+    h5py = require("h5py", "hdf5", f"{path}: the HDF5 format")
     try:
         with h5py.File(path, "r") as file:
             lacking = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]

@@ -107,7 +107,7 @@ class Jobs:
 def _next_step(text: str, error: Exception) -> str:
     lower = text.lower()
     if "ray[default]" in lower or isinstance(error, ImportError):
-        return "pip install 'ray[default]' here"
+        return "pip install 'vadtune[cluster]' here"
     if "token" in lower or "unauthorized" in lower:
         return "set RAY_AUTH_TOKEN to the token of the cluster"
     if "does not exist" in lower:
