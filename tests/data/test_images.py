@@ -72,7 +72,7 @@ def test_they_are_downloaded_where_they_are_not(tmp_path: Path, monkeypatch: pyt
         (mirror / f"{path.name}.gz").write_bytes(packed)
         resources.append((f"{path.name}.gz", hashlib.md5(packed).hexdigest()))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    reader = _torchvision_datasets().MNIST
+    reader = _torchvision_datasets("mnist").MNIST
     monkeypatch.setattr(reader, "resources", resources)
     with served(mirror) as url:
         monkeypatch.setattr(reader, "mirrors", [url])
