@@ -62,3 +62,21 @@ def test_no_telemetry_is_sent_unless_asked_for() -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "true"]
+
+
+FAILS_AT_ONCE = """
+import ray
+from vadtune.search.driver.ray_start import pending_ray
+
+try:
+    with pending_ray():
+        raise ValueError("a mistake that is found while Ray starts")
+except ValueError:
+    print(ray.is_initialized())
+"""
+
+
+def test_a_block_that_fails_while_ray_starts_leaves_no_ray() -> None:
+    """A Ray that was left would lose its processes, which die with the thread, and then end the whole process."""
+    done = subprocess.run([sys.executable, "-c", FAILS_AT_ONCE], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

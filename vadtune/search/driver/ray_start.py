@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import ray
@@ -58,6 +58,12 @@ def pending_ray() -> Iterator[PendingRay]:
     """Starts a local Ray in a thread while the block runs, see ``local_ray``."""
     cores = None if ray.is_initialized() else available_cores()
     # The processes of Ray die with the thread that started them, so the thread must outlive them.
-    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
-        started = thread.submit(stack.enter_context, local_ray())
-        yield PendingRay(cores, started.result)
+    with ThreadPoolExecutor(1) as thread:
+        context = local_ray()
+        started = thread.submit(context.__enter__)
+        try:
+            yield PendingRay(cores, started.result)
+        finally:
+            wait([started])  # a block that fails at once ends before Ray has started
+            if started.exception() is None:
+                context.__exit__(None, None, None)
