@@ -1,6 +1,6 @@
 # The image of a cluster's nodes: the wheel with what the head needs to accept jobs.
 #
-#   docker build --tag registry.example/vadtune:0.1.0 .
+#   docker build --tag registry.example/vadtune:0.2.0 .
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./

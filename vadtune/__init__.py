@@ -5,4 +5,4 @@ it: core, tables, data, config, native, models, training, artifacts, tracking, s
 compat.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
