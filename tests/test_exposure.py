@@ -16,7 +16,7 @@ import pytest
 
 from tests.search.cluster import descendants, free_port, kill_tree
 from tests.search.test_local_ray import listening_addresses
-from vadtune.cli.search import report
+from vadtune.cli.searches import report
 from vadtune.search.driver.run import SearchOutcome
 from vadtune.tracking import connect
 
