@@ -30,13 +30,7 @@ from vadtune.search.driver.ray_start import PendingRay, pending_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.driver.signals import stop_signals
-from vadtune.search.ray_compat import (
-    bounded_retries,
-    check_protective,
-    keep_starting_actors,
-    parallel_actor_starts,
-    rare_snapshots,
-)
+from vadtune.search.ray_compat import adapted_tune, check_protective
 from vadtune.search.resume.recovery import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import pack_size, place_trials
@@ -213,11 +207,8 @@ def _run(
             pending.wait()
             with (
                 place_trials(search, dataset, size) as (trainable, slots),
-                bounded_retries(is_transient_failure),
-                keep_starting_actors(),
-                parallel_actor_starts(slots),
+                adapted_tune(slots=slots, is_transient=is_transient_failure, snapshot_share=_SNAPSHOT_SHARE),
                 atomic_snapshots(folder),
-                rare_snapshots(_SNAPSHOT_SHARE),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each trains a pack, see place_trials
                 if known:
