@@ -14,7 +14,7 @@ from tests.search.cluster import cluster
 from tests.search.test_chaos import ended, finished_trials, started, wait_for
 from tests.search.test_interruption import command, environment, trials_of
 from tests.search.test_run import tiny
-from vadtune.search.driver.budget import GpuMeter
+from vadtune.search.driver.session import GpuMeter
 from vadtune.tracking import connect, resolve_search
 
 

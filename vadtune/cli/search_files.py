@@ -141,7 +141,7 @@ def configs(args: argparse.Namespace) -> None:
     if args.samples is not None:
         check_count("--samples", args.samples, "configurations")
     search = read_search(args)
-    from vadtune.search.algorithms.draw import draw_configurations
+    from vadtune.search.algorithms.space import draw_configurations
 
     points = draw_configurations(search, args.samples)
     texts = {f"config_{number}.yaml": search.trial_config(point).to_yaml() for number, point in enumerate(points)}

@@ -24,6 +24,8 @@ from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
 
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemory", "out of memory", "not enough memory", "allocate memory")
+
 
 def short_name(trial: Trial) -> str:
     """Returns the name of a trial, such as trial-0007; a resume does not change it."""
@@ -87,7 +89,7 @@ class SearchCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Logs a retry; the MLflow run of the trial stays open."""
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
-        reason = self._reason(trial).removeprefix("error: ")
+        reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
 
@@ -146,27 +148,24 @@ class SearchCallback(Callback):
         self._session.tracker.start_trial(trial.trial_id, short_name(trial), params)
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
-        names = [name for name in result if name.startswith(("val_", "train_", "inference_"))]
         if EPOCH not in result:
             return
-        self._session.tracker.log_metrics(
-            trial.trial_id, {name: result[name] for name in names}, epoch=int(result[EPOCH])
-        )
+        metrics = {name: result[name] for name in result if name.startswith(("val_", "train_", "inference_"))}
+        self._session.tracker.log_metrics(trial.trial_id, metrics, epoch=int(result[EPOCH]))
         self._session.scores[short_name(trial)] = float(result[self._session.search.search.metric])
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:
-            reason = self._reason(trial)
+            reason = self._session.hung.get(trial.trial_id) or _reason(trial)
             self._session.scores.pop(short_name(trial), None)
             if not reason.startswith("diverged"):
                 self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)
-            return
-        epoch = _epoch(trial)
-        if epoch >= self._session.search.epochs:
+        elif _epoch(trial) >= self._session.search.epochs:
             self._record(trial, "FINISHED", "completed")
-            return
-        self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
+        else:
+            by = self._session.search.search.scheduler
+            self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
 
     def _gpus_held(self, trials: list[Trial]) -> float:
         """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""
@@ -193,19 +192,15 @@ class SearchCallback(Callback):
                 trial.max_failures = 0
                 ray.kill(actor)
 
-    def _reason(self, trial: Trial) -> str:
-        return self._session.hung.get(trial.trial_id) or _reason(trial)
-
     def _record(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:
             self._session.ended[trial.trial_id] = end
         self._finish(trial, status, end)
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
-        if trial.trial_id not in self._session.started:  # it never ran, so it has no MLflow run
-            return
-        checkpoint = _checkpoint_path(trial)
-        self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
+        if trial.trial_id in self._session.started:  # otherwise it has no MLflow run
+            checkpoint = _checkpoint_path(trial)
+            self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _progress(self, trials: list[Trial]) -> Progress:
         counts = self._session.counts()
@@ -267,12 +262,8 @@ def _reason(trial: Trial) -> str:
         return "error: its worker died, or the node it ran on"
     if isinstance(error, RayActorError):
         text = str(error).strip().splitlines()[-1]  # the last line of the traceback: why the worker could not start
-        return f"error: {_with_memory_hint(text)}"[:500]
-    return f"error: {_with_memory_hint(f'{type(cause).__name__}: {text}')}"[:500]
-
-
-def _with_memory_hint(text: str) -> str:
-    short = any(sign in text for sign in ("MemoryError", "OutOfMemory", "out of memory", "not enough memory"))
-    if not short and "allocate memory" not in text:
-        return text
-    return f"out of memory, lower the sizes that model.* and train.batch_size may take: {text}"
+    else:
+        text = f"{type(cause).__name__}: {text}"
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        text = f"out of memory, lower the sizes that model.* and train.batch_size may take: {text}"
+    return f"error: {text}"[:500]
