@@ -112,8 +112,8 @@ def find_search(args: argparse.Namespace) -> SearchResults:
     Raises:
         TrackingError: The store has no such search, or ``--run`` is a run of another one.
     """
-    from vadtune.tracking import tracking_uri
     from vadtune.tracking.queries import find_results
+    from vadtune.tracking.store import tracking_uri
 
     found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
     if args.experiment not in (found.search.experiment, found.search.name):

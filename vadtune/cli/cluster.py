@@ -20,7 +20,7 @@ def doctor(args: argparse.Namespace) -> int:
     example: vadtune doctor --address auto --storage /shared/runs
     """
     from vadtune.search.cluster.doctor import examine
-    from vadtune.tracking import tracking_uri
+    from vadtune.tracking.store import tracking_uri
 
     all_ok = True
     for check in examine(address=args.address, storage=args.storage, tracking_uri=tracking_uri(args.tracking_uri)):
@@ -44,7 +44,7 @@ def submit(args: argparse.Namespace) -> None:
     example: vadtune submit my_search.yaml search.samples=200 --storage s3://bucket/runs --address http://127.0.0.1:8265
     """
     search = shared.read_search(args)
-    from vadtune.tracking import without_secrets
+    from vadtune.tracking.redact import without_secrets
 
     if args.tracking_uri and without_secrets(args.tracking_uri) != args.tracking_uri:
         raise ConfigError(

@@ -55,7 +55,7 @@ def compare(args: argparse.Namespace) -> int:
     from vadtune.evaluation.mask_options import parse_ratios
     from vadtune.reports.comparison_figure import comparison_plot
     from vadtune.reports.tables import to_csv, to_text
-    from vadtune.tracking import tracking_uri
+    from vadtune.tracking.store import tracking_uri
 
     parse_ensemble(args.ensemble)
     cells = plan(files, overrides, parse_ratios(args.ratios), args.out, args.vary)

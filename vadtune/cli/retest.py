@@ -147,7 +147,8 @@ def _log(
     """Adds the retest to the MLflow run of the search that the models are from; a failure is only logged."""
     from vadtune.artifacts.model_folder import read_manifest
     from vadtune.ensemble.export import PARENT_RUN
-    from vadtune.tracking import connect_existing, log_to_run, tracking_uri
+    from vadtune.tracking.delivery import log_to_run
+    from vadtune.tracking.store import connect_existing, tracking_uri
 
     if args.no_log:
         return

@@ -40,7 +40,7 @@ def search(args: argparse.Namespace) -> int:
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     """Prints the best trials of a search and the next commands; returns the exit code."""
-    from vadtune.tracking import without_secrets
+    from vadtune.tracking.redact import without_secrets
 
     store = f" --tracking-uri {without_secrets(args.tracking_uri)}" if args.tracking_uri else ""
     if outcome.interrupted:
@@ -93,7 +93,7 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _list_unfinished(storage: Path) -> int:
-    from vadtune.tracking import is_finished
+    from vadtune.tracking.spool import is_finished
 
     unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
     for name in unfinished:
@@ -118,8 +118,8 @@ def list_searches(args: argparse.Namespace) -> None:
     example: vadtune list
     example: vadtune list digits --format csv
     """
-    from vadtune.tracking import tracking_uri
     from vadtune.tracking.rows import search_rows
+    from vadtune.tracking.store import tracking_uri
 
     emit(search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here), args.format)
 
@@ -143,11 +143,12 @@ def sync(args: argparse.Namespace) -> None:
     """
     folder = find_run(args.search_run, local_folder(args.storage))
     run = read_run(folder)
-    from vadtune import tracking
+    from vadtune.tracking.store import store_of
+    from vadtune.tracking.writer import sync as send_rest
 
     with run_lock(folder):
-        uri = tracking.store_of(run.tracking_uri, args.tracking_uri)
-        sent = tracking.sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
+        uri = store_of(run.tracking_uri, args.tracking_uri)
+        sent = send_rest(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
     logger.info("%s: %s", run.run, f"{sent} bytes delivered" if sent else "the store has everything")
 
 
@@ -196,7 +197,8 @@ def ui(args: argparse.Namespace) -> None:
 
     example: vadtune ui --port 5001
     """
-    from vadtune.tracking import sqlite_path, tracking_uri, without_secrets
+    from vadtune.tracking.redact import without_secrets
+    from vadtune.tracking.store import sqlite_path, tracking_uri
 
     uri = tracking_uri(args.tracking_uri)
     if uri.startswith(("http://", "https://")):

@@ -15,7 +15,8 @@ from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
 from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
 from vadtune.search.driver.ray_start import local_ray
-from vadtune.tracking import connect, without_secrets
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.store import connect
 
 _PACKAGES = ("ray", "torch", "vadtune")
 _ENOUGH_BYTES = 2 * 2**30

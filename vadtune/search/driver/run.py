@@ -35,19 +35,10 @@ from vadtune.search.ray_compat import adapted_tune, check_protective
 from vadtune.search.resume.recovery import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import pack_size, place_trials
-from vadtune.tracking import (
-    Tracker,
-    check_holds,
-    client_of,
-    connect,
-    connect_existing,
-    is_finished,
-    sqlite_path,
-    store_of,
-    sync,
-    tracking_uri,
-    without_secrets,
-)
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.spool import is_finished
+from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
+from vadtune.tracking.writer import Tracker, check_holds, sync
 
 logger = logging.getLogger(__name__)
 

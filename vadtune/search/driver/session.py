@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from vadtune.config import SearchFile
 from vadtune.search.driver.progress import ProgressDisplay
-from vadtune.tracking import Tracker
+from vadtune.tracking.writer import Tracker
 
 
 class GpuMeter:
