@@ -46,12 +46,11 @@ def first_points(search: SearchFile) -> list[dict[str, Any]]:
 
     A grid is shuffled, so that a search that ends early has tried a random sample of it.
     """
-    points = search.search.initial
-    if search.search.sampler == "grid":
-        grid = search.grid()
-        random.Random(search.search.seed).shuffle(grid)
-        points = grid[: search.search.samples]
-    return points
+    if search.search.sampler != "grid":
+        return search.search.initial
+    grid = search.grid()
+    random.Random(search.search.seed).shuffle(grid)
+    return grid[: search.search.samples]
 
 
 def sample_count(search: SearchFile) -> int:

@@ -42,24 +42,19 @@ class Progress(NamedTuple):
         """Returns the state as one line of text."""
         best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
         counts = f"{self.running} running, {self.completed} completed, {self.stopped} stopped, {self.failed} failed"
-        return f"{self.ended}/{self.total} trials: {counts}; {best}; {duration(elapsed)}{self._left(elapsed)}"
-
-    def _left(self, elapsed: float) -> str:
-        now_ended = self.ended - self.ended_before
-        if not now_ended or self.ended == self.total:
-            return ""
-        estimate = elapsed / now_ended * (self.total - self.ended)
-        return f", about {duration(min(estimate, self.budget_left or estimate))} left"
+        left, now_ended = "", self.ended - self.ended_before
+        if now_ended and self.ended < self.total:
+            estimate = elapsed / now_ended * (self.total - self.ended)
+            left = f", about {duration(min(estimate, self.budget_left or estimate))} left"
+        return f"{self.ended}/{self.total} trials: {counts}; {best}; {duration(elapsed)}{left}"
 
 
 def duration(seconds: float) -> str:
     """Formats a duration in seconds as text: 42s, 3m 05s, 2h 10m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h {minutes % 60:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 class ProgressDisplay:
