@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vadtune.cli.arguments import FORMAT, MODEL_FOLDER, argument, check_count, check_seed, command, tracking_store
 from vadtune.cli.output import emit, logger, progress_line
@@ -102,7 +103,7 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
         for ratio, value in zip(retest.ratios, headline.mean(metric), strict=True)
     }
     tag = {"method": headline.name, "mask_seeds": retest.seeds, "missing_mode": mode}
-    _log(models, metrics, {"vadtune.retest": json.dumps(tag)}, list(contents), args)
+    _log(models, args, metrics=metrics, tags={"vadtune.retest": json.dumps(tag)}, artifacts=list(contents))
     return 0
 
 
@@ -118,7 +119,7 @@ def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> i
     logger.info("wrote %s", file)
     metrics = {f"retest_clean_{name}": float(str(rows[-1][name])) for name in ("all_rmse", "all_mae")}
     tags = {"vadtune.retest_clean": json.dumps({"method": rows[-1]["method"]})}
-    _log(models, metrics, tags, [file], args)
+    _log(models, args, metrics=metrics, tags=tags, artifacts=[file])
     return 0
 
 
@@ -137,14 +138,8 @@ def _mask_seeds(args: argparse.Namespace) -> list[int]:
     return list(range(first, first + count))
 
 
-def _log(
-    models: Sequence[Path],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-    files: Sequence[Path],
-    args: argparse.Namespace,
-) -> None:
-    """Adds the retest to the MLflow run of the search that the models are from; a failure is only logged."""
+def _log(models: Sequence[Path], args: argparse.Namespace, **logged: Any) -> None:
+    """Adds metrics, tags and artifacts to the run of the search that the models are from; a failure is only logged."""
     from vadtune.artifacts.model_folder import read_manifest
     from vadtune.ensemble.export import PARENT_RUN
     from vadtune.tracking.delivery import log_to_run
@@ -159,7 +154,7 @@ def _log(
         return
     try:
         client = connect_existing(tracking_uri(args.tracking_uri))
-        log_to_run(client, run_id, metrics=metrics, tags=tags, artifacts=files)
+        log_to_run(client, run_id, **logged)
     except Exception as error:  # the type depends on the store; the results are on disk already
         logger.warning("not logged to MLflow: %s", str(error).splitlines()[0])
         return

@@ -104,26 +104,13 @@ class Tracker:
         self._append("tags", trial=trial_id, tags=dict(tags))
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
-        """Ends a trial's run.
-
-        Args:
-            trial_id: A trial that was started.
-            status: FINISHED, KILLED or FAILED.
-            end: Why it ended, in words.
-            checkpoint: Where its last checkpoint is; empty without one.
-        """
+        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and the path of its last checkpoint."""
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(
         self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[str, str]
     ) -> bool:
-        """Logs the summary of the search, ends the parent run, and waits while the store makes progress.
-
-        Args:
-            status: FINISHED, KILLED or FAILED.
-            metrics: Metrics of the parent run.
-            tags: Tags of the parent run.
-            artifacts: File name -> text, for the parent run.
+        """Adds metrics, tags and files (name -> text) to the parent run, ends it, and waits while the store progresses.
 
         Returns:
             Whether the store has everything; if not, ``vadtune sync`` sends the rest later.
@@ -221,14 +208,7 @@ def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> Non
 
 
 def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str) -> int:
-    """Sends the entries of a search that the store has not received.
-
-    Args:
-        folder: The search's folder.
-        uri: The store that the search was started with.
-        search: The unique name of the search.
-        experiment_id: Its experiment.
-        run_id: Its parent run.
+    """Sends the entries in the folder of a search that the store has not received.
 
     Returns:
         How many bytes of the spool were sent; 0 if the store had everything.

@@ -66,9 +66,6 @@ class Searcher(OptunaSearch):
 
     Tune's OptunaSearch reports both as COMPLETE, a stopped trial with the score of its low budget. Here a pruned trial
     has its intermediate values by epoch.
-
-    Args:
-        search: The search file.
     """
 
     def __init__(self, search: SearchFile) -> None:

@@ -34,11 +34,7 @@ def short_name(trial: Trial) -> str:
 
 
 class SearchCallback(Callback):
-    """Logs the trials of one search and ends those that hang.
-
-    Args:
-        run: Unique name of the search.
-    """
+    """Logs the trials of the search with the unique name ``run`` and ends those that hang."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -218,11 +214,7 @@ class SearchCallback(Callback):
 
 
 class GpuBudgetStopper(Stopper):
-    """Stops a search when its budget of GPU-hours is used up.
-
-    Args:
-        run: Unique name of the search.
-    """
+    """Stops the search with the unique name ``run`` when its budget of GPU-hours is used up."""
 
     def __init__(self, run: str) -> None:
         self._run = run
