@@ -17,7 +17,6 @@ from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
-from vadtune.search.driver.progress import Progress
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.ray_compat import actor_of
 from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
@@ -101,9 +100,8 @@ class SearchCallback(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refreshes the display."""
-        display = self._session.display
-        if display.due():
-            display.show(self._progress(trials))
+        if self._session.display.due():
+            self._show(trials)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the MLflow runs of unfinished trials; a resume reopens those that were interrupted."""
@@ -118,7 +116,7 @@ class SearchCallback(Callback):
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
-        self._session.display.show(self._progress(trials))
+        self._show(trials)
 
     def _reconcile(self, trials: list[Trial]) -> None:
         if self._reconciled:
@@ -198,19 +196,9 @@ class SearchCallback(Callback):
             checkpoint = _checkpoint_path(trial)
             self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
-    def _progress(self, trials: list[Trial]) -> Progress:
-        counts = self._session.counts()
-        left = None if self._session.deadline is None else max(0.0, self._session.deadline - time.monotonic())
-        return Progress(
-            total=self._session.total,
-            ended_before=self._session.ended_before,
-            running=sum(trial.status == Trial.RUNNING for trial in trials),
-            completed=counts["completed"],
-            stopped=counts["stopped"],
-            failed=counts["diverged"] + counts["error"],
-            best=self._session.best,
-            budget_left=left,
-        )
+    def _show(self, trials: list[Trial]) -> None:
+        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        self._session.display.show(len(self._session.ended), self._session.total, self._session.line(running))
 
 
 class GpuBudgetStopper(Stopper):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vadtune.config import SearchFile
-from vadtune.search.driver.progress import ProgressDisplay
+from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.tracking.writer import Tracker
 
 
@@ -64,6 +64,7 @@ class Session:
         scores: Trial name -> latest score, without failed trials.
         alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
         hung: Trial id -> why it was ended as hanging.
+        start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
     search: SearchFile
@@ -82,6 +83,7 @@ class Session:
     scores: dict[str, float] = field(default_factory=dict)
     alive: dict[str, float] = field(default_factory=dict)
     hung: dict[str, str] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
 
     @property
     def best(self) -> tuple[float, str] | None:
@@ -91,6 +93,20 @@ class Session:
     def counts(self) -> Counter[str]:
         """Returns the number of ended trials by kind: completed, stopped, diverged or error."""
         return Counter(end.partition(":")[0].partition(" ")[0] for end in self.ended.values())
+
+    def line(self, running: int) -> str:
+        """Returns the state of the search as one line of text, with an estimate of the time left."""
+        counts, elapsed = self.counts(), time.monotonic() - self.start
+        failed = counts["diverged"] + counts["error"]
+        trials = f"{running} running, {counts['completed']} completed, {counts['stopped']} stopped, {failed} failed"
+        best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
+        left, now_ended = "", len(self.ended) - self.ended_before
+        if now_ended and len(self.ended) < self.total:
+            seconds = elapsed / now_ended * (self.total - len(self.ended))
+            if self.deadline is not None and (rest := self.deadline - time.monotonic()) > 0:
+                seconds = min(seconds, rest)
+            left = f", about {duration(seconds)} left"
+        return f"{len(self.ended)}/{self.total} trials: {trials}; {best}; {duration(elapsed)}{left}"
 
 
 SESSIONS: dict[str, Session] = {}
