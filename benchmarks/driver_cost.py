@@ -17,7 +17,8 @@ from typing import Any
 from vadtune.config import parse_search
 from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.start import start_search
-from vadtune.tracking import connect, list_trials, resolve_search
+from vadtune.tracking.queries import list_trials, resolve_search
+from vadtune.tracking.store import connect
 
 
 def search_of(samples: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from plain_search import train
 from vadtune.config import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
-from vadtune.search.algorithms.draw import draw_configurations
+from vadtune.search.algorithms.space import draw_configurations
 from vadtune.training.population import Population
 
 FILE = Path(__file__).resolve().parent.parent / "search_spaces" / "digits.yaml"

@@ -10,7 +10,8 @@ from vadtune.artifacts.held_out_predictions import save_held_out
 from vadtune.artifacts.model_folder import save_model
 from vadtune.artifacts.training_state import save_state
 from vadtune.data import IncompleteDataset
-from vadtune.tracking import Tracker, connect
+from vadtune.tracking.store import connect
+from vadtune.tracking.writer import Tracker
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
 

@@ -16,9 +16,9 @@ import pytest
 
 from tests.search.cluster import descendants, free_port, kill_tree
 from tests.search.test_local_ray import listening_addresses
-from vadtune.cli.search import report
+from vadtune.cli.searches import report
 from vadtune.search.driver.run import SearchOutcome
-from vadtune.tracking import connect
+from vadtune.tracking.store import connect
 
 SECRET = "http://me:hunter2@127.0.0.1:9"
 

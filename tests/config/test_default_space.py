@@ -14,7 +14,7 @@ from vadtune.cli import main
 from vadtune.config import SearchFile, load_search, parse_search
 from vadtune.config.default_space import COMMENTS, default_space, to_text
 from vadtune.data import load_dataset
-from vadtune.search.algorithms.draw import draw_configurations
+from vadtune.search.algorithms.space import draw_configurations
 
 SEARCH_SPACES = Path(__file__).parent.parent.parent / "search_spaces"
 DATA = {"source": "iris", "missing": {"ratio": 0.5}}

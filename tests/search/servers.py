@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tests.search.cluster import free_port, kill_tree
 from tests.search.test_interruption import environment
-from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.tracking.queries import Trial, list_trials, resolve_search
+from vadtune.tracking.store import connect
 
 
 class Server:

@@ -14,8 +14,9 @@ from tests.search.cluster import cluster
 from tests.search.test_chaos import ended, finished_trials, started, wait_for
 from tests.search.test_interruption import command, environment, trials_of
 from tests.search.test_run import tiny
-from vadtune.search.driver.budget import GpuMeter
-from vadtune.tracking import connect, resolve_search
+from vadtune.search.driver.session import GpuMeter
+from vadtune.tracking.queries import resolve_search
+from vadtune.tracking.store import connect
 
 
 class Clock:

@@ -23,7 +23,8 @@ from tests.search.servers import Server
 from tests.search.test_interruption import command, environment, finished_trials, trials_of
 from tests.search.test_run import tiny
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
-from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.tracking.queries import Trial, list_trials, resolve_search
+from vadtune.tracking.store import connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 

@@ -9,7 +9,7 @@ import yaml
 from tests.search.test_run import tiny
 from vadtune.cli import main
 from vadtune.config import load_trial, parse_search
-from vadtune.search.algorithms.draw import draw_configurations
+from vadtune.search.algorithms.space import draw_configurations
 
 GRID = Path(__file__).parent.parent.parent / "search_spaces" / "digits_grid.yaml"
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.search.test_run import tiny
-from vadtune.tracking import Trial, connect, list_trials, resolve_search
+from vadtune.tracking.queries import Trial, list_trials, resolve_search
+from vadtune.tracking.store import connect
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

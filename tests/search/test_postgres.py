@@ -20,7 +20,8 @@ from tests.search.test_chaos import (
     wait_for,
 )
 from tests.search.test_interruption import command, environment
-from vadtune.tracking import connect, resolve_search
+from vadtune.tracking.queries import resolve_search
+from vadtune.tracking.store import connect
 
 PROGRAMS = postgres_programs()
 pytestmark = [

@@ -17,7 +17,7 @@ from tests.search.test_run import Finished, tiny
 from vadtune.cli import main
 from vadtune.core.errors import SearchError
 from vadtune.search import ray_compat
-from vadtune.search.ray_compat import ADAPTATIONS, Adaptation, keep_starting_actors, start_on_loopback
+from vadtune.search.ray_compat import ADAPTATIONS, Adaptation, start_on_loopback
 
 OPTIONAL = [name for name, adaptation in ADAPTATIONS.items() if not adaptation.protective]
 PROTECTIVE = [name for name, adaptation in ADAPTATIONS.items() if adaptation.protective]
@@ -60,7 +60,7 @@ def test_a_changed_optional_adaptation_is_reported_once(
 ) -> None:
     monkeypatch.setattr(TuneController, "_maybe_reuse_cached_actor", other_signature)
     for _ in range(2):
-        with keep_starting_actors():
+        with ADAPTATIONS["keep_starting_actors"].applied(other_signature):
             assert TuneController._maybe_reuse_cached_actor is other_signature
     (record,) = caplog.records
     assert "_maybe_reuse_cached_actor must take ('trial',), got ()" in record.getMessage()

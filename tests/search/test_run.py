@@ -21,7 +21,8 @@ from vadtune.core.errors import ConfigError, SearchError, TrackingError, Vadtune
 from vadtune.data import load_dataset
 from vadtune.search.driver.run import SearchOutcome, resume_search
 from vadtune.search.driver.start import start_search
-from vadtune.tracking import Trial, connect, list_searches, list_trials, resolve_search
+from vadtune.tracking.queries import Trial, list_searches, list_trials, resolve_search
+from vadtune.tracking.store import connect
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
 

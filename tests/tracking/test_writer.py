@@ -12,20 +12,12 @@ import pytest
 from mlflow import MlflowClient
 
 from vadtune.core.errors import TrackingError
-from vadtune.tracking import (
-    Tracker,
-    connect,
-    is_finished,
-    list_trials,
-    log_to_run,
-    resolve_search,
-    sync,
-    tracking_uri,
-    without_secrets,
-)
-from vadtune.tracking.delivery import Delivery
-from vadtune.tracking.redact import hide_secrets
-from vadtune.tracking.spool import Spool
+from vadtune.tracking.delivery import Delivery, log_to_run
+from vadtune.tracking.queries import list_trials, resolve_search
+from vadtune.tracking.redact import hide_secrets, without_secrets
+from vadtune.tracking.spool import Spool, is_finished
+from vadtune.tracking.store import connect, tracking_uri
+from vadtune.tracking.writer import Tracker, sync
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""The command line: one module per command, each with a docstring (its help text), ``add_arguments`` and ``run``.
+"""The command line: one function per command, whose docstring is the help text; ``COMMANDS`` lists them.
 
-``arguments`` has the options that several commands share and their checks, ``output`` prints tables. May import every
+``arguments`` has the arguments and checks that several commands share, ``output`` prints tables. May import every
 other package, but heavy ones (torch, ray, mlflow) only inside functions, so that ``vadtune --help`` is fast. Data goes
 to stdout, progress and logs to stderr. Exit codes: 0 success, 1 trials failed, 2 a mistake of the user, 130 Ctrl-C.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import importlib
+import inspect
 import logging
 import os
 import sys
@@ -18,12 +18,33 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vadtune import __version__
+from vadtune.cli import cluster, compare, models, retest, search_files, searches
 from vadtune.core.errors import ConfigError, VadtuneError
 
-COMMANDS = (
-    *("spaces", "init", "validate", "doctor", "search", "resume", "list", "sync", "results", "export", "retest"),
-    *("plot", "impute", "train", "compare", "configs", "import-config", "ui", "submit", "status", "logs", "stop"),
-)
+COMMANDS = {
+    "spaces": search_files.spaces,
+    "init": search_files.init,
+    "validate": search_files.validate,
+    "doctor": cluster.doctor,
+    "search": searches.search,
+    "resume": searches.resume,
+    "list": searches.list_searches,
+    "sync": searches.sync,
+    "results": searches.results,
+    "export": models.export,
+    "retest": retest.retest,
+    "plot": models.plot,
+    "impute": models.impute,
+    "train": models.train,
+    "compare": compare.compare,
+    "configs": search_files.configs,
+    "import-config": search_files.import_config,
+    "ui": searches.ui,
+    "submit": cluster.submit,
+    "status": cluster.status,
+    "logs": cluster.logs,
+    "stop": cluster.stop,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of all commands; each command's help text is the docstring of its module."""
+    """Returns the parser of all commands; each command's help text is the docstring of its function."""
     common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error (default: off)")
     parser = _Parser(
@@ -45,18 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vadtune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = importlib.import_module(f"vadtune.cli.{name.replace('-', '_')}")
-        text = module.__doc__ or name  # None under python -OO
-        command = commands.add_parser(
+    for name, command in COMMANDS.items():
+        text = inspect.getdoc(command.run) or name  # None under python -OO
+        subparser = commands.add_parser(
             name,
             parents=[common],
             help=text.partition("\n")[0].rstrip("."),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        for add in command.arguments:
+            add(subparser)
+        subparser.set_defaults(run=command.run)
     return parser
 
 
@@ -84,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        code = int(args.run(args))
+        code = int(args.run(args) or 0)
         sys.stdout.flush()  # inside the try: this may raise BrokenPipeError
         return code
     except VadtuneError as error:

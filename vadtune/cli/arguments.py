@@ -1,87 +1,92 @@
-"""Arguments that several commands share, their checks, and what they name."""
+"""How a command is defined, and the arguments and checks that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vadtune.core.errors import ConfigError
+from vadtune.core.errors import ConfigError, TrackingError
+from vadtune.core.files import check_writable
+from vadtune.core.shipped import find_search_file
 
 if TYPE_CHECKING:
     from vadtune.config import SearchFile
     from vadtune.tracking.queries import SearchResults
 
+Argument = Callable[[argparse.ArgumentParser], object]
+"""Adds an argument to the parser of a command."""
+_Run = Callable[[argparse.Namespace], int | None]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of vadtune.
+
+    Attributes:
+        run: Runs it and returns its exit code (None: 0); its docstring is the help text.
+        arguments: Its arguments.
+    """
+
+    run: _Run
+    arguments: tuple[Argument, ...]
+
+
+def command(*arguments: Argument) -> Callable[[_Run], Command]:
+    """Makes a function a command that takes these arguments."""
+    return lambda run: Command(run, arguments)
+
+
+def argument(*names: str, **settings: Any) -> Argument:
+    """Returns an argument; takes what ``argparse.ArgumentParser.add_argument`` takes."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def search_file(help: str = "search file, or a name of `vadtune spaces`") -> Argument:
+    """Returns the arguments for a search file or trial configuration, and overrides of its values."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("file", metavar="FILE", help=help)
+        parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of FILE")
+
+    return add
+
+
+def tracking_store(default: str = "MLFLOW_TRACKING_URI, else ./mlflow.db") -> Argument:
+    """Returns the argument for the URI of the MLflow store."""
+    return argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: {default})")
+
+
 FORMATS = ("table", "csv", "json")
-_DEFAULT_STORE = "MLFLOW_TRACKING_URI, else ./mlflow.db"
-
-
-def add_search_file(parser: argparse.ArgumentParser, help: str = "search file, or a name of `vadtune spaces`") -> None:
-    """Adds a search file or trial configuration, and overrides of its values."""
-    parser.add_argument("file", metavar="FILE", help=help)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of FILE")
-
-
-def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder of downloaded data sets."""
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of downloaded images (default: ~/.cache/vadtune)"
-    )
-
-
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """Adds the name of a finished or running search, and its store."""
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the search")
-    parser.add_argument("--run", dest="search_run", metavar="RUN", help="run of the search (default: the latest)")
-    add_tracking_uri(parser)
-
-
-def add_tracking_uri(parser: argparse.ArgumentParser, default: str = _DEFAULT_STORE) -> None:
-    """Adds the URI of the MLflow store."""
-    parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: {default})")
-
-
-def add_storage(parser: argparse.ArgumentParser, default_store: str = _DEFAULT_STORE) -> None:
-    """Adds the folder of the searches, the MLflow store and the Ray cluster."""
-    parser.add_argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
-    add_tracking_uri(parser, default_store)
-    parser.add_argument("--address", help="running Ray cluster: host:port or auto (default: start Ray locally)")
-
-
-def add_job_address(parser: argparse.ArgumentParser) -> None:
-    """Adds the address of a cluster's job server."""
-    parser.add_argument(
-        "--address",
-        default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
-        metavar="URL",
-        help="job server of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
-    )
-
-
-def add_model_folder(parser: argparse.ArgumentParser) -> None:
-    """Adds an exported model or ensemble."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="exported ensemble, or one model folder of it")
-
-
-def add_ensemble(parser: argparse.ArgumentParser) -> None:
-    """Adds how models of a search are combined."""
-    parser.add_argument(
-        "--ensemble",
-        default="greedy",
-        help="greedy: choose members and weights on held-out cells; top:K: mean of the best K; best (default: greedy)",
-    )
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the device to train on."""
-    parser.add_argument("--device", default="cpu", help="device to train on: cpu, cuda or cuda:N (default: cpu)")
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Adds the format of what is printed."""
-    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+FORMAT = argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+DATA_DIR = argument(
+    "--data-dir", type=Path, metavar="DIR", help="folder of downloaded images (default: ~/.cache/vadtune)"
+)
+DEVICE = argument("--device", default="cpu", help="device to train on: cpu, cuda or cuda:N (default: cpu)")
+MODEL_FOLDER = argument("folder", type=Path, metavar="FOLDER", help="exported ensemble, or one model folder of it")
+ENSEMBLE = argument(
+    "--ensemble",
+    default="greedy",
+    help="greedy: choose members and weights on held-out cells; top:K: mean of the best K; best (default: greedy)",
+)
+EXPERIMENT = (
+    argument("experiment", metavar="EXPERIMENT", help="name of the search"),
+    argument("--run", dest="search_run", metavar="RUN", help="run of the search (default: the latest)"),
+    tracking_store(),
+)
+STORAGE = argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
+CLUSTER = argument("--address", help="running Ray cluster: host:port or auto (default: start Ray locally)")
+JOB = argument("job", metavar="JOB", help="job id, as `vadtune submit` printed it")
+JOB_SERVER = argument(
+    "--address",
+    default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
+    metavar="URL",
+    help="job server of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+)
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
@@ -97,7 +102,6 @@ def read_search(args: argparse.Namespace) -> SearchFile:
         ConfigError: With every problem of the file.
     """
     from vadtune.config import load_search
-    from vadtune.core.shipped import find_search_file
 
     return load_search(find_search_file(args.file), overrides_of(args))
 
@@ -108,9 +112,8 @@ def find_search(args: argparse.Namespace) -> SearchResults:
     Raises:
         TrackingError: The store has no such search, or ``--run`` is a run of another one.
     """
-    from vadtune.core.errors import TrackingError
-    from vadtune.tracking import tracking_uri
     from vadtune.tracking.queries import find_results
+    from vadtune.tracking.store import tracking_uri
 
     found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
     if args.experiment not in (found.search.experiment, found.search.name):
@@ -143,8 +146,6 @@ def check_out_file(out: Path, *suffixes: str) -> None:
     Raises:
         VadtuneError: It cannot.
     """
-    from vadtune.core.files import check_writable
-
     if suffixes and out.suffix not in suffixes:
         raise ConfigError(f"--out: takes a file that ends in {suffixes[0]}, got {out}; change the ending")
     if out.is_dir():

@@ -1,51 +1,49 @@
-"""Run searches at several missing ratios and plot their errors.
-
-Runs a search for each file and each ratio, retests its ensemble at that ratio, and plots error against missing ratio,
-one line per file: solid if train rows have as many missing cells as test rows, dotted if they are complete. Writes
-compare.csv and compare.png. After Ctrl-C or a crash, the same command skips what is done and resumes the rest.
-
-example: vadtune compare digits digits_vae search.samples=16 --ratios 0.1:0.9:0.2 --out comparison
-example: vadtune compare digits --vary model.family=vad,vae+infer.steps=0 --out families
-"""
+"""The command ``compare``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from vadtune.cli.arguments import add_ensemble, add_format, add_tracking_uri, check_count
+from vadtune.cli.arguments import ENSEMBLE, FORMAT, argument, check_count, command, tracking_store
 from vadtune.cli.output import emit, logger, print_failures
+from vadtune.core.errors import ConfigError
+from vadtune.core.files import check_writable, write_atomically
+from vadtune.core.shipped import find_search_file
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
-    parser.add_argument(
+@command(
+    argument(
         "files",
         nargs="+",
         metavar="FILE|key.path=value",
         help="search files (paths or names of `vadtune spaces`), and values that replace those of every file",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--vary",
         action="append",
         default=[],
         metavar="key.path=value[+key.path=value],...",
         help="run each file with each value; + adds a value to one of them; null: the default; can be repeated",
-    )
-    parser.add_argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="test masks per ratio (default: 5)")
-    add_ensemble(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison (required)")
-    add_format(parser)
-    add_tracking_uri(parser)
+    ),
+    argument("--ratios", default="0.1:0.9:0.2", help="missing ratios (default: 0.1:0.9:0.2)"),
+    argument("--seeds", type=int, default=5, metavar="N", help="test masks per ratio (default: 5)"),
+    ENSEMBLE,
+    argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison (required)"),
+    FORMAT,
+    tracking_store(),
+)
+def compare(args: argparse.Namespace) -> int:
+    """Run searches at several missing ratios and plot their errors.
 
+    Runs a search for each file and each ratio, retests its ensemble at that ratio, and plots error against missing
+    ratio, one line per file: solid if train rows have as many missing cells as test rows, dotted if they are complete.
+    Writes compare.csv and compare.png. After Ctrl-C or a crash, the same command skips what is done and resumes the
+    rest.
 
-def run(args: argparse.Namespace) -> int:
-    """Runs what is not done, plots, prints."""
-    from vadtune.core.errors import ConfigError
-    from vadtune.core.files import check_writable, write_atomically
-    from vadtune.core.shipped import find_search_file
-
+    example: vadtune compare digits digits_vae search.samples=16 --ratios 0.1:0.9:0.2 --out comparison
+    example: vadtune compare digits --vary model.family=vad,vae+infer.steps=0 --out families
+    """
     check_count("--seeds", args.seeds, "masks")
     overrides = [text for text in args.files if "=" in text and not Path(text).exists()]
     files = [find_search_file(text) for text in args.files if text not in overrides]
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from vadtune.evaluation.mask_options import parse_ratios
     from vadtune.reports.comparison_figure import comparison_plot
     from vadtune.reports.tables import to_csv, to_text
-    from vadtune.tracking import tracking_uri
+    from vadtune.tracking.store import tracking_uri
 
     parse_ensemble(args.ensemble)
     cells = plan(files, overrides, parse_ratios(args.ratios), args.out, args.vary)

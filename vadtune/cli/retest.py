@@ -1,49 +1,48 @@
-"""Test exported models on the test rows with new masks, next to baselines.
-
-Imputes the test rows, which no search uses, under masks of several missing ratios: with every model, with the ensemble,
-and with baselines fitted on the same train rows. Writes retest.csv, retest_masks.csv (one row per mask) and retest.png,
-and logs them to the search's MLflow run.
-
-example: vadtune retest best/
-example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5 --baselines mean,knn
-"""
+"""The command ``retest``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vadtune.cli.arguments import add_format, add_model_folder, add_tracking_uri, check_count, check_seed
+from vadtune.cli.arguments import FORMAT, MODEL_FOLDER, argument, check_count, check_seed, command, tracking_store
 from vadtune.cli.output import emit, logger, progress_line
 from vadtune.core.errors import ConfigError
+from vadtune.core.files import check_writable, write_atomically
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command."""
-    add_model_folder(parser)
-    parser.add_argument("--ratios", help="missing ratios: 0.1,0.5 or first:last:step, or both (default: 0.1:0.9:0.1)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="masks per ratio (default: 5)")
-    parser.add_argument(
+@command(
+    MODEL_FOLDER,
+    argument("--ratios", help="missing ratios: 0.1,0.5 or first:last:step, or both (default: 0.1:0.9:0.1)"),
+    argument("--seeds", type=int, metavar="N", help="masks per ratio (default: 5)"),
+    argument(
         "--missing-mode",
         choices=("fixed", "random"),
         help="fixed: masks of the seeds 0 to N-1, stored in FOLDER/masks.npz; random: new masks (default: fixed)",
-    )
-    parser.add_argument("--seed", type=int, help="first mask seed of --missing-mode random (default: a new one)")
-    parser.add_argument("--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all)")
-    parser.add_argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)")
-    parser.add_argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)")
-    add_format(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (default: FOLDER/retest)")
-    parser.add_argument("--no-log", action="store_true", help="do not log to MLflow (default: off)")
-    add_tracking_uri(parser)
+    ),
+    argument("--seed", type=int, help="first mask seed of --missing-mode random (default: a new one)"),
+    argument("--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all)"),
+    argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)"),
+    argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)"),
+    FORMAT,
+    argument("--out", type=Path, metavar="DIR", help="folder of the files (default: FOLDER/retest)"),
+    argument("--no-log", action="store_true", help="do not log to MLflow (default: off)"),
+    tracking_store(),
+)
+def retest(args: argparse.Namespace) -> int:
+    """Test exported models on the test rows with new masks, next to baselines.
 
+    Imputes the test rows, which no search uses, under masks of several missing ratios: with every model, with the
+    ensemble, and with baselines fitted on the same train rows. Writes retest.csv, retest_masks.csv (one row per mask)
+    and retest.png, and logs them to the search's MLflow run.
 
-def run(args: argparse.Namespace) -> int:
-    """Retests, writes, prints, logs."""
+    example: vadtune retest best/
+    example: vadtune retest best/ --ratios 0.1:0.9:0.1 --seeds 5 --baselines mean,knn
+    """
     from vadtune.artifacts.model_folder import find_model_folders
-    from vadtune.core.files import check_writable
 
     masked = ("ratios", "seeds", "missing_mode", "seed", "baselines", "save_predictions")
     passed = [f"--{name.replace('_', '-')}" for name in masked if getattr(args, name) is not None]
@@ -58,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
-    from vadtune.core.files import check_writable, write_atomically
     from vadtune.evaluation.baselines import BASELINES
     from vadtune.evaluation.mask_options import parse_ratios
     from vadtune.evaluation.predictions import Predictions, check_predictions_file
@@ -105,12 +103,11 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
         for ratio, value in zip(retest.ratios, headline.mean(metric), strict=True)
     }
     tag = {"method": headline.name, "mask_seeds": retest.seeds, "missing_mode": mode}
-    _log(models, metrics, {"vadtune.retest": json.dumps(tag)}, list(contents), args)
+    _log(models, args, metrics=metrics, tags={"vadtune.retest": json.dumps(tag)}, artifacts=list(contents))
     return 0
 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
-    from vadtune.core.files import write_atomically
     from vadtune.evaluation.retest import run_clean_retest
     from vadtune.reports.tables import to_csv
 
@@ -122,7 +119,7 @@ def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> i
     logger.info("wrote %s", file)
     metrics = {f"retest_clean_{name}": float(str(rows[-1][name])) for name in ("all_rmse", "all_mae")}
     tags = {"vadtune.retest_clean": json.dumps({"method": rows[-1]["method"]})}
-    _log(models, metrics, tags, [file], args)
+    _log(models, args, metrics=metrics, tags=tags, artifacts=[file])
     return 0
 
 
@@ -141,17 +138,12 @@ def _mask_seeds(args: argparse.Namespace) -> list[int]:
     return list(range(first, first + count))
 
 
-def _log(
-    models: Sequence[Path],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-    files: Sequence[Path],
-    args: argparse.Namespace,
-) -> None:
-    """Adds the retest to the MLflow run of the search that the models are from; a failure is only logged."""
+def _log(models: Sequence[Path], args: argparse.Namespace, **logged: Any) -> None:
+    """Adds metrics, tags and artifacts to the run of the search that the models are from; a failure is only logged."""
     from vadtune.artifacts.model_folder import read_manifest
     from vadtune.ensemble.export import PARENT_RUN
-    from vadtune.tracking import connect_existing, log_to_run, tracking_uri
+    from vadtune.tracking.delivery import log_to_run
+    from vadtune.tracking.store import connect_existing, tracking_uri
 
     if args.no_log:
         return
@@ -162,7 +154,7 @@ def _log(
         return
     try:
         client = connect_existing(tracking_uri(args.tracking_uri))
-        log_to_run(client, run_id, metrics=metrics, tags=tags, artifacts=files)
+        log_to_run(client, run_id, **logged)
     except Exception as error:  # the type depends on the store; the results are on disk already
         logger.warning("not logged to MLflow: %s", str(error).splitlines()[0])
         return

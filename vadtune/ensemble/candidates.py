@@ -16,8 +16,7 @@ from vadtune.core.errors import ModelFolderError, VadtuneError
 from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble.shared_dataset import shared_dataset
-from vadtune.tracking import Trial
-from vadtune.tracking.queries import ranked
+from vadtune.tracking.queries import Trial, ranked
 from vadtune.training.refit import Fit, same_steps
 
 logger = logging.getLogger(__name__)

@@ -37,8 +37,10 @@ from vadtune.ensemble.member_choice import Member, choose_members, with_seeds
 from vadtune.ensemble.model_average import REFIT, SEEN_TEST_MASK
 from vadtune.ensemble.regression_choice import RegressionChoice
 from vadtune.ensemble.selection import MOST_CANDIDATES, parse_ensemble, weighted_sum
-from vadtune.tracking import SearchRun, Trial, connect_existing, log_to_run, without_secrets
-from vadtune.tracking.queries import ENSEMBLE_TAG
+from vadtune.tracking.delivery import log_to_run
+from vadtune.tracking.queries import ENSEMBLE_TAG, SearchRun, Trial
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.store import connect_existing
 from vadtune.training.inference import FittedModel
 from vadtune.training.refit import Trainer
 

@@ -29,8 +29,8 @@ from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.run import resume_search
 from vadtune.search.driver.start import start_search
-from vadtune.tracking import connect
 from vadtune.tracking.queries import find_results
+from vadtune.tracking.store import connect
 
 logger = logging.getLogger(__name__)
 

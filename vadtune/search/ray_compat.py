@@ -11,13 +11,14 @@ import importlib
 import inspect
 import ipaddress
 import logging
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_VERSIONS = "2.60"  # the Ray versions that all of this was written for
 _CONTROLLER = "ray.tune.execution.tune_controller:TuneController"
 
 
@@ -41,7 +43,6 @@ class Adaptation:
         reason: What the search does without it, for the warning or the error.
         attributes: Names that the class must have or assign in its constructor.
         uses: Other functions that must exist, each with the parameters it must have.
-        versions: The Ray versions it was written for.
         protective: Whether a search must not run without it.
     """
 
@@ -50,20 +51,19 @@ class Adaptation:
     reason: str
     attributes: tuple[str, ...] = ()
     uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    versions: str = "2.60"
     protective: bool = False
 
     def problem(self) -> str:
         """Returns what this version of Ray lacks or has in another form; empty if all is as needed."""
         for path, expected in {self.target: self.parameters, **self.uses}.items():
             try:
-                function = getattr(*_owner(path))
+                function = pkgutil.resolve_name(path)
             except (ImportError, AttributeError):
                 return f"{path} does not exist"
             found = tuple(inspect.signature(function).parameters)[1:]
             if found != expected:
                 return f"{path} must take {expected}, got {found}"
-        owner = _owner(self.target)[0]
+        owner = pkgutil.resolve_name(self.target.rpartition(".")[0])
         assigned = owner.__init__.__code__.co_names
         missing = [name for name in self.attributes if not hasattr(owner, name) and name not in assigned]
         return f"{owner.__name__} has no {', '.join(missing)}" if missing else ""
@@ -78,11 +78,11 @@ class Adaptation:
         Raises:
             SearchError: It is protective, and Ray has changed.
         """
-        if not self._is_usable():
+        if not self.is_usable():
             yield
             return
-        owner, name = _owner(self.target)
-        original = getattr(owner, name)
+        path, _, name = self.target.rpartition(".")
+        owner, original = pkgutil.resolve_name(path), pkgutil.resolve_name(self.target)
 
         def replacement(*args: Any, **kwargs: Any) -> Any:
             return wrapper(original, *args, **kwargs)
@@ -93,13 +93,13 @@ class Adaptation:
         finally:
             setattr(owner, name, original)
 
-    def _is_usable(self) -> bool:
-        problem = self.problem()
-        if not problem:
+    def is_usable(self) -> bool:
+        """Returns whether Ray has what it needs; if not, warns once, or raises SearchError where it is protective."""
+        if not (problem := self.problem()):
             return True
-        message = f"Ray {ray.__version__}: {problem} (expected: Ray {self.versions}); without it {self.reason}"
+        message = f"Ray {ray.__version__}: {problem} (expected: Ray {_VERSIONS}); without it {self.reason}"
         if self.protective:
-            raise SearchError(f"{message}; install ray=={self.versions}.*")
+            raise SearchError(f"{message}; install ray=={_VERSIONS}.*")
         _warn_once(message)
         return False
 
@@ -155,43 +155,38 @@ def check_protective() -> None:
     """
     for adaptation in ADAPTATIONS.values():
         if adaptation.protective:
-            adaptation._is_usable()
+            adaptation.is_usable()
 
 
-def keep_starting_actors() -> AbstractContextManager[None]:
-    """Keeps Tune from killing a process that starts for a trial when another process becomes free."""
+@contextlib.contextmanager
+def adapted_tune(*, slots: int, is_transient: Callable[[BaseException], bool], snapshot_share: float) -> Iterator[None]:
+    """Applies the adaptations of Tune until the block ends, except that of ``saved_states``.
 
-    def reuse(original: Any, controller: Any, trial: Any) -> bool:
+    Args:
+        slots: Number of trials that can run at once.
+        is_transient: Whether a retry may succeed after a failure; a trial with another failure is not retried.
+        snapshot_share: Largest share of the time to spend on saving Tune's state.
+
+    Raises:
+        SearchError: Ray has changed so that a protective one cannot be applied.
+    """
+    last_failure: dict[str, BaseException] = {}
+    due = 0.0
+
+    def keep_starting_actors(original: Any, controller: Any, trial: Any) -> bool:
         actor = controller._trial_to_actor.get(trial)
         if actor is not None and controller._actor_manager.is_actor_started(actor):
             return False
         return bool(original(controller, trial))
 
-    return ADAPTATIONS["keep_starting_actors"].applied(reuse)
-
-
-def parallel_actor_starts(slots: int) -> AbstractContextManager[None]:
-    """Makes Tune start processes for ``slots`` trials at once.
-
-    Once all have started, Tune again chooses each next trial when it is about to be needed, from all results so far.
-    """
-
-    def update(original: Any, controller: Any) -> None:
+    def parallel_actor_starts(original: Any, controller: Any) -> None:
+        # Once all have started, Tune again chooses each next trial when it is needed, from all results so far.
         controller.update_max_pending_trials(max(1, slots - len(controller._running_trials)))
         original(controller)
 
-    return ADAPTATIONS["parallel_actor_starts"].applied(update)
-
-
-def bounded_retries(is_transient: Callable[[BaseException], bool]) -> AbstractContextManager[None]:
-    """Makes Tune retry a trial only after a transient failure.
-
-    It also corrects two faults: the death of a worker between two of its trials is reported twice, and the trial then
-    counts as being reset for ever.
-    """
-    last_failure: dict[str, BaseException] = {}
-
-    def process(original: Any, controller: Any, trial: Any, exception: BaseException) -> None:
+    def bounded_retries(original: Any, controller: Any, trial: Any, exception: BaseException) -> None:
+        # The death of a worker between two of its trials is reported twice, and the trial then counts as being reset
+        # for ever.
         if last_failure.get(trial.trial_id) is exception:
             return
         last_failure[trial.trial_id] = exception
@@ -200,7 +195,18 @@ def bounded_retries(is_transient: Callable[[BaseException], bool]) -> AbstractCo
             trial.max_failures = 0
         original(controller, trial, exception)
 
-    return ADAPTATIONS["bounded_retries"].applied(process)
+    def rare_snapshots(original: Any, controller: Any, force: bool = False, wait: bool = False) -> None:
+        nonlocal due
+        start = time.monotonic()
+        if force or start >= due:
+            original(controller, force=force, wait=wait)
+            end = time.monotonic()
+            due = end + (end - start) * (1 / snapshot_share - 1)
+
+    with contextlib.ExitStack() as stack:
+        for wrapper in (keep_starting_actors, parallel_actor_starts, bounded_retries, rare_snapshots):
+            stack.enter_context(ADAPTATIONS[wrapper.__name__].applied(wrapper))
+        yield
 
 
 def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> AbstractContextManager[None]:
@@ -222,21 +228,6 @@ def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Abstr
     return ADAPTATIONS["atomic_snapshots"].applied(replacement)
 
 
-def rare_snapshots(share: float) -> AbstractContextManager[None]:
-    """Makes Tune spend at most this share of the time on saving its state."""
-    due = 0.0
-
-    def checkpoint(original: Any, controller: Any, force: bool = False, wait: bool = False) -> None:
-        nonlocal due
-        start = time.monotonic()
-        if force or start >= due:
-            original(controller, force=force, wait=wait)
-            end = time.monotonic()
-            due = end + (end - start) * (1 / share - 1)
-
-    return ADAPTATIONS["rare_snapshots"].applied(checkpoint)
-
-
 def start_on_loopback(**options: Any) -> None:
     """Starts a Ray of this machine alone, and checks that its processes listen on loopback addresses only.
 
@@ -252,15 +243,14 @@ def start_on_loopback(**options: Any) -> None:
         ray.init(address="local", _node_ip_address="127.0.0.1", **options)
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
-            raise SearchError(f"Ray {ray.__version__} cannot listen on 127.0.0.1 only; install ray==2.60.*") from error
+            rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"
+            raise SearchError(f"{rule}; install ray=={_VERSIONS}.*") from error
         raise
     exposed = sorted({address for _, address in _listening() - before if not _is_loopback(address)})
     if exposed:
         ray.shutdown()
-        addresses = ", ".join(exposed)
-        raise SearchError(
-            f"Ray {ray.__version__} must listen on loopback addresses only, got {addresses}; install ray==2.60.*"
-        )
+        rule = f"Ray {ray.__version__} must listen on loopback addresses only, got {', '.join(exposed)}"
+        raise SearchError(f"{rule}; install ray=={_VERSIONS}.*")
 
 
 def _listening() -> set[tuple[int, str]]:
@@ -313,8 +303,7 @@ def accelerator_type() -> str | None:
 def _optional(path: str, without: str, *args: Any) -> Any:
     """Calls a function of Ray; returns None, with one warning, if it does not exist."""
     try:
-        owner, name = _owner(path)
-        function = getattr(owner, name)
+        function = pkgutil.resolve_name(path)
     except (ImportError, AttributeError):
         _warn_once(f"Ray {ray.__version__}: {path} does not exist; without it {without}")
         return None
@@ -330,37 +319,16 @@ def actor_of(trial: Any) -> Any:
         return None
 
 
-class OptunaState(NamedTuple):
-    """The records of Tune's OptunaSearch.
+def optuna_state(searcher: Any) -> tuple[optuna.Study, dict[str, optuna.trial.Trial], set[str]] | None:
+    """Returns the study of an OptunaSearch, its trials by Tune's ids, and the ids of those whose end the study knows.
 
-    Attributes:
-        study: The study.
-        trials: Tune's trial id -> Optuna's trial.
-        completed: Ids of the trials whose end the study knows.
+    Returns None, with one warning, if this version of Ray keeps them in another form.
     """
-
-    study: optuna.Study
-    trials: dict[str, optuna.trial.Trial]
-    completed: set[str]
-
-
-def optuna_state(searcher: Any) -> OptunaState | None:
-    """Returns the records of an OptunaSearch; None, with one warning, if it keeps them in another form."""
     try:
-        return OptunaState(searcher._ot_study, searcher._ot_trials, searcher._completed_trials)
+        return searcher._ot_study, searcher._ot_trials, searcher._completed_trials
     except AttributeError as error:
         _warn_once(f"Ray {ray.__version__}: {error}; without it Optuna counts stopped trials as complete")
         return None
-
-
-def _owner(path: str) -> tuple[Any, str]:
-    """Returns the module or class that holds ``module:name`` or ``module:Class.name``, and the name."""
-    module, _, names = path.partition(":")
-    owner: Any = importlib.import_module(module)
-    *classes, name = names.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    return owner, name
 
 
 @cache

@@ -5,30 +5,11 @@
 other package imports mlflow.
 """
 
-from vadtune.tracking.delivery import log_to_run
-from vadtune.tracking.queries import SearchRun, Trial, list_searches, list_trials, resolve_search
-from vadtune.tracking.redact import HIDDEN, without_secrets
-from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
-from vadtune.tracking.writer import Tracker, check_holds, sync
+import os
 
-__all__ = [
-    "HIDDEN",
-    "SearchRun",
-    "Tracker",
-    "Trial",
-    "check_holds",
-    "client_of",
-    "connect",
-    "connect_existing",
-    "is_finished",
-    "list_searches",
-    "list_trials",
-    "log_to_run",
-    "resolve_search",
-    "sqlite_path",
-    "store_of",
-    "sync",
-    "tracking_uri",
-    "without_secrets",
-]
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+# Notice an absent server within seconds instead of MLflow's four minutes; deliveries are retried anyway.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# Otherwise MLflow prints the address of each run that ends to stdout, including a password in it.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"

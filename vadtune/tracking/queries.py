@@ -13,16 +13,8 @@ from mlflow.entities import Run
 
 from vadtune.config import SELECTABLE_METRICS
 from vadtune.core.errors import TrackingError, unknown_name
+from vadtune.tracking import store
 from vadtune.tracking.redact import without_secrets
-from vadtune.tracking.store import (
-    CHECKPOINT,
-    SEARCH_RUN,
-    TRIAL_END,
-    TRIAL_ID,
-    child_runs,
-    connect_existing,
-    find_runs,
-)
 
 ENSEMBLE_TAG = "vadtune.ensemble"
 """Tag of a search's parent run: one line about its last exported ensemble and its scores."""
@@ -93,7 +85,7 @@ def find_results(name: str, uri: str) -> SearchResults:
     Raises:
         TrackingError: The store does not exist, does not answer, or has no such search.
     """
-    client = connect_existing(uri)
+    client = store.connect_existing(uri)
     search = resolve_search(client, uri, name)
     return SearchResults(search, list_trials(client, search), search.metric)
 
@@ -106,9 +98,9 @@ def resolve_search(client: MlflowClient, uri: str, name: str) -> SearchRun:
     """
     experiments = _experiments(client)
     ids = [key for key, experiment in experiments.items() if experiment == name]
-    condition = f"tags.`{SEARCH_RUN}` != ''"
+    condition = f"tags.`{store.SEARCH_RUN}` != ''"
     if not ids and all(character.isalnum() or character in "._-" for character in name):  # safe inside a filter
-        ids, condition = list(experiments), f"tags.`{SEARCH_RUN}` = '{name}'"
+        ids, condition = list(experiments), f"tags.`{store.SEARCH_RUN}` = '{name}'"
     if ids:
         found = client.search_runs(ids, condition, order_by=[_NEWEST_FIRST], max_results=1)
         if found:
@@ -130,24 +122,27 @@ def list_searches(client: MlflowClient, uri: str, experiment: str | None = None)
     if experiment is not None and experiment not in names.values():
         raise TrackingError(f"{unknown_name('experiment', experiment, names.values())} (in {without_secrets(uri)})")
     ids = [key for key, name in names.items() if experiment in (None, name)]
-    return [_search_run(run, names, uri) for run in find_runs(client, ids, f"tags.`{SEARCH_RUN}` != ''", _NEWEST_FIRST)]
+    return [
+        _search_run(run, names, uri)
+        for run in store.find_runs(client, ids, f"tags.`{store.SEARCH_RUN}` != ''", _NEWEST_FIRST)
+    ]
 
 
 def list_trials(client: MlflowClient, search: SearchRun) -> list[Trial]:
     """Returns the trials of a search in the order they started."""
     trials = [
         Trial(
-            trial_id=run.data.tags.get(TRIAL_ID, ""),
+            trial_id=run.data.tags.get(store.TRIAL_ID, ""),
             run_id=run.info.run_id,
             name=run.info.run_name or "",
             status=run.info.status,
-            end=run.data.tags.get(TRIAL_END, "running"),
+            end=run.data.tags.get(store.TRIAL_END, "running"),
             epoch=int(run.data.metrics.get("epoch", 0)),
             params=dict(run.data.params),
             metrics=dict(run.data.metrics),
-            checkpoint=run.data.tags.get(CHECKPOINT, ""),
+            checkpoint=run.data.tags.get(store.CHECKPOINT, ""),
         )
-        for run in child_runs(client, search.experiment_id, search.run_id)
+        for run in store.child_runs(client, search.experiment_id, search.run_id)
     ]
     return sorted(trials, key=lambda trial: trial.name)
 
@@ -168,7 +163,7 @@ def _experiments(client: MlflowClient) -> dict[str, str]:
 
 def _search_run(run: Run, names: dict[str, str], uri: str) -> SearchRun:
     return SearchRun(
-        name=run.data.tags[SEARCH_RUN],
+        name=run.data.tags[store.SEARCH_RUN],
         experiment=names[run.info.experiment_id],
         experiment_id=run.info.experiment_id,
         run_id=run.info.run_id,

@@ -82,16 +82,10 @@ def main_columns(rows: Sequence[dict[str, object]], metric: str) -> list[dict[st
 
     A parameter that only some trials have, with one value in all of these, does not count as varying.
     """
-    varied = [
-        name
-        for name in (rows[0] if rows else {})
-        if name.partition(".")[0] in ("model", "train", "infer")
-        and len({repr(row[name]) for row in rows} - {"None"}) > 1
-    ]
-    return [
-        {name.removeprefix("model.").removeprefix("train."): row[name] for name in (*_ALWAYS, metric, *varied)}
-        for row in rows
-    ]
+    params = [name for name in (rows[0] if rows else {}) if name.startswith(("model.", "train.", "infer."))]
+    varied = [name for name in params if len({repr(row[name]) for row in rows} - {"None"}) > 1]
+    names = {name: name.removeprefix("model.").removeprefix("train.") for name in (*_ALWAYS, metric, *varied)}
+    return [{short: row[name] for name, short in names.items()} for row in rows]
 
 
 def _section_order(name: str) -> tuple[int, str]:

@@ -58,9 +58,8 @@ class Spool:
                 self._size += written
         except OSError as error:
             if not self._warned:
-                logger.warning(
-                    "%s: cannot be written (%s); results stay in memory, free some disk space", self._path, error
-                )
+                advice = "results stay in memory, free some disk space"
+                logger.warning("%s: cannot be written (%s); %s", self._path, error, advice)
             self._warned = True
 
     def entries(self) -> Iterator[Entry]:
@@ -111,9 +110,6 @@ def is_finished(folder: Path) -> bool:
     """Returns whether the last search logged in a folder finished; False if it was interrupted or killed."""
     if not (folder / SPOOL_FILE).exists():
         return False
-    finished = False
     with (folder / SPOOL_FILE).open("rb") as file:
-        for line in file:
-            if b'"op":"finish"' in line or b'"op":"reopen"' in line:
-                finished = b'"status":"FINISHED"' in line
-    return finished
+        ends = [line for line in file if b'"op":"finish"' in line or b'"op":"reopen"' in line]
+    return bool(ends) and b'"status":"FINISHED"' in ends[-1]

@@ -7,18 +7,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-# Notice an absent server within seconds instead of MLflow's four minutes; deliveries are retried anyway.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-# Otherwise MLflow prints the address of each run that ends to stdout, including a password in it.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -121,15 +115,16 @@ def connect(uri: str) -> MlflowClient:
 @contextlib.contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Locks a folder: two processes that create the same sqlite database at once would break each other's."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        if handle is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        os.close(handle)
 
 
 def connect_existing(uri: str) -> MlflowClient:
@@ -149,23 +144,19 @@ def connect_existing(uri: str) -> MlflowClient:
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """Runs ``work`` on a daemon thread and raises TimeoutError if it takes longer than ``seconds``."""
-    outcome: list[T | Exception] = []
+    future: Future[T] = Future()
 
     def target() -> None:
         try:
-            outcome.append(work())
+            future.set_result(work())
         except Exception as error:
-            outcome.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    (result,) = outcome
-    if isinstance(result, Exception):
-        raise result
-    return result
+    threading.Thread(target=target, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {seconds:g} seconds") from error
 
 
 def find_runs(
@@ -173,14 +164,11 @@ def find_runs(
 ) -> list[Run]:
     """Returns all active runs of experiments that meet an MLflow filter, page by page."""
     runs: list[Run] = []
-    token: str | None = None
+    token, order = None, [order_by] if order_by else None
     while experiment_ids:
-        page = client.search_runs(
-            experiment_ids, condition, order_by=[order_by] if order_by else None, page_token=token
-        )
+        page = client.search_runs(experiment_ids, condition, order_by=order, page_token=token)
         runs += page
-        token = page.token
-        if not token:
+        if not (token := page.token):
             break
     return runs
 

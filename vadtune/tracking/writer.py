@@ -67,16 +67,9 @@ class Tracker:
         """
         self.experiment_id = self._find_or_create()
         versions = {f"vadtune.version.{name}": version(name) for name in _PACKAGES}
-        all_tags = {
-            RUN_NAME: self.search,
-            SEARCH_RUN: self.search,
-            "mlflow.source.name": "vadtune",
-            "vadtune.version.vadtune": __version__,
-            "vadtune.version.python": platform.python_version(),
-            **versions,
-            **_git_commit(),
-            **tags,
-        }
+        versions |= {"vadtune.version.vadtune": __version__, "vadtune.version.python": platform.python_version()}
+        names = {RUN_NAME: self.search, SEARCH_RUN: self.search, "mlflow.source.name": "vadtune"}
+        all_tags = {**names, **versions, **_git_commit(), **tags}
         run = self._client.create_run(self.experiment_id, tags=all_tags, run_name=self.search)
         self.run_id = run.info.run_id
         self._client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -111,26 +104,13 @@ class Tracker:
         self._append("tags", trial=trial_id, tags=dict(tags))
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
-        """Ends a trial's run.
-
-        Args:
-            trial_id: A trial that was started.
-            status: FINISHED, KILLED or FAILED.
-            end: Why it ended, in words.
-            checkpoint: Where its last checkpoint is; empty without one.
-        """
+        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and the path of its last checkpoint."""
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(
         self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[str, str]
     ) -> bool:
-        """Logs the summary of the search, ends the parent run, and waits while the store makes progress.
-
-        Args:
-            status: FINISHED, KILLED or FAILED.
-            metrics: Metrics of the parent run.
-            tags: Tags of the parent run.
-            artifacts: File name -> text, for the parent run.
+        """Adds metrics, tags and files (name -> text) to the parent run, ends it, and waits while the store progresses.
 
         Returns:
             Whether the store has everything; if not, ``vadtune sync`` sends the rest later.
@@ -163,7 +143,7 @@ class Tracker:
                 while delivery.deliver():
                     self._progress = time.monotonic()
             except Exception as error:  # a failing store must not end a search
-                pause = min(2 * pause, _LONGEST_PAUSE, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
+                pause = min(2 * pause, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
                 if not away:
                     reason = short_reason(error, self.uri)
                     logger.warning("the tracking store does not answer, results are kept until it does: %s", reason)
@@ -194,25 +174,22 @@ class Tracker:
     def _find_or_create(self) -> str:
         experiment = self._experiment
         found = self._client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
+        if found is None:
+            path = sqlite_path(self.uri)
+            # Next to the database and absolute: MLflow's default depends on the working directory.
+            location = (path.parent / "mlruns" / experiment).as_uri() if path else None
+            try:
+                return str(self._client.create_experiment(experiment, artifact_location=location))
+            except MlflowException:  # another search has created it meanwhile
+                found = self._client.get_experiment_by_name(experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the experiment '{experiment}' must not be deleted in MLflow, but it is; restore it there, or choose "
                 "another name by name=..."
             )
-        if found is not None:
-            return str(found.experiment_id)
-        location = None
-        path = sqlite_path(self.uri)
-        if path is not None:
-            # Next to the database and absolute: MLflow's default depends on the working directory.
-            location = (path.parent / "mlruns" / experiment).as_uri()
-        try:
-            return str(self._client.create_experiment(experiment, artifact_location=location))
-        except MlflowException:  # another search has created it meanwhile
-            found = self._client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
-            return str(found.experiment_id)
+        return str(found.experiment_id)
 
 
 def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
@@ -231,14 +208,7 @@ def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> Non
 
 
 def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str) -> int:
-    """Sends the entries of a search that the store has not received.
-
-    Args:
-        folder: The search's folder.
-        uri: The store that the search was started with.
-        search: The unique name of the search.
-        experiment_id: Its experiment.
-        run_id: Its parent run.
+    """Sends the entries in the folder of a search that the store has not received.
 
     Returns:
         How many bytes of the spool were sent; 0 if the store had everything.
@@ -265,9 +235,8 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
 
 
 def _git_commit() -> dict[str, str]:
-    command = ["git", "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": done.stdout.strip()}

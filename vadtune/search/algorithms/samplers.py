@@ -46,12 +46,11 @@ def first_points(search: SearchFile) -> list[dict[str, Any]]:
 
     A grid is shuffled, so that a search that ends early has tried a random sample of it.
     """
-    points = search.search.initial
-    if search.search.sampler == "grid":
-        grid = search.grid()
-        random.Random(search.search.seed).shuffle(grid)
-        points = grid[: search.search.samples]
-    return points
+    if search.search.sampler != "grid":
+        return search.search.initial
+    grid = search.grid()
+    random.Random(search.search.seed).shuffle(grid)
+    return grid[: search.search.samples]
 
 
 def sample_count(search: SearchFile) -> int:
@@ -67,9 +66,6 @@ class Searcher(OptunaSearch):
 
     Tune's OptunaSearch reports both as COMPLETE, a stopped trial with the score of its low budget. Here a pruned trial
     has its intermediate values by epoch.
-
-    Args:
-        search: The search file.
     """
 
     def __init__(self, search: SearchFile) -> None:
@@ -91,7 +87,7 @@ class Searcher(OptunaSearch):
         """Optuna's study of the search."""
         state = optuna_state(self)
         assert state is not None
-        return state.study
+        return state[0]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports an intermediate value to Optuna, with the epoch as step."""
@@ -100,7 +96,7 @@ class Searcher(OptunaSearch):
             super().on_trial_result(trial_id, result)
         elif result["epoch"] > self._last_epoch.get(trial_id, -1):
             self._last_epoch[trial_id] = result["epoch"]
-            state.trials[trial_id].report(result[self.metric], result["epoch"])
+            state[1][trial_id].report(result[self.metric], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Reports the end of a trial to Optuna."""
@@ -108,15 +104,15 @@ class Searcher(OptunaSearch):
         if state is None:
             super().on_trial_complete(trial_id, result, error)
             return
-        if trial_id in state.completed or trial_id not in state.trials:
+        study, trials, completed = state
+        if trial_id in completed or trial_id not in trials:
             return
-        trial = state.trials[trial_id]
         if error:
-            state.study.tell(trial, state=TrialState.FAIL)
+            study.tell(trials[trial_id], state=TrialState.FAIL)
         elif result and self.metric in result and result["epoch"] >= self._epochs:
-            state.study.tell(trial, result[self.metric])
+            study.tell(trials[trial_id], result[self.metric])
         else:
             if result and self.metric in result:
                 self.on_trial_result(trial_id, result)
-            state.study.tell(trial, state=TrialState.PRUNED)
-        state.completed.add(trial_id)
+            study.tell(trials[trial_id], state=TrialState.PRUNED)
+        completed.add(trial_id)

@@ -1,7 +1,8 @@
-"""Suggests values for the domains of a search file with Optuna."""
+"""Draws configurations from the domains of a search file, with Optuna."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import optuna
 from vadtune.config import SearchFile
 from vadtune.config.domains import Choice, Domain, Grid, Int, LogInt, LogUniform, QUniform, Uniform
 
+_TRIES = 20  # draws per requested configuration before a small space counts as exhausted
 _SUGGEST: dict[type[Domain], Callable[[optuna.Trial, str, Any], Any]] = {
     Choice: lambda trial, key, domain: trial.suggest_categorical(key, domain.values),
     Grid: lambda trial, key, domain: trial.suggest_categorical(key, domain.values),
@@ -36,3 +38,33 @@ def _suggest_step(trial: optuna.Trial, key: str, domain: QUniform) -> Any:
     if isinstance(domain.low, int) and isinstance(domain.q, int):
         return trial.suggest_int(key, domain.low, domain.finite_values()[-1], step=domain.q)
     return trial.suggest_float(key, domain.low, domain.finite_values()[-1], step=domain.q)
+
+
+def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[str, Any]]:
+    """Returns distinct configurations, each a mapping from dotted keys to values of the searched parameters.
+
+    Args:
+        search: The search file. The sampler ``grid`` gives its grid in order, or a random part of it; any other gives
+            ``search.initial``, then random draws that depend on ``search.seed`` only.
+        samples: How many to draw, fewer from a smaller space; None for ``search.samples``, or the whole grid.
+    """
+    wanted = search.search.samples if samples is None else samples
+    if search.search.sampler == "grid":
+        grid = search.grid()
+        if wanted is None or wanted >= len(grid):
+            return grid
+        chosen = sorted(random.Random(search.search.seed).sample(range(len(grid)), wanted))
+        return [grid[index] for index in chosen]
+    assert wanted is not None, "only a grid has no number of samples"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.search.seed))
+    for point in search.search.initial:
+        study.enqueue_trial(point)
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(_TRIES * wanted):
+        if len(found) == wanted:
+            break
+        trial = study.ask()
+        suggest(search, trial)
+        found.setdefault(repr(sorted(trial.params.items())), dict(trial.params))
+    return list(found.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
 from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
 from vadtune.search.driver.ray_start import local_ray
-from vadtune.tracking import connect, without_secrets
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.store import connect
 
 _PACKAGES = ("ray", "torch", "vadtune")
 _ENOUGH_BYTES = 2 * 2**30
@@ -45,9 +46,10 @@ def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator
             yield Check("cluster", False, str(error))
         else:
             yield from _node_checks()
-            yield _storage(storage)
-    yield _tracking(tracking_uri)
-    yield _disk("free disk", local_folder(storage))
+            shared = "every node" if len(nodes()) > 1 else "this machine"
+            yield _attempt("storage", lambda: check_shared(storage), f"{storage} is written and read by {shared}")
+    yield _attempt("tracking", lambda: connect(tracking_uri), f"{without_secrets(tracking_uri)} answers")
+    yield _free_disk(local_folder(storage))
 
 
 def _token(address: str | None) -> Check:
@@ -114,25 +116,17 @@ def _node_description() -> Any:
     return describe
 
 
-def _storage(storage: str) -> Check:
+def _attempt(name: str, work: Callable[[], object], success: str) -> Check:
     try:
-        check_shared(storage)
+        work()
     except VadtuneError as error:
-        return Check("storage", False, str(error))
-    shared = "every node" if len(nodes()) > 1 else "this machine"
-    return Check("storage", True, f"{storage} is written and read by {shared}")
+        return Check(name, False, str(error))
+    return Check(name, True, success)
 
 
-def _tracking(uri: str) -> Check:
-    try:
-        connect(uri)
-    except VadtuneError as error:
-        return Check("tracking", False, str(error))
-    return Check("tracking", True, f"{without_secrets(uri)} answers")
-
-
-def _disk(name: str, folder: Path) -> Check:
+def _free_disk(folder: Path) -> Check:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    text = f"{free / 2**30:.0f} GiB at {existing}"
-    return Check(name, free >= _ENOUGH_BYTES, text if free >= _ENOUGH_BYTES else f"{text}; make room, or use --storage")
+    enough = free >= _ENOUGH_BYTES
+    advice = "" if enough else "; make room, or use --storage"
+    return Check("free disk", enough, f"{free / 2**30:.0f} GiB at {existing}{advice}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +41,24 @@ class Jobs:
 
     def submit(self, search: SearchFile, *, storage: str, tracking_uri: str | None) -> str:
         """Submits a search to the cluster; returns the id of its job."""
-        arguments: Sequence[str] = ["search", SEARCH_FILE, "--address", "auto", "--storage", storage]
+        command = ["python", "-m", "vadtune", "search", SEARCH_FILE, "--address", "auto", "--storage", storage]
         if tracking_uri is not None:
-            arguments = [*arguments, "--tracking-uri", tracking_uri]
-        folder = Path(tempfile.mkdtemp(prefix="vadtune-"))
-        try:
-            (folder / SEARCH_FILE).write_text(search.to_yaml())
-            return str(
-                self._ask(
-                    self._client.submit_job,
-                    entrypoint=shlex.join(["python", "-m", "vadtune", *arguments]),
-                    runtime_env={"working_dir": str(folder)},
-                    metadata={"search": search.name},
-                )
+            command += ["--tracking-uri", tracking_uri]
+        with tempfile.TemporaryDirectory(prefix="vadtune-", ignore_cleanup_errors=True) as folder:
+            (Path(folder) / SEARCH_FILE).write_text(search.to_yaml())
+            job = self._ask(
+                self._client.submit_job,
+                entrypoint=shlex.join(command),
+                runtime_env={"working_dir": folder},
+                metadata={"search": search.name},
             )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            return str(job)
 
     def status(self, job: str | None = None) -> list[dict[str, object]]:
         """Returns a row for each submitted job, or for one job, newest first."""
         found = [self._ask(self._client.get_job_info, job)] if job else self._ask(self._client.list_jobs)
         found = [info for info in found if info.submission_id]  # Ray also lists drivers, such as the doctor
-        rows = [
+        return [
             {
                 "job": info.submission_id,
                 "search": (info.metadata or {}).get("search"),
@@ -73,7 +68,6 @@ class Jobs:
             }
             for info in sorted(found, key=lambda info: info.start_time or 0, reverse=True)
         ]
-        return rows
 
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
         """Yields the output of a job; with ``follow``, until the job ends."""

@@ -82,11 +82,8 @@ def silence_logs() -> None:
 
 def nodes() -> list[Node]:
     """Returns the nodes of the cluster that are alive."""
-    return [
-        Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"]))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [Node(node["NodeID"], node["NodeManagerAddress"], dict(node["Resources"])) for node in alive]
 
 
 def can_grow() -> bool:

@@ -17,12 +17,13 @@ from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
-from vadtune.search.driver.progress import Progress
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.ray_compat import actor_of
 from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemory", "out of memory", "not enough memory", "allocate memory")
 
 
 def short_name(trial: Trial) -> str:
@@ -32,11 +33,7 @@ def short_name(trial: Trial) -> str:
 
 
 class SearchCallback(Callback):
-    """Logs the trials of one search and ends those that hang.
-
-    Args:
-        run: Unique name of the search.
-    """
+    """Logs the trials of the search with the unique name ``run`` and ends those that hang."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -87,7 +84,7 @@ class SearchCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Logs a retry; the MLflow run of the trial stays open."""
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
-        reason = self._reason(trial).removeprefix("error: ")
+        reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
 
@@ -103,9 +100,8 @@ class SearchCallback(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refreshes the display."""
-        display = self._session.display
-        if display.due():
-            display.show(self._progress(trials))
+        if self._session.display.due():
+            self._show(trials)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Ends the MLflow runs of unfinished trials; a resume reopens those that were interrupted."""
@@ -120,7 +116,7 @@ class SearchCallback(Callback):
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
-        self._session.display.show(self._progress(trials))
+        self._show(trials)
 
     def _reconcile(self, trials: list[Trial]) -> None:
         if self._reconciled:
@@ -146,27 +142,24 @@ class SearchCallback(Callback):
         self._session.tracker.start_trial(trial.trial_id, short_name(trial), params)
 
     def _report(self, trial: Trial, result: dict[str, Any]) -> None:
-        names = [name for name in result if name.startswith(("val_", "train_", "inference_"))]
         if EPOCH not in result:
             return
-        self._session.tracker.log_metrics(
-            trial.trial_id, {name: result[name] for name in names}, epoch=int(result[EPOCH])
-        )
+        metrics = {name: result[name] for name in result if name.startswith(("val_", "train_", "inference_"))}
+        self._session.tracker.log_metrics(trial.trial_id, metrics, epoch=int(result[EPOCH]))
         self._session.scores[short_name(trial)] = float(result[self._session.search.search.metric])
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:
-            reason = self._reason(trial)
+            reason = self._session.hung.get(trial.trial_id) or _reason(trial)
             self._session.scores.pop(short_name(trial), None)
             if not reason.startswith("diverged"):
                 self._session.failures[short_name(trial)] = reason
             self._record(trial, "FAILED", reason)
-            return
-        epoch = _epoch(trial)
-        if epoch >= self._session.search.epochs:
+        elif _epoch(trial) >= self._session.search.epochs:
             self._record(trial, "FINISHED", "completed")
-            return
-        self._record(trial, "KILLED", f"stopped by {self._session.search.search.scheduler} at epoch {epoch}")
+        else:
+            by = self._session.search.search.scheduler
+            self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
 
     def _gpus_held(self, trials: list[Trial]) -> float:
         """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""
@@ -193,41 +186,23 @@ class SearchCallback(Callback):
                 trial.max_failures = 0
                 ray.kill(actor)
 
-    def _reason(self, trial: Trial) -> str:
-        return self._session.hung.get(trial.trial_id) or _reason(trial)
-
     def _record(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:
             self._session.ended[trial.trial_id] = end
         self._finish(trial, status, end)
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
-        if trial.trial_id not in self._session.started:  # it never ran, so it has no MLflow run
-            return
-        checkpoint = _checkpoint_path(trial)
-        self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
+        if trial.trial_id in self._session.started:  # otherwise it has no MLflow run
+            checkpoint = _checkpoint_path(trial)
+            self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
-    def _progress(self, trials: list[Trial]) -> Progress:
-        counts = self._session.counts()
-        left = None if self._session.deadline is None else max(0.0, self._session.deadline - time.monotonic())
-        return Progress(
-            total=self._session.total,
-            ended_before=self._session.ended_before,
-            running=sum(trial.status == Trial.RUNNING for trial in trials),
-            completed=counts["completed"],
-            stopped=counts["stopped"],
-            failed=counts["diverged"] + counts["error"],
-            best=self._session.best,
-            budget_left=left,
-        )
+    def _show(self, trials: list[Trial]) -> None:
+        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        self._session.display.show(len(self._session.ended), self._session.total, self._session.line(running))
 
 
 class GpuBudgetStopper(Stopper):
-    """Stops a search when its budget of GPU-hours is used up.
-
-    Args:
-        run: Unique name of the search.
-    """
+    """Stops the search with the unique name ``run`` when its budget of GPU-hours is used up."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -267,12 +242,8 @@ def _reason(trial: Trial) -> str:
         return "error: its worker died, or the node it ran on"
     if isinstance(error, RayActorError):
         text = str(error).strip().splitlines()[-1]  # the last line of the traceback: why the worker could not start
-        return f"error: {_with_memory_hint(text)}"[:500]
-    return f"error: {_with_memory_hint(f'{type(cause).__name__}: {text}')}"[:500]
-
-
-def _with_memory_hint(text: str) -> str:
-    short = any(sign in text for sign in ("MemoryError", "OutOfMemory", "out of memory", "not enough memory"))
-    if not short and "allocate memory" not in text:
-        return text
-    return f"out of memory, lower the sizes that model.* and train.batch_size may take: {text}"
+    else:
+        text = f"{type(cause).__name__}: {text}"
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        text = f"out of memory, lower the sizes that model.* and train.batch_size may take: {text}"
+    return f"error: {text}"[:500]

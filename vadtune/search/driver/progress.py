@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,52 +17,16 @@ _REFRESH_SECONDS = 0.25
 _PLAIN_SECONDS = 30.0
 
 
-class Progress(NamedTuple):
-    """The state of a search: counts of trials, the best score with its trial, seconds left of the time budget.
-
-    ``ended_before`` counts the trials that ended before a resume; the estimate of the time left excludes them.
-    """
-
-    total: int
-    ended_before: int
-    running: int
-    completed: int
-    stopped: int
-    failed: int
-    best: tuple[float, str] | None
-    budget_left: float | None
-
-    @property
-    def ended(self) -> int:
-        """Number of trials that will not run again."""
-        return self.completed + self.stopped + self.failed
-
-    def line(self, elapsed: float) -> str:
-        """Returns the state as one line of text."""
-        best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
-        counts = f"{self.running} running, {self.completed} completed, {self.stopped} stopped, {self.failed} failed"
-        return f"{self.ended}/{self.total} trials: {counts}; {best}; {duration(elapsed)}{self._left(elapsed)}"
-
-    def _left(self, elapsed: float) -> str:
-        now_ended = self.ended - self.ended_before
-        if not now_ended or self.ended == self.total:
-            return ""
-        estimate = elapsed / now_ended * (self.total - self.ended)
-        return f", about {duration(min(estimate, self.budget_left or estimate))} left"
-
-
 def duration(seconds: float) -> str:
     """Formats a duration in seconds as text: 42s, 3m 05s, 2h 10m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h {minutes % 60:02d}m"
+    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 class ProgressDisplay:
-    """Shows Progress on stderr; use as a context manager.
+    """Shows the progress on stderr; use as a context manager.
 
     Args:
         title: Name of the search.
@@ -72,7 +35,6 @@ class ProgressDisplay:
 
     def __init__(self, title: str, metric: str) -> None:
         self._title, self._metric = title, metric
-        self._start = time.monotonic()
         self._shown = 0.0
         console = Console(stderr=True)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -90,15 +52,14 @@ class ProgressDisplay:
         """Returns whether the display should be refreshed."""
         return time.monotonic() - self._shown >= (_REFRESH_SECONDS if self._live else _PLAIN_SECONDS)
 
-    def show(self, progress: Progress) -> None:
-        """Shows the progress now."""
+    def show(self, ended: int, total: int, state: str) -> None:
+        """Shows how many trials ended, as a bar, and the state of the search as one line of text."""
         self._shown = time.monotonic()
-        elapsed = self._shown - self._start
         if self._live is None:
-            logger.info("%s: %s", self._title, progress.line(elapsed))
+            logger.info("%s: %s", self._title, state)
             return
         grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=progress.total, completed=progress.ended, width=40)
+        bar = ProgressBar(total=total, completed=ended, width=40)
         grid.add_row(Text(self._title, style="bold"), bar)
-        line = Text(f"{progress.line(elapsed)}  [{self._metric}]", style="dim")
+        line = Text(f"{state}  [{self._metric}]", style="dim")
         self._live.update(Group(grid, line), refresh=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+import operator
 import secrets
 import time
 from dataclasses import dataclass
@@ -23,36 +25,20 @@ from vadtune.data import IncompleteDataset, load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
-from vadtune.search.driver.budget import GpuMeter
 from vadtune.search.driver.callbacks import GpuBudgetStopper, SearchCallback
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.search.driver.ray_start import PendingRay, pending_ray
 from vadtune.search.driver.resources import check_resources
-from vadtune.search.driver.session import SESSIONS, Session
+from vadtune.search.driver.session import SESSIONS, GpuMeter, Session
 from vadtune.search.driver.signals import stop_signals
-from vadtune.search.ray_compat import (
-    bounded_retries,
-    check_protective,
-    keep_starting_actors,
-    parallel_actor_starts,
-    rare_snapshots,
-)
+from vadtune.search.ray_compat import adapted_tune, check_protective
 from vadtune.search.resume.recovery import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import pack_size, place_trials
-from vadtune.tracking import (
-    Tracker,
-    check_holds,
-    client_of,
-    connect,
-    connect_existing,
-    is_finished,
-    sqlite_path,
-    store_of,
-    sync,
-    tracking_uri,
-    without_secrets,
-)
+from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.spool import is_finished
+from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
+from vadtune.tracking.writer import Tracker, check_holds, sync
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +100,7 @@ def run_search(
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
     settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
     tracker.start(
-        params={**fixed, **settings, **{key: domain_text(search, key) for key in search.domains}},
+        params={**fixed, **settings, **{key: _domain_text(search, key) for key in search.domains}},
         tags={
             "vadtune.seed": str(search.search.seed),
             "vadtune.folder": str(folder),
@@ -122,11 +108,10 @@ def run_search(
         },
         artifacts=[folder / SEARCH_FILE],
     )
-    shown = without_secrets(uri)
-    write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, shown, f"{kept}/{_TUNE}"))
-
+    where = f"{kept}/{_TUNE}"
+    write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
-        return _run(search, dataset, tracker, folder, f"{kept}/{_TUNE}", set(), pending)
+        return _run(search, dataset, tracker, folder, where, set(), pending)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -163,11 +148,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
 
 
 def _client(uri: str, run: Run) -> Any:
-    """Returns a client of the store that a search was started with, even of a server that does not answer now.
-
-    Raises:
-        TrackingError: The store is a file that does not exist, or does not hold the search.
-    """
+    """Returns a client of the store that a search was started with, even of a server that does not answer now."""
     try:
         client = connect_existing(uri)
     except TrackingError as error:
@@ -189,17 +170,7 @@ def _run(
     known: set[str],
     pending: PendingRay,
 ) -> SearchOutcome:
-    """Runs a search, or the rest of a restored one, and logs how it ended.
-
-    Args:
-        search: The search file.
-        dataset: The dataset that it names.
-        tracker: Writes to MLflow.
-        folder: The folder of the search.
-        where: Folder or URI in which Tune keeps its state.
-        known: Ids of the trials in the restored snapshot; empty to start a new search.
-        pending: The Ray that is being started.
-    """
+    """Runs a search, or the rest of one restored with the trials ``known``; Tune keeps its state at ``where``."""
     run = tracker.search
     start = time.monotonic()
     budget, total = search.search.time_budget_s, sample_count(search)
@@ -213,11 +184,8 @@ def _run(
             pending.wait()
             with (
                 place_trials(search, dataset, size) as (trainable, slots),
-                bounded_retries(is_transient_failure),
-                keep_starting_actors(),
-                parallel_actor_starts(slots),
+                adapted_tune(slots=slots, is_transient=is_transient_failure, snapshot_share=_SNAPSHOT_SHARE),
                 atomic_snapshots(folder),
-                rare_snapshots(_SNAPSHOT_SHARE),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each trains a pack, see place_trials
                 if known:
@@ -239,15 +207,14 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
     search, tracker, run = session.search, session.tracker, session.tracker.search
     counts = dict(session.counts())
     stopped_early = bool(session.signals) and len(session.ended) < session.total
-    summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
-    if session.best:
-        summary |= {"best_trial": session.best[1], f"best_{search.search.metric}": session.best[0]}
+    metrics = {f"best_{search.search.metric}": session.best[0]} if session.best else {}
     if search.search.gpus_per_trial:
-        summary["gpu_hours"] = round(session.gpus.hours, 6)
+        metrics["gpu_hours"] = round(session.gpus.hours, 6)
+    summary: dict[str, Any] = {"run": run, "trials": counts, "seconds": round(seconds, 1), "interrupted": stopped_early}
+    summary |= ({"best_trial": session.best[1]} if session.best else {}) | metrics
     logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
-        metrics={f"trials_{end}": count for end, count in counts.items()}
-        | {name: float(summary[name]) for name in (f"best_{search.search.metric}", "gpu_hours") if name in summary},
+        metrics={f"trials_{end}": count for end, count in counts.items()} | metrics,
         tags={"vadtune.summary": json.dumps(summary)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
     )
@@ -255,8 +222,7 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
     if not logged:
         logger.warning(
             "the store %s did not accept the last results; they are kept, deliver them by: vadtune sync %s",
-            without_secrets(tracker.uri),
-            run,
+            *(without_secrets(tracker.uri), run),
         )
     return SearchOutcome(
         run, search.name, tracker.uri, stopped_early, session.failures, counts, seconds, session.best, logged
@@ -294,9 +260,6 @@ def _trial_folder(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def domain_text(search: SearchFile, key: str) -> str:
-    """Returns a domain as the search file writes it, for the parent run's parameters."""
-    node: Any = search.tree
-    for part in key.split("."):
-        node = node[part]
-    return json.dumps(node)
+def _domain_text(search: SearchFile, key: str) -> str:
+    """Returns a domain as the search file writes it."""
+    return json.dumps(functools.reduce(operator.getitem, key.split("."), search.tree))

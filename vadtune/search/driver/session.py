@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vadtune.config import SearchFile
-from vadtune.search.driver.budget import GpuMeter
-from vadtune.search.driver.progress import ProgressDisplay
-from vadtune.tracking import Tracker
+from vadtune.search.driver.progress import ProgressDisplay, duration
+from vadtune.tracking.writer import Tracker
+
+
+class GpuMeter:
+    """Adds up the GPU time that a search reserves: two trials with a quarter of a GPU use half a GPU-hour per hour.
+
+    Args:
+        hours: The budget in GPU-hours; None without one.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, hours: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = None if hours is None else hours * 3600
+        self.seconds = 0.0
+        self._clock = clock
+        self._held, self._since = 0.0, clock()
+
+    def hold(self, gpus: float) -> None:
+        """Sets how many GPUs are held from now on."""
+        now = self._clock()
+        self.seconds += self._held * (now - self._since)
+        self._held, self._since = gpus, now
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours used."""
+        return self.seconds / 3600
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget is used up; never without one."""
+        return self.budget is not None and self.seconds >= self.budget
 
 
 @dataclass
@@ -32,6 +64,7 @@ class Session:
         scores: Trial name -> latest score, without failed trials.
         alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
         hung: Trial id -> why it was ended as hanging.
+        start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
     search: SearchFile
@@ -50,6 +83,7 @@ class Session:
     scores: dict[str, float] = field(default_factory=dict)
     alive: dict[str, float] = field(default_factory=dict)
     hung: dict[str, str] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
 
     @property
     def best(self) -> tuple[float, str] | None:
@@ -59,6 +93,20 @@ class Session:
     def counts(self) -> Counter[str]:
         """Returns the number of ended trials by kind: completed, stopped, diverged or error."""
         return Counter(end.partition(":")[0].partition(" ")[0] for end in self.ended.values())
+
+    def line(self, running: int) -> str:
+        """Returns the state of the search as one line of text, with an estimate of the time left."""
+        counts, elapsed = self.counts(), time.monotonic() - self.start
+        failed = counts["diverged"] + counts["error"]
+        trials = f"{running} running, {counts['completed']} completed, {counts['stopped']} stopped, {failed} failed"
+        best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
+        left, now_ended = "", len(self.ended) - self.ended_before
+        if now_ended and len(self.ended) < self.total:
+            seconds = elapsed / now_ended * (self.total - len(self.ended))
+            if self.deadline is not None and (rest := self.deadline - time.monotonic()) > 0:
+                seconds = min(seconds, rest)
+            left = f", about {duration(seconds)} left"
+        return f"{len(self.ended)}/{self.total} trials: {trials}; {best}; {duration(elapsed)}{left}"
 
 
 SESSIONS: dict[str, Session] = {}

@@ -18,8 +18,6 @@ MAX_RETRIES = 3
 RECOVERY = "recovery"
 """The result key of a trial's note that it could not continue from its last checkpoint."""
 
-_CHECKPOINT = "checkpoint_"
-
 
 def is_transient_failure(error: BaseException | None) -> bool:
     """Returns whether a retry may succeed: after the death of a worker or node, or a full disk.
@@ -83,7 +81,7 @@ def _others(filesystem: fs.FileSystem, path: str) -> Iterator[tune.Checkpoint]:
     latest = PurePosixPath(path)
     selector = fs.FileSelector(str(latest.parent), allow_not_found=True)
     names = sorted(Path(info.path).name for info in filesystem.get_file_info(selector))
-    names = [name for name in names if name.startswith(_CHECKPOINT)]
+    names = [name for name in names if name.startswith("checkpoint_")]
     earlier, later = [name for name in names if name < latest.name], [name for name in names if name > latest.name]
     for name in (*reversed(earlier), *later):
         yield tune.Checkpoint(path=str(latest.parent / name), filesystem=filesystem)

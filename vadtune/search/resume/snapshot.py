@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import ray
@@ -35,9 +34,6 @@ _TUNER = "tuner.pkl"
 @contextlib.contextmanager
 def atomic_snapshots(folder: Path) -> Iterator[None]:
     """Writes each state that Tune saves to one file in the folder of the search, completely or not at all.
-
-    Args:
-        folder: The folder of the search.
 
     Raises:
         SearchError: Tune saves its state in another form.
@@ -83,7 +79,8 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             files = {Path(name).name: upgrade_state(archive.read(name)) for name in archive.namelist()}
-        trials = _trial_ids(json.loads(files[f"{_TRIALS}.json"]))
+        state = json.loads(files[f"{_TRIALS}.json"])
+        trials = {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -102,7 +99,3 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise VadtuneError(f"{tune}: cannot be written ({error}); make room, or set its credentials") from error
     return trials
-
-
-def _trial_ids(state: dict[str, Any]) -> set[str]:
-    return {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
