@@ -60,7 +60,7 @@ def test_what_is_exposed_is_told(tmp_path: Path) -> None:
         assert listening_addresses(descendants(server.pid)) == {"127.0.0.2"}
     log = (tmp_path / "log.txt").read_text()
     assert "exposed without a password to all who reach 127.0.0.2:" in log
-    assert "reading, changing and deleting every experiment" in log
+    assert "they can read, change and delete every experiment" in log
 
 
 @pytest.mark.parametrize("interrupted", [True, False])

@@ -136,7 +136,7 @@ def test_a_tracking_server_that_dies_for_good_ends_no_search(server: Server, tmp
             check=False,
         )
 
-    assert "name the store with its password in MLFLOW_TRACKING_URI" in sync().stderr
+    assert "pass the URI with its password in MLFLOW_TRACKING_URI" in sync().stderr
     for message in ("bytes delivered", "the store has everything"):
         done = sync(MLFLOW_TRACKING_URI=secret)
         assert done.returncode == 0, done.stderr
