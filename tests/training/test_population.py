@@ -472,22 +472,3 @@ def test_a_gpu_trains_the_same_model(model: dict[str, str], iris: IncompleteData
     (state,) = (s for m, s in zip(population.members, population.states(), strict=True) if m.config == config)
     for name in ("weights", "rows"):
         torch.testing.assert_close(state[name].cpu(), alone[name], rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("model", KINDS)
-def test_captured_passes_agree_with_launched_ones(model: dict[str, Any], iris: IncompleteDataset) -> None:
-    ends = {}
-    for how in ("on", "off"):
-        configs = [trial_config(model=model, train={"compile": how, "kl_weight": weight}) for weight in (0.1, 0.3)]
-        population = Population(configs, iris.train, "cuda")
-        population.train_until(2)
-        population.join(trial_config(model=model, train={"compile": how, "kl_weight": 0.2}))
-        population.train_until(4)
-        assert population._stacked._passes
-        assert all(hasattr(p, "_graph") == (how == "on") for p in population._stacked._passes.values())
-        ends[how] = {member.config.train.kl_weight: population.state(member) for member in population.members}
-    for weight, state in ends["off"].items():
-        for name in ("weights", "rows"):
-            torch.testing.assert_close(ends["on"][weight][name], state[name], rtol=1e-3, atol=1e-4)
