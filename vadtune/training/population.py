@@ -20,7 +20,7 @@ from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import MaskedRows
-from vadtune.models import Architecture, Family, build_family
+from vadtune.models import Architecture, build_family
 from vadtune.models.linear_em import regression
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State, signature
@@ -55,39 +55,31 @@ class Population:
         self._signature = signature(first, self._features)
         self._seed = first.train.seed
         self._schedule_name = first.train.schedule
-        self._bf16 = first.train.precision == "bf16"
+        self.family = build_family(Architecture.of(first.model, self._features))
+        bf16 = first.train.precision == "bf16"
+        self.family.networks = {name: replace(mlp, bf16=bf16) for name, mlp in self.family.networks.items()}
         # Members at different epochs see different batches. On a CPU such groups are trained one after the other, which
         # costs nothing; on a GPU together, with separate batches.
         self._mixed = self.device.type != "cpu"
 
         self._data = TrainRows(train, self.device)
-        self._initial: dict[tuple[Architecture, str], State] = {}
-        self._stack([(Member(config), self._initial_state(config)) for config in configs])
+        self._initial: dict[str, State] = {}
+        self._stack([(Member(config), self._initial_state(config.train.latent_init)) for config in configs])
 
-    def _architecture(self, config: TrialConfig) -> Architecture:
-        return Architecture.of(config.model, self._features)
-
-    def _family_of(self, architecture: Architecture) -> Family:
-        family = build_family(architecture)
-        family.networks = {name: replace(mlp, bf16=self._bf16) for name, mlp in family.networks.items()}
-        return family
-
-    def _initial_state(self, config: TrialConfig) -> State:
-        """Returns the initial state of a configuration, cached by architecture and latent_init."""
-        key = self._architecture(config), config.train.latent_init
-        if key not in self._initial:
-            architecture, how = key
-            family, x, mask = self._family_of(architecture), self._data.x.cpu(), self._data.mask.cpu()
-            weights = family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
-            rows = family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
-            if architecture.closed_form:
-                (decoder,) = family.layers(weights[None])["decoder"]
+    def _initial_state(self, how: str) -> State:
+        """Returns the state that training starts from with a ``train.latent_init``; cached."""
+        if how not in self._initial:
+            x, mask = self._data.x.cpu(), self._data.mask.cpu()
+            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
+            rows = self.family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
+            if self.family.architecture.closed_form:
+                (decoder,) = self.family.layers(weights[None])["decoder"]
                 weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
                 decoder.bias[0, 0].copy_(bias)
             moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
-            self._initial[key] = {"weights": weights, "rows": rows, **moments}
-        return self._initial[key]
+            self._initial[how] = {"weights": weights, "rows": rows, **moments}
+        return self._initial[how]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Replaces the members; changes nothing if it fails, for lack of memory, say."""
@@ -104,11 +96,8 @@ class Population:
             name: torch.stack([state[name].to(self.device) for state in states], dim=int("moments" in name))
             for name in _TENSORS
         }
-        family = self._family_of(self._architecture(members[0].config))
-        stack = Stack(self._data, members, family, tensors)
-
-        self.members, self.family, self._stacked, self._tensors = members, family, stack, tensors
-        self._initial = {key: state for key, state in self._initial.items() if key[0] == family.architecture}
+        self._stacked = Stack(self._data, members, self.family, tensors)
+        self.members, self._tensors = members, tensors
 
     def _group_of(self, member: Member) -> tuple[int, bool]:
         return (0, False) if self._mixed else (member.epoch, member.config.model.dropout > 0)
@@ -125,7 +114,7 @@ class Population:
             ConfigError: It has another signature, or the state belongs to another configuration or dataset.
         """
         member = Member(config)
-        state = self._initial_state(config) if state is None else self._checked(member, state)
+        state = self._initial_state(config.train.latent_init) if state is None else self._checked(member, state)
         self._stack([*zip(self.members, self.states(), strict=True), (member, state)])
         return member
 
@@ -224,9 +213,9 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Checks a state, sets the member's progress from it and returns its tensors."""
-        family, n = self._family_of(self._architecture(member.config)), len(self._data.x)
+        n = len(self._data.x)
         plateau = self._schedule_name == "plateau"
-        weights, rows = (family.n_parameters,), (n, family.row_parameters)
+        weights, rows = (self.family.n_parameters,), (n, self.family.row_parameters)
         shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))
         for name, shape in {**shapes, **({"plateau": (3,)} if plateau else {})}.items():
             if name not in state or state[name].shape != shape:

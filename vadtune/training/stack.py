@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,14 +57,6 @@ class TrainRows:
         return self.x.masked_fill(self.mask == 0, torch.nan)
 
 
-class _EpochSums(NamedTuple):
-    """Sums over an epoch of each member (p,)."""
-
-    squared_error: Tensor
-    weighted_error: Tensor  # the same in units of the observation noise, plus the cost of its log variances
-    kl: Tensor  # nats
-
-
 class Stack:
     """A fixed sequence of members in stacked tensors.
 
@@ -112,7 +103,7 @@ class Stack:
         if same_batches and all(native.supports_training(config) for config in configs):
             return [self._train_native(index, epoch, position) for position, index in enumerate(indices)]
         train = self._train_amortised if self.family.amortised else self._train_free
-        epoch_sums: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # waits for the device
+        epoch_sums: list[list[float] | None] = train(members, epoch).tolist()  # waits for the device
         return epoch_sums
 
     def _em_step(self, index: int) -> list[float] | None:
@@ -147,7 +138,7 @@ class Stack:
         rows, config = (self._rows[index], self._row_moments[:, index]), self.members[index].config
         return list(native_epoch.train_epoch(self.family, config, weights, rows, self._data.x_nan, epoch, position))
 
-    def _train_free(self, members: slice, epoch: Epoch) -> _EpochSums:
+    def _train_free(self, members: slice, epoch: Epoch) -> Tensor:
         """Trains decoders and free row posteriors in PyTorch.
 
         An epoch visits every row once, so a row's posterior does not change before its batch, and its gradient is not
@@ -171,7 +162,7 @@ class Stack:
         next(self._row_optimiser.steps(members, np.array([epoch.epochs]), epoch.latent_lr[None]))
         return self._sums(epoch, kl)
 
-    def _train_amortised(self, members: slice, epoch: Epoch) -> _EpochSums:
+    def _train_amortised(self, members: slice, epoch: Epoch) -> Tensor:
         """Trains encoders and decoders in PyTorch."""
         networks, grads_out = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         eps = epoch.shuffled(epoch.eps)
@@ -190,10 +181,11 @@ class Stack:
             next(steps)
         return self._sums(epoch, kl)
 
-    def _sums(self, epoch: Epoch, kl: Tensor) -> _EpochSums:
+    def _sums(self, epoch: Epoch, kl: Tensor) -> Tensor:
+        """Returns the three sums of each member, (p, 3); see ``train_epoch``."""
         squared_error = epoch.squared_error()
-        noisy = "noise" in self.family.networks
-        return _EpochSums(squared_error, epoch.weighted_errors.sum(-1) if noisy else squared_error, kl)
+        weighted = epoch.weighted_errors.sum(-1) if "noise" in self.family.networks else squared_error
+        return torch.stack([squared_error, weighted, kl], dim=1)
 
     def _decode(
         self,
