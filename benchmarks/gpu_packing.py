@@ -5,8 +5,7 @@
 64 configurations (decoder 50-100-100-784, learned posteriors, batch 128, half of the cells missing) train for some
 epochs, in packs of each size. Needs only torch, numpy and pydantic. The last line is the ratio of packs of 64 to one at
 a time. For each size the table gives the share of the device's measured memory bandwidth and matrix rate that a step
-uses, counting weights with moments and gradients as traffic and matrix products as arithmetic. Then come 64
-configurations of 16 widths: those of equal widths together, and all in one padded pack.
+uses, counting weights with moments and gradients as traffic and matrix products as arithmetic.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ LATENT, HIDDEN, FEATURES, BATCH, CONFIGS = 50, 100, 784, 128, 64
 WEIGHTS = (LATENT + 1) * HIDDEN + (HIDDEN + 1) * HIDDEN + (HIDDEN + 1) * FEATURES
 
 
-def config(index: int, latent: int = LATENT, hidden: int = HIDDEN) -> TrialConfig:
-    """Returns one of the configurations: all of one shape, unless other widths are given."""
+def config(index: int) -> TrialConfig:
+    """Returns one of the configurations, all of one shape."""
     return TrialConfig.model_validate(
         {
             "name": "pack",
             "data": {"source": "digits"},
-            "model": {"latent": latent, "hidden": hidden, "layers": 2},
+            "model": {"latent": LATENT, "hidden": HIDDEN, "layers": 2},
             "train": {"epochs": 100, "batch_size": BATCH, "kl_weight": 0.01 * (index + 1), "latent_init": "normal"},
         }
     )
@@ -42,33 +41,14 @@ def config(index: int, latent: int = LATENT, hidden: int = HIDDEN) -> TrialConfi
 
 def seconds_per_epoch(train: MaskedRows, p: int, epochs: int, device: str) -> float:
     """Returns the seconds that one configuration's epoch takes in a pack of p; epochs of one pack stand for all."""
-    return _seconds([Population([config(index) for index in range(p)], train, device)], epochs) / p
-
-
-def seconds_of_widths(train: MaskedRows, epochs: int, device: str, *, pad: bool) -> tuple[float, int]:
-    """Returns seconds per epoch of one of 64 configurations of 16 widths, and how many packs these make."""
-    packs: list[Population] = []
-    for index in range(CONFIGS):
-        widths = LATENT - 10 * (index % 4), HIDDEN - 10 * (index // 4 % 4)
-        pack = next((pack for pack in packs if pack.has_room_for(config(index, *widths))), None)
-        if pack is None:
-            packs.append(Population([config(index, *widths)], train, device, pad=pad))
-        else:
-            pack.join(config(index, *widths))
-    return _seconds(packs, epochs) / CONFIGS, len(packs)
-
-
-def _seconds(packs: list[Population], epochs: int) -> float:
-    """Returns the seconds of an epoch of all packs."""
-    for pack in packs:
-        pack.train_epoch()
+    pack = Population([config(index) for index in range(p)], train, device)
+    pack.train_epoch()
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(epochs):
-        for pack in packs:
-            pack.train_epoch()
+        pack.train_epoch()
     torch.cuda.synchronize()
-    return (time.perf_counter() - start) / epochs
+    return (time.perf_counter() - start) / epochs / p
 
 
 def device_limits(device: str) -> tuple[float, float]:
@@ -114,10 +94,6 @@ def main() -> None:
         traffic, arithmetic = 4 * 7 * WEIGHTS / step / bandwidth, 6 * BATCH * WEIGHTS / step / products
         rate = 60 / (100 * found[p])
         print(f"{p:3} {1e3 * step:17.4f} {rate:38.2f} {traffic:20.1%} {arithmetic:13.1%}", flush=True)
-    print("64 configurations of 16 widths")
-    for name, pad in (("equal widths together", False), ("padded", True)):
-        seconds, packs = seconds_of_widths(train, args.epochs, "cuda", pad=pad)
-        print(f"{name}, {packs} packs: {60 / (100 * seconds):.2f} configurations a minute (100 epochs)", flush=True)
     print(f"ratio: {found[1] / found[CONFIGS]:.1f}")
 
 

@@ -16,7 +16,7 @@ from vadtune.config import sections as config_module
 from vadtune.core.errors import ConfigError
 from vadtune.models import MODELS, Architecture, build_family
 from vadtune.models.heads import HEADS
-from vadtune.models.networks import ACTIVATIONS, MLP, per_member_activation
+from vadtune.models.networks import ACTIVATIONS, MLP
 from vadtune.models.objective import Posterior, Prior, noise_gradient, posterior_gradients, reconstruction, sample
 from vadtune.models.objective import kl_divergence as our_kl
 from vadtune.models.observation_noise import log_variance_backward
@@ -91,36 +91,6 @@ def test_gradients_of_a_perceptron_are_those_of_autograd(
     torch.testing.assert_close(grad, want_flat)
     torch.testing.assert_close(grad_x, want_x)
     torch.testing.assert_close(frozen, want_x)
-
-
-@pytest.mark.parametrize(
-    "names", [("relu", "tanh", "tanh"), ("linear", "gelu", "relu"), ("silu", "tanh", "gelu")], ids="-".join
-)
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_activations_side_by_side_are_each_member_s_own(names: tuple[str, ...], layer_norm: bool) -> None:
-    """Output and gradients, against every member alone."""
-    sizes = (4, 6, 6, 7)
-    mlp = MLP(sizes, per_member_activation(names), layer_norm)
-    flat, x = randn(len(names), mlp.n_parameters, seed=1), randn(len(names), B, 4, seed=2)
-    upstream = randn(len(names), B, 7, seed=3)
-
-    def passes(mlp: MLP, own: slice) -> tuple[Tensor, ...]:
-        grad = torch.full_like(flat[own], torch.nan)
-        layers = mlp.layers(flat[own])
-        output, tape = mlp.forward(layers, x[own])
-        output = output.clone()
-        return output, mlp.backward(layers, tape, upstream[own].clone(), mlp.layers(grad)).clone(), grad
-
-    together = passes(mlp, slice(None))
-    for i, name in enumerate(names):
-        alone = passes(MLP(sizes, ACTIVATIONS[name], layer_norm), slice(i, i + 1))
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[i : i + 1], other)
-
-
-def test_one_activation_side_by_side_is_itself() -> None:
-    for name, activation in ACTIVATIONS.items():
-        assert per_member_activation([name] * 3) is activation
 
 
 def test_a_skip_starts_as_nothing_and_has_a_name_of_its_own() -> None:

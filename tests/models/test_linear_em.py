@@ -71,9 +71,10 @@ def test_machine_code_finds_what_operations_find(noise: str, k: int, n: int, mon
     x = randn(n, D, seed=8) * mask
     one = LinearDecoder(randn(k, D, seed=1), randn(D, seed=2), decoder(noise).obs_log_var)
     prior = {"prior_mean": randn(k, seed=9), "prior_precision": randn(k, seed=10).exp()}
-    found = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear_em._expectation(one, x, mask, KL_WEIGHT)
+    standard = one, x, mask, KL_WEIGHT, torch.zeros(k).double(), torch.ones(k).double()
+    found = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear_em._posteriors(*standard, learn=True)
     monkeypatch.setattr(native, "is_available", lambda: False)
-    expected = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear_em._expectation(one, x, mask, KL_WEIGHT)
+    expected = posterior_means(one, x, mask, KL_WEIGHT, **prior), *linear_em._posteriors(*standard, learn=True)
     for a, b in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 

@@ -199,13 +199,14 @@ TRAIN = """
 import logging
 logging.basicConfig(level="INFO", format="%(message)s")
 from tests.conftest import trial_config
+from vadtune import native
 from vadtune.data import load_dataset
 from vadtune.training.population import Population
 config = trial_config(train={"epochs": 1, "weight_decay": 0.1})
 population = Population([config], load_dataset(config.data).train)
 population.train_until(1)
 print(population.members[0].metrics["train_loss"])
-print("kernel" if not population._stacked._passes else "operations")
+print("kernel" if native.supports_training(config) else "operations")
 """
 
 

@@ -23,7 +23,7 @@ def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Any, *
 
     class Misbehaves(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._runner.population.epoch == 3 and self._runner.population.members[0].config.model.latent == 3:
+            if self._population.epoch == 3 and self._population.members[0].config.model.latent == 3:
                 before = len(list(folder.glob("attempt-*")))
                 if before < times:
                     (folder / f"attempt-{before}").touch()
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     class Misbehaves(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._runner.population.epoch == 9 and not (tmp_path / "attempt").exists():
+            if self._population.epoch == 9 and not (tmp_path / "attempt").exists():
                 (tmp_path / "attempt").touch()
                 damage(checkpoints(tmp_path)[-1])
                 os.kill(os.getpid(), signal.SIGKILL)

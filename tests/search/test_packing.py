@@ -10,24 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
-from tests.conftest import trial_config
 from tests.search.test_run import Finished, tiny
-from vadtune import native
 from vadtune.artifacts.held_out_predictions import HELD_OUT_FILE
 from vadtune.artifacts.model_folder import MODEL_FILES, load_model
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config import SearchFile, parse_search
 from vadtune.core.errors import TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
-from vadtune.models import Architecture
 from vadtune.search.trials import packing
-from vadtune.search.trials.calibration import calibrate
 from vadtune.search.trials.packing import Pack
-from vadtune.search.trials.placement import pack_size, trained_one_by_one
-from vadtune.search.trials.trainable import TrainTrial
-from vadtune.search.trials.trial_runner import MODEL
+from vadtune.search.trials.placement import pack_size
+from vadtune.search.trials.trainable import MODEL, TrainTrial
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate
 
@@ -61,9 +55,8 @@ def assert_same_scores(one: dict[str, float], other: dict[str, float]) -> None:
             assert other[name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
 @pytest.mark.parametrize("capacity", [1, 2, 100])
-def test_a_packed_trial_scores_as_it_does_alone(capacity: int, pad: bool) -> None:
+def test_a_packed_trial_scores_as_it_does_alone(capacity: int) -> None:
     """Six trials of three shapes come at different moments, and go from report to report."""
     search = searched()
 
@@ -75,8 +68,6 @@ def test_a_packed_trial_scores_as_it_does_alone(capacity: int, pad: bool) -> Non
         return await asyncio.gather(*(trial(number) for number in range(len(SAMPLES))))
 
     pack, dataset = pack_of(search, capacity)
-    assert not pack._pad, "on a CPU"
-    pack._pad = pad
     for sample, reports in zip(SAMPLES, asyncio.run(run()), strict=True):
         for epoch, scores in zip((3, 9, 27), reports, strict=True):
             assert_same_scores(alone(search, dataset, sample, epoch), scores)
@@ -97,7 +88,7 @@ def test_reports_in_close_order_start_from_each_other_packed_or_alone_resumed_or
 
     first, second, reports = trial(), trial(), []
     for epoch in range(1, 28):
-        assert (first._runner.posteriors is not None) == (epoch > 10)
+        assert (first._posteriors is not None) == (epoch > 10)
         reports.append(first.step())
         if epoch == 20:
             first.save_checkpoint(str(tmp_path))
@@ -111,10 +102,8 @@ def test_reports_in_close_order_start_from_each_other_packed_or_alone_resumed_or
     assert_same_scores(alone(search, dataset, SAMPLES[0], 27), reports[-1])
 
 
-@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
-def test_configurations_of_other_widths_and_activations_share_a_population_where_they_are_padded(pad: bool) -> None:
+def test_configurations_of_one_shape_share_a_population() -> None:
     pack, _ = pack_of(searched(), 100)
-    pack._pad = pad
     sizes: list[list[int]] = []
 
     async def watch(trials: asyncio.Future[Any]) -> None:
@@ -127,16 +116,14 @@ def test_configurations_of_other_widths_and_activations_share_a_population_where
         await watch(trials)
 
     asyncio.run(run())
-    assert ([2, 4] if pad else [1, 2, 3]) in sizes
+    assert [1, 2, 3] in sizes
     assert not pack._populations
 
 
-@pytest.mark.parametrize("pad", [False, True], ids=["as they are", "padded"])
-def test_a_checkpoint_goes_on_in_another_pack_or_in_none(pad: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_in_another_pack_or_in_none(tmp_path: Path) -> None:
     search = searched()
     first, dataset = pack_of(search, 4)
     second, _ = pack_of(search, 4)
-    first._pad = second._pad = pad
 
     async def run() -> tuple[dict[str, bytes], int, dict[str, float]]:
         await asyncio.gather(*(first.advance(f"t{number}", SAMPLES[number], 9) for number in (0, 1, 5)))
@@ -180,8 +167,7 @@ def test_out_of_memory_makes_the_pack_smaller_and_goes_on(
     """Whether it runs out in training or when one more is to join."""
     search = searched()
     pack, dataset = pack_of(search, 100)
-    pack._pad = True
-    samples = [{**SAMPLES[0], "model.latent": 1 + i % 2, "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
+    samples = [{**SAMPLES[0], "train.kl_weight": 0.05 * (i + 1)} for i in range(5)]
     original = getattr(Population, moment)
 
     def limited(population: Population, *parts: Any) -> None:
@@ -217,55 +203,28 @@ def test_a_trial_that_leaves_makes_room() -> None:
     assert asyncio.run(run())["val_missing_rmse"] > 0
 
 
-def test_calibration_does_not_pack_what_is_soon_done(iris: IncompleteDataset, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    configs = [searched().trial_config(sample) for sample in SAMPLES]
-    assert calibrate(configs, iris.train, "cpu", samples=10, cores=2) == 1
-    assert "search.pack 1" in caplog.text
-
-
-@pytest.mark.parametrize("family", ["vad", "vae"])
-@pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize(
-    "changed",
+    ("options", "gpus", "size"),
     [
-        {},
-        {"model": {"posterior": "fixed"}},
-        {"model": {"activation": "tanh"}},
-        {"model": {"activation": "gelu"}},
-        {"model": {"layer_norm": True}},
-        {"model": {"head": "projection"}},
-        {"model": {"dropout": 0.5}},
-        {"train": {"optimiser": "adam"}},
-        {"train": {"optimiser": "sgd"}},
-        {"train": {"precision": "bf16"}},
-        {"train": {"compile": "off"}},
-        {"train": {"compile": "on"}},
+        ({"samples": 100}, 0, 1),
+        ({"samples": 100}, 1, 1),
+        ({"samples": 100, "gpus_per_trial": 0.5}, 0, 1),
+        ({"samples": 100, "gpus_per_trial": 0.5}, 1, 64),
+        ({"samples": 6, "gpus_per_trial": 0.5}, 1, 6),
+        ({"samples": 100, "gpus_per_trial": 0.5, "pack": 3}, 1, 3),
     ],
-    ids=str,
 )
-def test_what_is_trained_one_by_one_is_known_without_pytorch(
-    changed: dict[str, dict[str, Any]], layers: int, family: str
-) -> None:
-    sections = {"model": {"family": family, "layers": layers}, "train": {}}
-    try:
-        config = trial_config(**{name: {**values, **changed.get(name, {})} for name, values in sections.items()})
-    except ValidationError:
-        pytest.skip("no such configuration")
-    architecture = Architecture.of(config.model, 4)
-    by_machine_code = native.supports_training(config)
-    assert trained_one_by_one(config) == (architecture.closed_form or by_machine_code)
-
-
-@pytest.mark.parametrize(("family", "told"), [("vad", "one by one"), ("vae", "calibration on cpu")])
-def test_a_cpu_is_measured_where_packing_might_pay(
-    family: str, told: str, iris: IncompleteDataset, caplog: pytest.LogCaptureFixture
+def test_auto_packs_trials_on_a_gpu_alone(
+    options: dict[str, Any],
+    gpus: int,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    tree = tiny()
-    tree["model"]["family"] = family
-    assert pack_size(parse_search(tree), iris, 2) == 1
-    assert told in caplog.text
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert pack_size(searched(**options), 2) == size
+    assert (f"search.pack {size}: " in caplog.text) == ("pack" not in options)
 
 
 @pytest.mark.ray

@@ -310,7 +310,7 @@ def test_a_trial_that_breaks_fails_alone_and_is_listed(
 
     class Breaks(trainable.TrainTrial):
         def step(self) -> dict[str, Any]:
-            if self._runner.population.members[0].config.model.layers:
+            if self._population.members[0].config.model.layers:
                 raise RuntimeError("no memory left")
             return super().step()
 

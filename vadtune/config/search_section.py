@@ -65,7 +65,7 @@ class SearchConfig(Section):
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
     gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # budget: GPUs held by the search, times hours
-    pack: Annotated[Any, word_or_count("auto", "trials")] = "auto"  # most trials trained together; auto: measured
+    pack: Annotated[Any, word_or_count("auto", "trials")] = "auto"  # most trials trained together; auto: 1 on a CPU
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several
     initial: list[dict[str, Any]] = Field([])
 

@@ -1,4 +1,4 @@
-"""Model families (vad, vae), their networks, the objective, linear decoders in closed form, and width padding.
+"""Model families (vad, vae), their networks, the objective, and linear decoders in closed form.
 
 May import native, config, data, tables and core. To add a family: a file with a Family, one line in MODELS, its name in
 the FAMILIES of the configuration's schema, and a search file.

@@ -24,9 +24,8 @@ from vadtune.models.objective import Posterior
 from vadtune.models.observation_noise import FeatureNoise, log_variance, parameters_of
 
 Networks = dict[str, list[Layer]]
-_INITIAL_LOG_VAR = (
-    -2.0
-)  # of a learned posterior; small enough for draws of different rows to differ from the first step on
+# Of a learned posterior; small enough for draws of different rows to differ from the first step on.
+_INITIAL_LOG_VAR = -2.0
 
 
 class Architecture(NamedTuple):

@@ -22,7 +22,6 @@ of a matrix of z̃ = (z, 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -117,35 +116,10 @@ def posterior_means(
     """
     k = len(decoder.weight)
     mean, precision = (torch.as_tensor(v).to(decoder.weight).expand(k) for v in (prior_mean, prior_precision))
-    if _uses_kernel(x):
-        return _by_kernel(decoder, x, mask, kl_weight, mean, precision)[0]
-    parts = _posteriors(decoder, x, mask, kl_weight, mean, precision)
-    return torch.cat([torch.cholesky_solve(right, factor)[..., 0] for _, _, right, factor in parts])
+    return _posteriors(decoder, x, mask, kl_weight, mean, precision)[0]
 
 
 def _posteriors(
-    decoder: LinearDecoder, x: Tensor, mask: Tensor, kl_weight: float, prior_mean: Tensor, prior_precision: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields, by chunks of rows, x and mask (c, d), A · means (c, k, 1) and Cholesky factors of A (c, k, k)."""
-    weight, bias, _ = decoder
-    k, d = weight.shape
-    scaled = weight * decoder.precision(kl_weight)  # (k, d)
-    outer = (scaled.mT[:, :, None] * weight.mT[:, None, :]).view(d, k * k)
-    size = max(1, _CHUNK_FLOATS // (k * k))
-    for start in range(0, len(x), size):
-        x_c, mask_c = x[start : start + size].double(), mask[start : start + size].double()
-        a = (mask_c @ outer).view(-1, k, k)
-        a.diagonal(dim1=1, dim2=2).add_(prior_precision)
-        factor = torch.linalg.cholesky(a)
-        right = ((x_c - bias) * mask_c) @ scaled.mT + prior_precision * prior_mean
-        yield x_c, mask_c, right[..., None], factor
-
-
-def _uses_kernel(x: Tensor) -> bool:
-    return x.is_cpu and native.is_available()
-
-
-def _by_kernel(
     decoder: LinearDecoder,
     x: Tensor,
     mask: Tensor,
@@ -155,7 +129,51 @@ def _by_kernel(
     *,
     learn: bool = False,
 ) -> tuple[Tensor, _Moments | None]:
-    """Returns the posterior means (n, k) of rows by the compiled kernel and, with ``learn``, the moments."""
+    """Returns the posterior means (n, k) of rows and, with ``learn``, the moments."""
+    if x.is_cpu and native.is_available():
+        return _by_kernel(decoder, x, mask, kl_weight, prior_mean, prior_precision, learn)
+    (k, d), like, scaled = decoder.weight.shape, decoder.weight, decoder.weight * decoder.precision(kl_weight)
+    outer = (scaled.mT[:, :, None] * decoder.weight.mT[:, None, :]).view(d, k * k)
+    second, cross = like.new_zeros(d, (k + 1) ** 2), like.new_zeros(d, k + 1)
+    squares, spread, log_det = like.new_zeros(d), like.new_zeros((k + 1) ** 2), like.new_zeros(())
+    means = []
+    size = max(1, _CHUNK_FLOATS // (k * k))
+    for start in range(0, len(x), size):
+        x_c, mask_c = x[start : start + size].double(), mask[start : start + size].double()  # (c, d)
+        a = (mask_c @ outer).view(-1, k, k)
+        a.diagonal(dim1=1, dim2=2).add_(prior_precision)
+        factor = torch.linalg.cholesky(a)
+        right = (((x_c - decoder.bias) * mask_c) @ scaled.mT + prior_precision * prior_mean)[..., None]  # A · means
+        if not learn:
+            means.append(torch.cholesky_solve(right, factor)[..., 0])
+            continue
+        covariance = torch.cholesky_inverse(factor)
+        mean = (covariance @ right)[..., 0]
+        extended = torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1)  # (c, k + 1)
+        moment = extended[:, :, None] * extended[:, None, :]
+        moment[:, :k, :k] += covariance
+        moment = moment.view(len(mean), -1)
+        second += mask_c.mT @ moment
+        spread += moment.sum(0)
+        cross += (x_c * mask_c).mT @ extended
+        squares += (x_c.square() * mask_c).sum(0)
+        log_det += 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
+        means.append(mean)
+    shape = k + 1, k + 1
+    moments = _Moments(second.view(d, *shape), cross, squares, spread.view(shape), log_det)
+    return torch.cat(means), moments if learn else None
+
+
+def _by_kernel(
+    decoder: LinearDecoder,
+    x: Tensor,
+    mask: Tensor,
+    kl_weight: float,
+    prior_mean: Tensor,
+    prior_precision: Tensor,
+    learn: bool,
+) -> tuple[Tensor, _Moments | None]:
+    """Computes ``_posteriors`` by the compiled kernel."""
     from vadtune.native import linear_kernels as kernels
 
     weight, (k, d) = decoder.weight.numpy(), decoder.weight.shape
@@ -199,8 +217,10 @@ def em_step(decoder: LinearDecoder, x: Tensor, mask: Tensor, kl_weight: float, r
         NotPositiveDefinite: A system cannot be solved.
     """
     kl_weight = max(kl_weight, _MIN_KL_WEIGHT)
-    means, moments = _expectation(decoder, x, mask, kl_weight)
-    n, k, counts = len(x), len(decoder.weight), moments.second[:, -1, -1]
+    n, k, like = len(x), len(decoder.weight), decoder.weight
+    means, moments = _posteriors(decoder, x, mask, kl_weight, like.new_zeros(k), like.new_ones(k), learn=True)
+    assert moments is not None
+    counts = moments.second[:, -1, -1]
     error = moments.error(decoder.weight, decoder.bias)
     weighted = error
     if decoder.obs_log_var is not None:
@@ -208,34 +228,6 @@ def em_step(decoder: LinearDecoder, x: Tensor, mask: Tensor, kl_weight: float, r
     kl = 0.5 * (moments.spread.diagonal()[:-1].sum() - n * k + moments.log_det)
     sums = torch.stack([error.sum(), weighted.sum(), kl]).tolist()
     return EMStep(_maximisation(decoder, moments, n, kl_weight, ridge), means, *sums)
-
-
-def _expectation(decoder: LinearDecoder, x: Tensor, mask: Tensor, kl_weight: float) -> tuple[Tensor, _Moments]:
-    """Returns the posterior means (n, k) under the prior N(0, I), and the moments."""
-    (k, d), like = decoder.weight.shape, decoder.weight
-    prior = like.new_zeros(k), like.new_ones(k)
-    if _uses_kernel(x):
-        found, sums = _by_kernel(decoder, x, mask, kl_weight, *prior, learn=True)
-        assert sums is not None
-        return found, sums
-    second, cross = like.new_zeros(d, (k + 1) ** 2), like.new_zeros(d, k + 1)
-    squares, spread, log_det = like.new_zeros(d), like.new_zeros((k + 1) ** 2), like.new_zeros(())
-    means = []
-    for x_c, mask_c, right, factor in _posteriors(decoder, x, mask, kl_weight, *prior):
-        covariance = torch.cholesky_inverse(factor)
-        mean = (covariance @ right)[..., 0]
-        extended = torch.cat([mean, mean.new_ones(len(mean), 1)], dim=1)  # (c, k + 1)
-        moment = extended[:, :, None] * extended[:, None, :]
-        moment[:, :k, :k] += covariance
-        moment = moment.view(len(mean), -1)
-        second += mask_c.mT @ moment
-        spread += moment.sum(0)
-        cross += (x_c * mask_c).mT @ extended
-        squares += (x_c.square() * mask_c).sum(0)
-        log_det += 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
-        means.append(mean)
-    shape = k + 1, k + 1
-    return torch.cat(means), _Moments(second.view(d, *shape), cross, squares, spread.view(shape), log_det)
 
 
 def _lower_index(k: int) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Activation(NamedTuple):
     """An elementwise function with its derivative.
 
     Attributes:
-        forward: Computes the values, in place unless ``keeps_input``. It must map 0 to 0, which padding.py relies on.
+        forward: Computes the values, in place unless ``keeps_input``.
         backward: Multiplies a gradient by the derivative, in place, given the function's output, or its input if
             ``keeps_input``.
         keeps_input: Whether the derivative is computed from the input rather than the output.
@@ -53,34 +53,6 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.nn.functional.silu, lambda grad, x: _aten.silu_backward.grad_input(grad, x, grad_input=grad), True
     ),
 }
-
-
-def per_member_activation(names: Sequence[str]) -> Activation:
-    """Returns an activation that applies each member's function to its slice of a stacked tensor (p, ...).
-
-    Args:
-        names: A name of ACTIVATIONS for each member; runs of equal names are one operation.
-    """
-    parts, start = [], 0
-    for name, run in groupby(names):
-        end = start + len(list(run))
-        parts.append((slice(start, end), ACTIVATIONS[name]))
-        start = end
-    if len(parts) == 1:
-        return parts[0][1]
-    keeps_input = any(part.keeps_input for _, part in parts)
-
-    def forward(x: Tensor) -> Tensor:
-        values = [part.forward(x[members]) for members, part in parts]
-        # Parts that work in place leave their output in x, from which their derivative is computed.
-        return torch.cat(values) if keeps_input else x
-
-    def backward(grad: Tensor, activated: Tensor) -> Tensor:
-        for members, part in parts:
-            part.backward(grad[members], activated[members])
-        return grad
-
-    return Activation(forward, backward, keeps_input)
 
 
 class Layer(NamedTuple):

@@ -1,11 +1,10 @@
 """Batches of a training epoch: the order of the rows, the random draws, the learning rates.
 
 Everything is derived from (seed, purpose, epoch). Members of a population at the same epoch share it; members at
-different epochs that are trained together have their own, and the tensors get a leading axis. The draws of a member
-that is narrower than its population are the same as when it trains alone, followed by zeros.
+different epochs that are trained together have their own, and the tensors get a leading axis.
 
-Shape comments: p members, n rows, b batch rows, d features, k latent dims of the population; [p,] is an axis that
-exists only for members at different epochs or, for draws, of different widths.
+Shape comments: p members, n rows, b batch rows, d features, k latent dims; [p,] is an axis that exists only for members
+at different epochs.
 """
 
 from __future__ import annotations
@@ -56,11 +55,10 @@ class Epoch:
         x: The train rows (n, d), with 0 in place of missing cells.
         mask: (n, d) float, 1 = observed.
         counts: Observed cells of every row (n,).
-        configs: The members' configurations, which agree in seed, epochs and batch size.
+        configs: The members' configurations, which have one signature (member.py).
         epochs: How many epochs each member has completed.
         schedule: Factor on the learning rates, given the share of the steps taken.
         factors: A further factor on the learning rates of each member.
-        widths: Latent dims and hidden units of their population.
 
     Attributes:
         epochs: How many epochs each member has completed.
@@ -83,37 +81,29 @@ class Epoch:
         epochs: Sequence[int],
         schedule: Callable[[Table], Table],
         factors: Sequence[float],
-        widths: tuple[int, int],
     ) -> None:
         self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
-        latent, self._hidden = widths
         train, n = configs[0].train, len(x)
         self.batch_size = min(train.batch_size, n)
-        self._total, self.steps = train.epochs, -(-n // self.batch_size)
+        self.steps = -(-n // self.batch_size)
         done = np.array(self.epochs)
         self.steps_before = done * self.steps + np.arange(self.steps)[:, None]
         self.net_lr = np.array([c.train.net_lr for c in configs]) * factors
-        self.net_lr = self.net_lr * schedule(self.steps_before / (self._total * self.steps))
-        self.latent_lr = np.array([c.train.latent_lr for c in configs]) * factors * schedule(done / self._total)
+        self.net_lr = self.net_lr * schedule(self.steps_before / (train.epochs * self.steps))
+        self.latent_lr = np.array([c.train.latent_lr for c in configs]) * factors * schedule(done / train.epochs)
 
         def order(epoch: int) -> Tensor:
             return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
 
-        def eps(epoch: int, k: int) -> Tensor:
+        def eps(epoch: int) -> Tensor:
             generator = derived_generator(train.seed, Purpose.NOISE, epoch)
-            return _pad_to(standard_normal(n, k, generator=generator, device=x.device), latent)
+            return standard_normal(n, configs[0].model.latent, generator=generator, device=x.device)
 
-        self.order = _per_member([(epoch,) for epoch in self.epochs], order)  # ([p,] n)
-        self.eps = _per_member([(e, c.model.latent) for e, c in zip(self.epochs, configs, strict=True)], eps)
+        self.order, self.eps = _per_member(self.epochs, order), _per_member(self.epochs, eps)
         ordered = pad(counts[self.order], (0, self.steps * self.batch_size - n))
         self.normaliser = (
             ordered.view(*ordered.shape[:-1], self.steps, self.batch_size).sum(-1).clamp_(min=1.0)
         )  # ([p,] steps)
-
-    @property
-    def steps_left(self) -> int:
-        """Number of batches left to the member with the fewest epochs."""
-        return (self._total - min(self.epochs)) * self.steps
 
     @cached_property
     def inverse_normaliser(self) -> Tensor:
@@ -162,21 +152,17 @@ class Epoch:
         device, n, layers = self._x.device, len(self._x), model.layers
         rate = torch.tensor(rates, device=device).view(-1, 1, 1)
         kept = 1.0 / (1.0 - rate)
-        keys = [(epoch, config.model.hidden) for epoch, config in zip(self.epochs, self._configs, strict=True)]
-        generators = {key: derived_generator(train.seed, Purpose.DROPOUT, key[0]) for key in keys}
+        generators = {epoch: derived_generator(train.seed, Purpose.DROPOUT, epoch) for epoch in self.epochs}
 
         for start in range(0, n, self.batch_size):
             b = min(self.batch_size, n - start)
 
-            def draw(epoch: int, hidden: int, b: int = b) -> Tensor:
+            def draw(epoch: int, b: int = b) -> Tensor:
                 # Pinned memory, so the copy does not wait for the device.
-                uniform = torch.rand(
-                    b, layers * hidden, generator=generators[epoch, hidden], pin_memory=self._x.is_cuda
-                )
-                drawn = uniform.to(device, non_blocking=True).view(b, layers, hidden)
-                return _pad_to(drawn, self._hidden).view(b, layers * self._hidden)
+                uniform = torch.rand(b, layers * model.hidden, generator=generators[epoch], pin_memory=self._x.is_cuda)
+                return uniform.to(device, non_blocking=True)
 
-            uniform = _per_member(keys, draw)
+            uniform = _per_member(self.epochs, draw)
             yield list(((uniform >= rate) * kept).chunk(layers, dim=-1))  # of (p, b, layers · hidden)
 
     def shuffled(self, values: Tensor) -> Tensor:
@@ -192,15 +178,10 @@ class Epoch:
         return self.order.argsort(-1)
 
 
-def _per_member(keys: Sequence[tuple[int, ...]], make: Callable[..., Tensor]) -> Tensor:
-    """Returns make(*key) for each member's key, stacked; without the member axis if all keys are equal."""
-    made = {key: make(*key) for key in dict.fromkeys(keys)}
-    return next(iter(made.values())) if len(made) == 1 else torch.stack([made[key] for key in keys])
-
-
-def _pad_to(values: Tensor, width: int) -> Tensor:
-    """Returns values (..., w) padded with zeros to the width."""
-    return values if values.shape[-1] == width else pad(values, (0, width - values.shape[-1]))
+def _per_member(epochs: Sequence[int], make: Callable[[int], Tensor]) -> Tensor:
+    """Returns make(epoch) for each member's epoch, stacked; without the member axis if all epochs are equal."""
+    made = {epoch: make(epoch) for epoch in dict.fromkeys(epochs)}
+    return made[epochs[0]] if len(made) == 1 else torch.stack([made[epoch] for epoch in epochs])
 
 
 def _select_rows(values: Tensor, rows: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vadtune.config import TrialConfig
 from vadtune.models import Architecture
-from vadtune.models.padding import padding_key
 from vadtune.training.optimiser import Plateau
 
 State = dict[str, Tensor]
@@ -48,14 +47,12 @@ class Member:
         return None
 
 
-def signature(config: TrialConfig, features: int, *, pad: bool = False) -> tuple[object, ...]:
+def signature(config: TrialConfig, features: int) -> tuple[object, ...]:
     """Returns the settings that configurations must share to train as one population.
 
-    These are the architecture (with ``pad``, the part that padding cannot make equal), batches, optimiser, schedule,
-    seed, precision, compile and kind of inference.
+    These are the architecture, batches, optimiser, schedule, seed, precision, compile and kind of inference.
     """
     train = config.train
     shared = train.epochs, train.batch_size, train.optimiser, train.schedule, train.seed, train.precision, train.compile
     infer = config.infer.steps, config.infer.start, config.infer.prior
-    architecture = Architecture.of(config.model, features)
-    return (*(padding_key(architecture) if pad else architecture), *shared, *infer)
+    return (*Architecture.of(config.model, features), *shared, *infer)

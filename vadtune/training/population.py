@@ -10,20 +10,18 @@ Shape comments: p members, n rows, d features, k latent dims, s posterior parame
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 import torch
-from torch import Tensor
 
 from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import MaskedRows
-from vadtune.models import Architecture, Family, build_family
+from vadtune.models import Architecture, build_family
 from vadtune.models.linear_em import regression
-from vadtune.models.padding import Padding, widest
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State, signature
 from vadtune.training.optimiser import Plateau
@@ -31,7 +29,6 @@ from vadtune.training.stack import Stack, TrainRows
 
 _START_NOISE = 0.01  # scale of the random part of regression weights: weights that start at 0 would stay 0
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
-_MAX_PADDED = 2  # parameters of a padded population, in units of its members' parameters
 _CACHE_BYTES = 6 * 2**20  # cache of a CPU core: members beyond it are trained one group after the other
 
 
@@ -42,106 +39,65 @@ class Population:
         configs: The configurations. They may differ in everything that does not change shapes, batches or the seed.
         train: The train rows; copied.
         device: Where to train.
-        pad: Whether configurations may differ in widths and activations: all are then padded to the widest
-            (models/padding.py). States and models that are returned or loaded have the member's widths.
 
     Attributes:
         members: The members, in stacking order.
-        family: The family they train as, with the activation of the first member.
+        family: The family they train as.
 
     Raises:
         ConfigError: The configurations cannot share a population.
     """
 
-    def __init__(
-        self, configs: Sequence[TrialConfig], train: MaskedRows, device: str = "cpu", *, pad: bool = False
-    ) -> None:
+    def __init__(self, configs: Sequence[TrialConfig], train: MaskedRows, device: str = "cpu") -> None:
         first = configs[0]
-        self.device, self._pad = torch.device(device), pad
+        self.device = torch.device(device)
         self._features = train.x.shape[1]
-        self._signature = signature(first, self._features, pad=pad)
+        self._signature = signature(first, self._features)
         self._seed = first.train.seed
         self._schedule_name = first.train.schedule
-        self._bf16 = first.train.precision == "bf16"
+        self.family = build_family(Architecture.of(first.model, self._features))
+        bf16 = first.train.precision == "bf16"
+        self.family.networks = {name: replace(mlp, bf16=bf16) for name, mlp in self.family.networks.items()}
         # Members at different epochs see different batches. On a CPU such groups are trained one after the other, which
         # costs nothing; on a GPU together, with separate batches.
         self._mixed = self.device.type != "cpu"
 
         self._data = TrainRows(train, self.device)
-        self._initial: dict[tuple[Architecture, str], State] = {}
-        self._stack([(Member(config), self._initial_state(config)) for config in configs])
+        self._initial: dict[str, State] = {}
+        self._stack([(Member(config), self._initial_state(config.train.latent_init)) for config in configs])
 
-    def _architecture(self, config: TrialConfig) -> Architecture:
-        return Architecture.of(config.model, self._features)
-
-    def _family_of(self, architecture: Architecture) -> Family:
-        family = build_family(architecture)
-        family.networks = {name: replace(mlp, bf16=self._bf16) for name, mlp in family.networks.items()}
-        return family
-
-    def _initial_state(self, config: TrialConfig) -> State:
-        """Returns the initial state of a configuration, cached by architecture and latent_init."""
-        key = self._architecture(config), config.train.latent_init
-        if key not in self._initial:
-            architecture, how = key
-            family, x, mask = self._family_of(architecture), self._data.x.cpu(), self._data.mask.cpu()
-            weights = family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
-            rows = family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
-            if architecture.closed_form:
-                (decoder,) = family.layers(weights[None])["decoder"]
+    def _initial_state(self, how: str) -> State:
+        """Returns the state that training starts from with a ``train.latent_init``; cached."""
+        if how not in self._initial:
+            x, mask = self._data.x.cpu(), self._data.mask.cpu()
+            weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
+            rows = self.family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
+            if self.family.architecture.closed_form:
+                (decoder,) = self.family.layers(weights[None])["decoder"]
                 weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
                 decoder.bias[0, 0].copy_(bias)
             moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
-            self._initial[key] = {"weights": weights, "rows": rows, **moments}
-        return self._initial[key]
+            self._initial[how] = {"weights": weights, "rows": rows, **moments}
+        return self._initial[how]
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Replaces the members; changes nothing if it fails, for lack of memory, say."""
         for member, _ in parts:
-            found = signature(member.config, self._features, pad=self._pad)
+            found = signature(member.config, self._features)
             if found != self._signature:
                 raise ConfigError(
                     "a population needs equal architecture, batches, optimiser, schedule, seed, precision, kind of "
                     f"inference, got {found} and {self._signature}; train them apart"
                 )
-        parts = sorted(parts, key=self._sort_key)
-        configs = [member.config for member, _ in parts]
-        architectures = [self._architecture(config) for config in configs]
-        common = widest(architectures)
-        family = self._family_of(common)
-        narrower = {each for each in architectures if each._replace(activation=common.activation) != common}
-        padding_of = {each: Padding.between(build_family(each), family, self.device) for each in narrower}
-        paddings = [padding_of.get(each) for each in architectures]
-
-        def stacked(name: str, dim: int = 0) -> Tensor:
-            tensors = [state[name].to(self.device) for _, state in parts]
-            padded = [
-                tensor if padding is None else padding.of(name).pad(tensor)
-                for tensor, padding in zip(tensors, paddings, strict=True)
-            ]
-            return torch.stack(padded, dim=dim)
-
-        def vector(value: Callable[[TrialConfig], float]) -> Tensor:
-            values = [value(config) for config in configs]
-            return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
-
-        tensors = stacked("weights"), stacked("weight_moments", 1), stacked("rows"), stacked("row_moments", 1)
-        log_var = vector(lambda c: c.model.log_var)
-        if narrower:  # padded latents have the prior's log variance
-            latents = torch.arange(common.latent, device=self.device)
-            log_var = log_var * (latents < vector(lambda c: c.model.latent))  # (p, 1, k)
-        members, activations = [member for member, _ in parts], [each.activation or "linear" for each in architectures]
-        stack = Stack(self._data, members, family, tensors, log_var, activations, padded=self._pad)
-
-        self.members, self.family, self._paddings = members, family, paddings
-        self._stacked, self._tensors = stack, dict(zip(_TENSORS, tensors, strict=True))
-        self._initial = {key: state for key, state in self._initial.items() if key[0] in architectures}
-
-    def _sort_key(self, part: tuple[Member, State]) -> tuple[tuple[int, bool], str, int]:
-        """Returns the stacking key: groups are contiguous, in them equal activations, in these equal epochs."""
-        member, _ = part
-        return self._group_of(member), self._architecture(member.config).activation, member.epoch
+        parts = sorted(parts, key=lambda part: (self._group_of(part[0]), part[0].epoch))
+        members, states = [member for member, _ in parts], [state for _, state in parts]
+        tensors = {
+            name: torch.stack([state[name].to(self.device) for state in states], dim=int("moments" in name))
+            for name in _TENSORS
+        }
+        self._stacked = Stack(self._data, members, self.family, tensors)
+        self.members, self._tensors = members, tensors
 
     def _group_of(self, member: Member) -> tuple[int, bool]:
         return (0, False) if self._mixed else (member.epoch, member.config.model.dropout > 0)
@@ -158,7 +114,7 @@ class Population:
             ConfigError: It has another signature, or the state belongs to another configuration or dataset.
         """
         member = Member(config)
-        state = self._initial_state(config) if state is None else self._checked(member, state)
+        state = self._initial_state(config.train.latent_init) if state is None else self._checked(member, state)
         self._stack([*zip(self.members, self.states(), strict=True), (member, state)])
         return member
 
@@ -167,17 +123,8 @@ class Population:
         self._stack([part for part in zip(self.members, self.states(), strict=True) if part[0] not in members])
 
     def has_room_for(self, config: TrialConfig) -> bool:
-        """Returns whether a configuration may join, and padding then at most doubles the number of parameters."""
-        if signature(config, self._features, pad=self._pad) != self._signature:
-            return False
-        architectures = [self._architecture(each) for each in (config, *(member.config for member in self.members))]
-        common = widest(architectures)
-        parameters = {architecture: self._parameters(architecture) for architecture in {*architectures, common}}
-        return len(architectures) * parameters[common] <= _MAX_PADDED * sum(parameters[each] for each in architectures)
-
-    def _parameters(self, architecture: Architecture) -> int:
-        family = build_family(architecture)
-        return family.n_parameters + len(self._data.x) * family.row_parameters
+        """Returns whether a configuration may join."""
+        return signature(config, self._features) == self._signature
 
     def train_until(self, epoch: int) -> None:
         """Trains up to and including this epoch.
@@ -253,9 +200,7 @@ class Population:
 
     def _tensors_of(self, i: int) -> State:
         """Returns the tensors of the i-th member's state."""
-        padding = self._paddings[i]
-        views = {name: tensor[:, i] if "moments" in name else tensor[i] for name, tensor in self._tensors.items()}
-        return views if padding is None else {name: padding.of(name).unpad(value) for name, value in views.items()}
+        return {name: tensor[:, i] if "moments" in name else tensor[i] for name, tensor in self._tensors.items()}
 
     def load_states(self, states: Sequence[State]) -> None:
         """Resumes from states, one for each member in the order of ``members``.
@@ -268,9 +213,9 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Checks a state, sets the member's progress from it and returns its tensors."""
-        family, n = self._family_of(self._architecture(member.config)), len(self._data.x)
+        n = len(self._data.x)
         plateau = self._schedule_name == "plateau"
-        weights, rows = (family.n_parameters,), (n, family.row_parameters)
+        weights, rows = (self.family.n_parameters,), (n, self.family.row_parameters)
         shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))
         for name, shape in {**shapes, **({"plateau": (3,)} if plateau else {})}.items():
             if name not in state or state[name].shape != shape:

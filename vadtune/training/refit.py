@@ -185,18 +185,16 @@ class Trainer:
             VadtuneError: A process died.
         """
         fold_of = np.random.default_rng([seed, 2]).permutation(rows) % ROW_FOLDS
-        tasks: list[_Task] = []
         folds: list[RowFold] = []
-        fold_of_task: list[RowFold] = []
+        tasks: list[tuple[RowFold, _Task]] = []
         for number in range(ROW_FOLDS):
             inside, outside = np.flatnonzero(fold_of == number), np.flatnonzero(fold_of != number)
             held_out = hold_out(self._rows.of_rows(inside), holdout, seed=seed)
             fold = RowFold(self._rows.of_rows(outside), held_out, inside, {}, {})
-            of_fold = [_Task(indices, [fits[i] for i in indices], outside, held_out) for indices in self._packs(fits)]
             folds.append(fold)
-            tasks += of_fold
-            fold_of_task += [fold] * len(of_fold)
-        for task, fold, outcomes in zip(tasks, fold_of_task, self._run(tasks), strict=True):
+            for indices in self._packs(fits):
+                tasks.append((fold, _Task(indices, [fits[i] for i in indices], outside, held_out)))
+        for (fold, task), outcomes in zip(tasks, self._run([task for _, task in tasks]), strict=True):
             for index, arrays in zip(task.indices, outcomes, strict=True):
                 if arrays is not None:
                     fold.trained[index], fold.x_hat[index] = arrays

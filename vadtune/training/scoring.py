@@ -13,7 +13,6 @@ from torch import Tensor
 from vadtune.core.errors import TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import SearchData
-from vadtune.models import Architecture
 from vadtune.training.inference import infer
 from vadtune.training.member import Member
 from vadtune.training.population import Population
@@ -49,18 +48,6 @@ class Evaluation(NamedTuple):
     posteriors: Tensor
 
 
-class _InferenceGroup(NamedTuple):
-    """Settings that members must share to be inferred together; members of a padded population may differ in them."""
-
-    architecture: Architecture
-    finished: bool
-    nearby: bool  # from the posteriors of a report shortly before
-
-    @property
-    def effort(self) -> float:
-        return 1.0 if self.finished else _NEXT_EFFORT if self.nearby else _EARLY_EFFORT
-
-
 def evaluate(
     population: Population,
     data: SearchData,
@@ -92,16 +79,15 @@ def evaluate(
     members = population.members if members is None else members
     models, amortised = population.models(members), population.family.amortised
     starts = [None] * len(members) if start is None or amortised else start  # an encoder says where to start
-    groups: dict[_InferenceGroup, list[int]] = {}
-    for i, (model, member, near) in enumerate(zip(models, members, starts, strict=True)):
-        architecture = Architecture.of(model.config.model, visible.x.shape[1])
-        groups.setdefault(
-            _InferenceGroup(architecture, member.finished, near is not None and not member.finished), []
-        ).append(i)
+    groups: dict[tuple[float, bool], list[int]] = {}
+    for i, (member, near) in enumerate(zip(members, starts, strict=True)):
+        nearby = near is not None and not member.finished
+        effort = 1.0 if member.finished else _NEXT_EFFORT if nearby else _EARLY_EFFORT
+        groups.setdefault((effort, nearby), []).append(i)
     x_hat, posteriors = np.empty((len(models), *visible.x.shape), np.float32), [torch.empty(0)] * len(models)
-    for key, group in groups.items():
-        nearby = [near for i in group if (near := starts[i]) is not None] if key.nearby else None
-        found = infer([models[i] for i in group], visible, effort=key.effort, start=nearby)
+    for (effort, nearby), group in groups.items():
+        posteriors_before = [near for i in group if (near := starts[i]) is not None] if nearby else None
+        found = infer([models[i] for i in group], visible, effort=effort, start=posteriors_before)
         for index, i in enumerate(group):
             x_hat[i], posteriors[i] = found.x_hat[index], found.posterior_params[index]
     seconds = time.perf_counter() - began

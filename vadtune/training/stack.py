@@ -7,9 +7,7 @@ parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +17,10 @@ from vadtune import native
 from vadtune.data import MaskedRows
 from vadtune.models import Family, Networks
 from vadtune.models.linear_em import NotPositiveDefinite, em_step
-from vadtune.models.networks import per_member_activation
-from vadtune.models.objective import kl_divergence, noise_gradient, posterior_gradients, sample
+from vadtune.models.objective import kl_divergence, noise_gradient, posterior_gradients, reconstruction, sample
 from vadtune.models.observation_noise import log_variance_backward
 from vadtune.training import native_epoch
 from vadtune.training.batches import Batch, Epoch
-from vadtune.training.cuda_graph import Passes, decoder_passes
 from vadtune.training.member import Member
 from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
 
@@ -61,14 +57,6 @@ class TrainRows:
         return self.x.masked_fill(self.mask == 0, torch.nan)
 
 
-class _EpochSums(NamedTuple):
-    """Sums over an epoch of each member (p,)."""
-
-    squared_error: Tensor
-    weighted_error: Tensor  # the same in units of the observation noise, plus the cost of its log variances
-    kl: Tensor  # nats
-
-
 class Stack:
     """A fixed sequence of members in stacked tensors.
 
@@ -76,35 +64,25 @@ class Stack:
         data: The train rows.
         members: The members, in stacking order.
         family: The family that all of them train as.
-        tensors: Weights (p, M), their moments (2, p, M), posterior parameters of the rows (p, n, s) and their moments
-            (2, p, n, s); updated in place.
-        log_var: Fixed log variance of each member's posteriors (p, 1, 1), or of its latents (p, 1, k).
-        activations: Name of each member's activation.
-        padded: Whether members may be narrower than the family.
+        tensors: By name: weights (p, M), weight_moments (2, p, M), rows (p, n, s) with the rows' posterior parameters,
+            and row_moments (2, p, n, s); updated in place.
     """
 
-    def __init__(
-        self,
-        data: TrainRows,
-        members: Sequence[Member],
-        family: Family,
-        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-        log_var: Tensor,
-        activations: Sequence[str],
-        *,
-        padded: bool,
-    ) -> None:
-        self._data, self.members, self.family, self._padded = data, members, family, padded
-        self._flat, self._flat_moments, self._rows, self._row_moments = tensors
+    def __init__(self, data: TrainRows, members: Sequence[Member], family: Family, tensors: dict[str, Tensor]) -> None:
+        self._data, self.members, self.family = data, members, family
+        self._flat, self._flat_moments = tensors["weights"], tensors["weight_moments"]
+        self._rows, self._row_moments = tensors["rows"], tensors["row_moments"]
         self._grad, self._row_grad = torch.empty_like(self._flat), torch.empty_like(self._rows)
-        self._log_var, self._activations = log_var, activations
         configs = [member.config for member in members]
-        kl_weights = [config.train.kl_weight for config in configs]
-        self._kl_weight = torch.tensor(kl_weights, dtype=torch.float32, device=self._flat.device).view(-1, 1, 1)
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self._flat.device).view(-1, 1, 1)
+
+        self._kl_weight = column([config.train.kl_weight for config in configs])
+        self._log_var = column([config.model.log_var for config in configs])
         name, decay = configs[0].train.optimiser, [config.train.weight_decay for config in configs]
         self._optimiser = OPTIMISERS[name](self._flat, self._grad, self._flat_moments, decay)
         self._row_optimiser = ROW_OPTIMISERS[name](self._rows, self._row_grad, self._row_moments)
-        self._passes: dict[tuple[int, int, int], Passes] = {}
 
     def train_epoch(self, members: slice) -> list[list[float] | None]:
         """Trains some members for an epoch, in place.
@@ -120,13 +98,12 @@ class Stack:
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
         schedule = SCHEDULES[configs[0].train.schedule]
-        widths = self.family.architecture.latent, self.family.architecture.hidden
-        epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors, widths)
-        same_batches = not self._padded and len(set(epochs)) == 1 and self._flat.is_cpu
+        epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors)
+        same_batches = len(set(epochs)) == 1 and self._flat.is_cpu
         if same_batches and all(native.supports_training(config) for config in configs):
             return [self._train_native(index, epoch, position) for position, index in enumerate(indices)]
         train = self._train_amortised if self.family.amortised else self._train_free
-        epoch_sums: list[list[float] | None] = torch.stack(train(members, epoch)).T.tolist()  # waits for the device
+        epoch_sums: list[list[float] | None] = train(members, epoch).tolist()  # waits for the device
         return epoch_sums
 
     def _em_step(self, index: int) -> list[float] | None:
@@ -161,7 +138,7 @@ class Stack:
         rows, config = (self._rows[index], self._row_moments[:, index]), self.members[index].config
         return list(native_epoch.train_epoch(self.family, config, weights, rows, self._data.x_nan, epoch, position))
 
-    def _train_free(self, members: slice, epoch: Epoch) -> _EpochSums:
+    def _train_free(self, members: slice, epoch: Epoch) -> Tensor:
         """Trains decoders and free row posteriors in PyTorch.
 
         An epoch visits every row once, so a row's posterior does not change before its batch, and its gradient is not
@@ -185,7 +162,7 @@ class Stack:
         next(self._row_optimiser.steps(members, np.array([epoch.epochs]), epoch.latent_lr[None]))
         return self._sums(epoch, kl)
 
-    def _train_amortised(self, members: slice, epoch: Epoch) -> _EpochSums:
+    def _train_amortised(self, members: slice, epoch: Epoch) -> Tensor:
         """Trains encoders and decoders in PyTorch."""
         networks, grads_out = self.family.layers(self._flat[members]), self.family.layers(self._grad[members])
         eps = epoch.shuffled(epoch.eps)
@@ -204,10 +181,11 @@ class Stack:
             next(steps)
         return self._sums(epoch, kl)
 
-    def _sums(self, epoch: Epoch, kl: Tensor) -> _EpochSums:
+    def _sums(self, epoch: Epoch, kl: Tensor) -> Tensor:
+        """Returns the three sums of each member, (p, 3); see ``train_epoch``."""
         squared_error = epoch.squared_error()
-        noisy = "noise" in self.family.networks
-        return _EpochSums(squared_error, epoch.weighted_errors.sum(-1) if noisy else squared_error, kl)
+        weighted = epoch.weighted_errors.sum(-1) if "noise" in self.family.networks else squared_error
+        return torch.stack([squared_error, weighted, kl], dim=1)
 
     def _decode(
         self,
@@ -225,9 +203,16 @@ class Stack:
             The gradient with respect to z (p, b, k).
         """
         obs_log_var = self.family.obs_log_var(networks)
-        passes = self._passes_of(members, batch.x.shape[-2], networks, grads_out, epoch)
-        residual, grad_z = passes(
-            z, batch.x, batch.weight, grad_z=grad_z, dropout=batch.dropout, obs_log_var=obs_log_var
+        residual, grad_z = reconstruction(
+            self.family.networks["decoder"],
+            networks["decoder"],
+            z,
+            batch.x,
+            batch.weight,
+            grads_out=grads_out["decoder"],
+            grad_z=grad_z,
+            dropout=batch.dropout,
+            obs_log_var=obs_log_var,
         )
         torch.linalg.vector_norm(residual, dim=(1, 2), out=epoch.residual_norms[:, batch.number])
         if obs_log_var is not None:
@@ -237,18 +222,3 @@ class Stack:
             epoch.weighted_errors[:, batch.number] = weighted
             log_variance_backward(networks["noise"], grad, grads_out["noise"])
         return grad_z
-
-    def _passes_of(self, members: slice, b: int, networks: Networks, grads_out: Networks, epoch: Epoch) -> Passes:
-        """Returns the decoder's passes for some members and batches of b rows; made once, since captures take time."""
-        key = members.start, members.stop, b
-        if key not in self._passes:
-            activation = per_member_activation(self._activations[members])
-            decoder = replace(self.family.networks["decoder"], activation=activation)
-            self._passes[key] = decoder_passes(
-                decoder,
-                networks["decoder"],
-                grads_out["decoder"],
-                compile_mode=self.members[0].config.train.compile,
-                steps_left=epoch.steps_left,
-            )
-        return self._passes[key]

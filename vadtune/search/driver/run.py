@@ -180,7 +180,7 @@ def _run(
         deadline = None if budget is None else start + budget
         SESSIONS[run] = session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         try:
-            size = pack_size(search, dataset, pending.cores)
+            size = pack_size(search, pending.cores)
             pending.wait()
             with (
                 place_trials(search, dataset, size) as (trainable, slots),

@@ -3,8 +3,7 @@
 On a GPU a training step of these small models is mostly launch overhead, so a step of many configurations costs little
 more than a step of one. Each trial stays an ordinary Tune trial, see packed_trial.py. While it trains it is a member of
 a population; while the scheduler decides about it, it is paused and the next configuration takes its place (continuous
-batching). Configurations that differ only in widths and activation share a padded population, except on a CPU, where
-padding costs as much as computing.
+batching). Configurations of one signature (training/member.py) share a population.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.core.threads import use_threads
 from vadtune.data import Scaler, SearchData
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
-from vadtune.search.trials.trial_runner import POSTERIORS, write_checkpoint
+from vadtune.search.trials.trainable import POSTERIORS, write_checkpoint
 from vadtune.training.inference import FittedModel
 from vadtune.training.member import Member, State
 from vadtune.training.population import Population
@@ -80,7 +79,6 @@ class Pack:
     ) -> None:
         self._search, self._data, self._scaler = search, data, scaler
         self._feature_names, self._capacity, self._device = feature_names, capacity, device
-        self._pad = device != "cpu"
         self._due = report_epochs(search.search, search.epochs)
         self._populations: list[Population] = []
         self._jobs: dict[str, _Job] = {}
@@ -179,7 +177,7 @@ class Pack:
         for population in self._populations:
             if population.has_room_for(config):
                 return population.join(config, state)
-        population = Population([config], self._data.train, self._device, pad=self._pad)
+        population = Population([config], self._data.train, self._device)
         if state is not None:
             population.load_states([state])
         self._populations.append(population)

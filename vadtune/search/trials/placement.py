@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from vadtune import native
-from vadtune.config import SearchFile, TrialConfig
+from vadtune.config import SearchFile
 from vadtune.data import IncompleteDataset
 from vadtune.search.algorithms.samplers import sample_count
 from vadtune.search.algorithms.space import draw_configurations
@@ -21,51 +21,25 @@ from vadtune.search.trials.trainable import TrainTrial
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_GPU_PACK = 64
-_DRAWN = 16  # configurations to judge a space by
+_GPU_PACK = 64  # trials of a pack on a GPU; a pack halves itself when memory runs out
 
 
-def pack_size(search: SearchFile, dataset: IncompleteDataset, cores: int | None) -> int:
-    """Returns how many trials train as one stack: ``search.pack``, or for 'auto' a size measured on the device.
-
-    Nothing is measured, and PyTorch is not imported, where a CPU trains the configurations one by one anyway.
+def pack_size(search: SearchFile, cores: int | None) -> int:
+    """Returns how many trials train as one stack: ``search.pack``; for 'auto' 1 on a CPU and 64 at most on a GPU.
 
     Args:
         search: The search file.
-        dataset: Its data.
         cores: Number of cores of a Ray that is being started; None to ask the Ray that runs.
     """
     if search.search.pack != "auto":
         return int(search.search.pack)
-    on_gpu = bool(search.search.gpus_per_trial and _gpus(cores))
-    drawn = [search.trial_config(sample) for sample in draw_configurations(search, _DRAWN)]
-    if not on_gpu and all(map(trained_one_by_one, drawn)):
-        logger.info("search.pack 1: on a CPU these configurations are trained one by one, packed or not")
-        native.announce_compilation()
-        return 1
-    import torch
-
-    from vadtune.core.threads import use_threads
-    from vadtune.search.trials.calibration import calibrate
-
-    if on_gpu and not torch.cuda.is_available():
-        logger.info("search.pack %d: the GPUs are on other machines", _DEFAULT_GPU_PACK)
-        return _DEFAULT_GPU_PACK
-    device, count, threads = "cuda" if on_gpu else "cpu", sample_count(search), torch.get_num_threads()
-    use_threads(max(1, int(search.search.cpus_per_trial)))
-    try:
-        ray_cores = cores or int(ray.cluster_resources().get("CPU", 1))
-        return calibrate(drawn, dataset.train, device, samples=count, cores=ray_cores)
-    except (RuntimeError, MemoryError) as error:  # such as too little memory; the trial then fails with the reason
-        logger.warning("search.pack 1: the calibration failed (%s)", " ".join(str(error).split())[:200])
-        return 1
-    finally:
-        use_threads(threads)
-
-
-def trained_one_by_one(config: TrialConfig) -> bool:
-    """Whether a CPU trains a stack of such configurations one by one: in closed form or by machine code."""
-    return config.model.closed_form or native.supports_training(config)
+    if search.search.gpus_per_trial and _gpus(cores):
+        size = min(_GPU_PACK, sample_count(search))
+        logger.info("search.pack %d: a GPU trains configurations of one shape together", size)
+        return size
+    logger.info("search.pack 1: a CPU trains configurations one by one")
+    native.announce_compilation()
+    return 1
 
 
 def _gpus(cores: int | None) -> int:
