@@ -14,7 +14,6 @@ from vadtune import native
 from vadtune.config import SearchFile
 from vadtune.data import IncompleteDataset
 from vadtune.search.algorithms.samplers import sample_count
-from vadtune.search.algorithms.space import draw_configurations
 from vadtune.search.driver.resources import resources_of
 from vadtune.search.trials.packed_trial import PackedTrial
 from vadtune.search.trials.trainable import TrainTrial
