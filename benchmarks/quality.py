@@ -43,8 +43,7 @@ def scored(reconstruct: Callable[[MaskedRows], np.ndarray], dataset: IncompleteD
     visible, truth, cells = dataset.search_data.validation
     part = dataset.test_part(dataset.config.missing.ratio, 0)
     return Found(
-        score(reconstruct(visible), truth, cells).rmse,
-        score(reconstruct(part), dataset.test_truth, ~part.mask).rmse,
+        score(reconstruct(visible), truth, cells).rmse, score(reconstruct(part), dataset.test_truth, ~part.mask).rmse
     )
 
 

@@ -36,10 +36,7 @@ MISTAKES = [
     ("validate {digits} model.latent={{choice:[]}}", "model.latent: choice needs at least one value, got an empty"),
     ("validate {digits} train.kl_weight={{loguniform:[0,1]}}", "loguniform needs low > 0, for logarithms, got [0, 1]"),
     ("validate {digits} model.hidden={{choice:[8],when:{{layrs:1}}}}", "its condition names an unknown parameter"),
-    (
-        "validate {digits} model.head=projection model.skip=true",
-        "model.skip: needs head plain, got",
-    ),
+    ("validate {digits} model.head=projection model.skip=true", "model.skip: needs head plain, got"),
     ("validate {digits} data.missing.ratio=1.5", "data.missing.ratio: must be less than 1, got 1.5"),
     ("validate {digits} search.metric=val_rmse", "search.metric: is not reported: unknown metric 'val_rmse'"),
     ("validate {digits} search.metric=train_loss", "search.metric: a search selects on held-out cells only"),
@@ -75,10 +72,7 @@ MISTAKES = [
     ("train {config} --out {export}", "{export}"),
     ("train {config} --data-dir {file}", "data.data_dir: is an option of fashion_mnist, mnist, not of source 'iris'"),
     ("train {config} data.source=file", "data.path: is required by source 'file'; set data.path"),
-    (
-        "train {config} data.source=file data.path=none.csv",
-        "none.csv: cannot be read (No such file or directory)",
-    ),
+    ("train {config} data.source=file data.path=none.csv", "none.csv: cannot be read (No such file or directory)"),
     ("train {config} data.source=mosi data.path=none", "none.h5: there is no such file"),
     ("train {config} data.missing.mechanism=landmark", "landmark hides whole points, but this source has none"),
     ("train {config} data.missing.mechanism=mar data.missing.ratio=0.9", "4 columns bear a ratio up to 0.750"),

@@ -15,13 +15,7 @@ from mlflow import MlflowClient
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
 from vadtune.artifacts.held_out_predictions import load_held_out
-from vadtune.artifacts.model_folder import (
-    MANIFEST,
-    MODEL_FILES,
-    find_model_folders,
-    load_model,
-    read_manifest,
-)
+from vadtune.artifacts.model_folder import MANIFEST, MODEL_FILES, find_model_folders, load_model, read_manifest
 from vadtune.cli import main
 from vadtune.config import REFITS, SELECTABLE_METRICS, load_trial
 from vadtune.core.errors import ModelFolderError

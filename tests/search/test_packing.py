@@ -215,11 +215,7 @@ def test_a_trial_that_leaves_makes_room() -> None:
     ],
 )
 def test_auto_packs_trials_on_a_gpu_alone(
-    options: dict[str, Any],
-    gpus: int,
-    size: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any], gpus: int, size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

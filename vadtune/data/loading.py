@@ -110,10 +110,7 @@ def _check_values(raw: RawData, train_rows: np.ndarray, config: DataConfig) -> N
     empty_rows = int((~known.any(1)).sum())
     if empty_rows:
         logger.warning(
-            "%s: %d of %d rows have no value at all; the prior's mean is imputed",
-            config.origin,
-            empty_rows,
-            len(known),
+            "%s: %d of %d rows have no value at all; the prior's mean is imputed", config.origin, empty_rows, len(known)
         )
 
 

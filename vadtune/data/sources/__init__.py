@@ -15,14 +15,7 @@ from vadtune.data.sources.synthetic import Synthetic
 from vadtune.data.sources.table_file import TableFile
 
 SOURCES: dict[str, type[DataConfig]] = by_tag(
-    "source",
-    Digits,
-    ScikitLearnTable,
-    TableFile,
-    Synthetic,
-    ImageFiles,
-    PublishedLandmarks,
-    PublishedTable,
+    "source", Digits, ScikitLearnTable, TableFile, Synthetic, ImageFiles, PublishedLandmarks, PublishedTable
 )
 """Name of a source -> its options, whose ``load`` reads the values."""
 

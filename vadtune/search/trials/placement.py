@@ -79,11 +79,7 @@ def _slots(search: SearchFile) -> int:
 
 def _unpacked(search: SearchFile, dataset: IncompleteDataset) -> Any:
     with_data = tune.with_parameters(
-        TrainTrial,
-        search=search,
-        data=dataset.search_data,
-        scaler=dataset.scaler,
-        feature_names=dataset.feature_names,
+        TrainTrial, search=search, data=dataset.search_data, scaler=dataset.scaler, feature_names=dataset.feature_names
     )
     return tune.with_resources(with_data, resources_of(search.search))
 

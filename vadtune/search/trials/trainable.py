@@ -54,13 +54,7 @@ class TrainTrial(Recoverable):
     _posteriors: Tensor | None  # of the validation rows, if the next report starts from them
 
     def setup(
-        self,
-        config: dict[str, Any],
-        *,
-        search: SearchFile,
-        data: SearchData,
-        scaler: Scaler,
-        feature_names: list[str],
+        self, config: dict[str, Any], *, search: SearchFile, data: SearchData, scaler: Scaler, feature_names: list[str]
     ) -> None:
         """Builds the population of one. See tune.Trainable.
 
