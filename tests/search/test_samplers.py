@@ -7,15 +7,16 @@ import pickle
 import warnings
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
 from tests.config.test_search_file import TREE
 from vadtune.config import SearchFile, parse_search
 from vadtune.config import search_section as config_module
-from vadtune.config.domains import DOMAINS
+from vadtune.config.domains import DOMAINS, parse_domain
 from vadtune.search.algorithms.samplers import SAMPLERS, Searcher, first_points, sample_count
-from vadtune.search.algorithms.space import _SUGGEST
+from vadtune.search.algorithms.space import _suggest
 
 METRIC = "val_missing_rmse"
 
@@ -33,7 +34,16 @@ def search_file(**search: Any) -> SearchFile:
 
 def test_the_names_a_file_may_use_are_those_of_the_registries() -> None:
     assert set(config_module.SAMPLERS) == set(SAMPLERS)
-    assert set(_SUGGEST) == set(DOMAINS.values())
+
+
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_optuna_draws_every_kind_of_domain_from_its_values(kind: str) -> None:
+    domain = parse_domain({kind: [1, 9, 2] if kind == "quniform" else [1, 9]}, "model")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [_suggest(study.ask(), "x", domain) for _ in range(40)]
+    assert all(domain.contains(value) for value in drawn)
+    assert len(set(drawn)) > 1
+    assert set(drawn) == set(domain.finite_values() or drawn)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -3,7 +3,7 @@
     latent: {choice: [4, 8, 16]}
     hidden: {choice: [128, 256], when: {layers: ">0"}}
 
-To add a kind of domain: one class here, one line in DOMAINS, one line in search/algorithms/space.py.
+To add a kind of domain: a parser here, a line in DOMAINS, and how Optuna draws from it in search/algorithms/space.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from vadtune.core.schema import as_number
 
@@ -76,13 +76,8 @@ class Condition:
 class Domain(ABC):
     """A set of values. The parameter applies only if all conditions in ``when`` hold."""
 
-    kind: ClassVar[str]
-    when: tuple[Condition, ...] = field(default=(), kw_only=True)
-
-    @classmethod
-    @abstractmethod
-    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
-        """Returns the domain that a list describes; raises ValueError if the list breaks a rule of this kind."""
+    kind: str
+    when: tuple[Condition, ...]
 
     @abstractmethod
     def probes(self) -> list[Any]:
@@ -99,30 +94,15 @@ class Domain(ABC):
 
 @dataclass(frozen=True)
 class Choice(Domain):
-    """One of the listed values."""
+    """One of the listed values: ``choice``, or ``grid`` for the sampler that tries every combination."""
 
-    kind: ClassVar[str] = "choice"
     values: tuple[Any, ...]
-
-    @classmethod
-    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Choice:
-        """See Domain."""
-        if not values:
-            raise ValueError("needs at least one value, got an empty list")
-        numbers = tuple(as_number(value) for value in values)
-        if any(not isinstance(value, (str, int, float, bool)) for value in numbers):
-            raise ValueError(f"takes plain values, got {list(values)}")
-        if len({repr(value) for value in numbers}) != len(numbers):
-            raise ValueError(f"lists each value once, got {list(values)}")
-        return cls(numbers, when=when)
 
     def probes(self) -> list[Any]:
         """See Domain."""
         return list(self.values)
 
-    def finite_values(self) -> list[Any] | None:
-        """See Domain."""
-        return list(self.values)
+    finite_values = probes
 
     def contains(self, value: object) -> bool:
         """See Domain."""
@@ -130,123 +110,102 @@ class Choice(Domain):
 
 
 @dataclass(frozen=True)
-class Grid(Choice):
-    """Values that are all tried, in every combination; for the sampler ``grid``."""
+class Range(Domain):
+    """A number from ``low`` to ``high``, both included: ``uniform``, ``loguniform``, ``int`` or ``logint``."""
 
-    kind: ClassVar[str] = "grid"
-
-
-@dataclass(frozen=True)
-class Uniform(Domain):
-    """Any number from ``low`` to ``high``."""
-
-    kind: ClassVar[str] = "uniform"
     low: Any
     high: Any
 
-    @classmethod
-    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> Uniform:
-        """See Domain."""
-        low, high = _numbers(values, 2, "[low, high]")
-        cls._check(low, high)
-        return cls(low, high, when=when)
+    @property
+    def log(self) -> bool:
+        """Whether every factor of two is equally likely."""
+        return self.kind.startswith("log")
 
-    @classmethod
-    def _check(cls, low: float, high: float) -> None:
-        if low >= high:
-            raise ValueError(f"needs low < high, got [{low}, {high}]")
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers belong to it."""
+        return self.kind.endswith("int")
 
     def probes(self) -> list[Any]:
         """See Domain."""
         return [self.low, self.high]
 
-    def contains(self, value: object) -> bool:
+    def finite_values(self) -> list[Any] | None:
         """See Domain."""
-        return isinstance(value, (int, float)) and self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class LogUniform(Uniform):
-    """Any number from ``low`` to ``high``, every factor of two equally likely."""
-
-    kind: ClassVar[str] = "loguniform"
-
-    @classmethod
-    def _check(cls, low: float, high: float) -> None:
-        super()._check(low, high)
-        if low <= 0:
-            raise ValueError(f"needs low > 0, for logarithms, got [{low}, {high}]")
-
-
-@dataclass(frozen=True)
-class Int(Uniform):
-    """A whole number from ``low`` to ``high``, both included."""
-
-    kind: ClassVar[str] = "int"
-
-    @classmethod
-    def _check(cls, low: float, high: float) -> None:
-        super()._check(low, high)
-        if not isinstance(low, int) or not isinstance(high, int):
-            raise ValueError(f"needs whole numbers, got [{low}, {high}]")
-
-    def finite_values(self) -> list[Any]:
-        """See Domain."""
-        return list(range(self.low, self.high + 1))
+        return list(range(self.low, self.high + 1)) if self.whole else None
 
     def contains(self, value: object) -> bool:
         """See Domain."""
-        return isinstance(value, int) and super().contains(value)
+        return isinstance(value, int if self.whole else (int, float)) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
-class LogInt(Int):
-    """A whole number from ``low`` to ``high``, both included, every factor of two equally likely."""
+class Steps(Domain):
+    """A multiple of ``step`` above ``low``, up to ``high``: ``quniform``."""
 
-    kind: ClassVar[str] = "logint"
-
-    @classmethod
-    def _check(cls, low: float, high: float) -> None:
-        super()._check(low, high)
-        if low < 1:
-            raise ValueError(f"needs low >= 1, for logarithms, got [{low}, {high}]")
-
-
-@dataclass(frozen=True)
-class QUniform(Uniform):
-    """A multiple of ``q`` steps above ``low``, up to ``high``."""
-
-    kind: ClassVar[str] = "quniform"
-    q: Any
-
-    @classmethod
-    def parse(cls, values: Sequence[Any], when: tuple[Condition, ...]) -> QUniform:
-        """See Domain."""
-        low, high, q = _numbers(values, 3, "[low, high, step]")
-        cls._check(low, high)
-        if q <= 0 or q > high - low:
-            raise ValueError(f"needs a step above 0 and at most high - low, got {q} for [{low}, {high}]")
-        return cls(low, high, q, when=when)
+    low: Any
+    high: Any
+    step: Any
 
     def probes(self) -> list[Any]:
         """See Domain."""
-        return self.finite_values()
-
-    def finite_values(self) -> list[Any]:
-        """See Domain."""
-        count = math.floor((self.high - self.low) / self.q + 1e-9) + 1
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
         # Rounded, so that files and tables do not show 0.30000000000000004.
-        values = [round(self.low + index * self.q, 12) for index in range(count)]
-        return [int(value) if isinstance(self.low, int) and isinstance(self.q, int) else value for value in values]
+        values = [round(self.low + index * self.step, 12) for index in range(count)]
+        return [int(value) if isinstance(self.low, int) and isinstance(self.step, int) else value for value in values]
+
+    finite_values = probes
 
     def contains(self, value: object) -> bool:
         """See Domain."""
-        return value in self.finite_values()
+        return value in self.probes()
 
 
-DOMAINS: dict[str, type[Domain]] = {
-    domain.kind: domain for domain in (Choice, Int, Uniform, LogUniform, LogInt, QUniform, Grid)
+def _choice(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
+    if not values:
+        raise ValueError("needs at least one value, got an empty list")
+    numbers = tuple(as_number(value) for value in values)
+    if any(not isinstance(value, (str, int, float, bool)) for value in numbers):
+        raise ValueError(f"takes plain values, got {list(values)}")
+    if len({repr(value) for value in numbers}) != len(numbers):
+        raise ValueError(f"lists each value once, got {list(values)}")
+    return Choice(kind, when, numbers)
+
+
+def _range(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
+    low, high = _ends(_numbers(values, 2, "[low, high]"))
+    domain = Range(kind, when, low, high)
+    if domain.whole and not (isinstance(low, int) and isinstance(high, int)):
+        raise ValueError(f"needs whole numbers, got [{low}, {high}]")
+    if domain.log and low <= 0:
+        raise ValueError(f"needs low {'>= 1' if domain.whole else '> 0'}, for logarithms, got [{low}, {high}]")
+    return domain
+
+
+def _steps(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
+    *ends, step = _numbers(values, 3, "[low, high, step]")
+    low, high = _ends(ends)
+    if step <= 0 or step > high - low:
+        raise ValueError(f"needs a step above 0 and at most high - low, got {step} for [{low}, {high}]")
+    return Steps(kind, when, low, high, step)
+
+
+def _ends(numbers: list[Any]) -> list[Any]:
+    if numbers[0] >= numbers[1]:
+        raise ValueError(f"needs low < high, got {numbers}")
+    return numbers
+
+
+DOMAINS: dict[str, Callable[[str, Sequence[Any], tuple[Condition, ...]], Domain]] = {
+    "choice": _choice,
+    "int": _range,
+    "uniform": _range,
+    "loguniform": _range,
+    "logint": _range,
+    "quniform": _steps,
+    "grid": _choice,
 }
+"""Kind of domain -> its parser, which raises ValueError if the list of values breaks a rule of the kind."""
 
 
 def is_domain(node: object) -> bool:
@@ -278,7 +237,7 @@ def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
     paths = {name: name if "." in str(name) else f"{section}.{name}" for name in tests}
     when = tuple(Condition.parse(path, tests[name]) for name, path in paths.items())
     try:
-        return DOMAINS[kind].parse(node[kind], when)
+        return DOMAINS[kind](kind, node[kind], when)
     except ValueError as error:
         raise ValueError(f"{kind} {error}") from error
 

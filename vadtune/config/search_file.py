@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vadtune.config.domains import Choice, Domain, Grid, is_domain, parse_domain
+from vadtune.config.domains import Choice, Domain, is_domain, parse_domain
 from vadtune.config.messages import messages, problems_of
 from vadtune.config.search_section import SearchConfig
 from vadtune.config.sections import InferConfig, ModelConfig, TrainConfig
@@ -260,7 +260,7 @@ def _check_search(file: SearchFile) -> list[str]:
     for key, domain in file.domains.items():
         if search.sampler == "grid" and domain.finite_values() is None:
             problems.append(f"{key}: the sampler 'grid' needs finite domains, got {domain.kind}; use choice")
-        if search.sampler != "grid" and isinstance(domain, Grid):
+        if search.sampler != "grid" and domain.kind == "grid":
             problems.append(f"{key}: a grid needs search.sampler grid, got '{search.sampler}'; use choice")
         if search.sampler == "cmaes" and (domain.when or isinstance(domain, Choice)):
             what = "a condition" if domain.when else domain.kind

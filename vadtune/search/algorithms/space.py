@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 
 from vadtune.config import SearchFile
-from vadtune.config.domains import Choice, Domain, Grid, Int, LogInt, LogUniform, QUniform, Uniform
+from vadtune.config.domains import Choice, Domain, Range, Steps
 
 _TRIES = 20  # draws per requested configuration before a small space counts as exhausted
-_SUGGEST: dict[type[Domain], Callable[[optuna.Trial, str, Any], Any]] = {
-    Choice: lambda trial, key, domain: trial.suggest_categorical(key, domain.values),
-    Grid: lambda trial, key, domain: trial.suggest_categorical(key, domain.values),
-    Int: lambda trial, key, domain: trial.suggest_int(key, domain.low, domain.high),
-    LogInt: lambda trial, key, domain: trial.suggest_int(key, domain.low, domain.high, log=True),
-    Uniform: lambda trial, key, domain: trial.suggest_float(key, domain.low, domain.high),
-    LogUniform: lambda trial, key, domain: trial.suggest_float(key, domain.low, domain.high, log=True),
-    QUniform: lambda trial, key, domain: _suggest_step(trial, key, domain),
-}
 
 
 def suggest(search: SearchFile, trial: optuna.Trial) -> None:
@@ -31,13 +21,20 @@ def suggest(search: SearchFile, trial: optuna.Trial) -> None:
     sample: dict[str, Any] = {}
     for key, domain in search.domains.items():
         if search.active(sample, key):
-            sample[key] = _SUGGEST[type(domain)](trial, key, domain)
+            sample[key] = _suggest(trial, key, domain)
 
 
-def _suggest_step(trial: optuna.Trial, key: str, domain: QUniform) -> Any:
-    if isinstance(domain.low, int) and isinstance(domain.q, int):
-        return trial.suggest_int(key, domain.low, domain.finite_values()[-1], step=domain.q)
-    return trial.suggest_float(key, domain.low, domain.finite_values()[-1], step=domain.q)
+def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
+    match domain:
+        case Choice(values=values):
+            return trial.suggest_categorical(key, values)
+        case Range(low=low, high=high):
+            suggest_number = trial.suggest_int if domain.whole else trial.suggest_float
+            return suggest_number(key, low, high, log=domain.log)
+        case Steps(low=low, step=step):
+            high = domain.probes()[-1]
+            return (trial.suggest_int if isinstance(high, int) else trial.suggest_float)(key, low, high, step=step)
+    raise AssertionError(f"no way to draw from {domain.kind}")
 
 
 def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[str, Any]]:
