@@ -100,5 +100,5 @@ def cache_path() -> Path:
 @cache
 def announce_compilation() -> None:
     """Logs once that kernels will be compiled, which takes a while, unless compiled ones are cached."""
-    if is_available() and not any(cache_path().rglob("*.nbi")):
+    if not any(cache_path().rglob("*.nbi")) and is_available():  # in this order: the usual search imports no Numba here
         logger.info("compiling machine code for this processor, once: about half a minute")
