@@ -154,7 +154,7 @@ def check_out_file(out: Path, *suffixes: str) -> None:
 
 
 def check_ratio(ratio: float) -> None:
-    """Checks a missing ratio."""
+    """Raises a ConfigError unless --ratio is above 0 and below 1."""
     if not 0 < ratio < 1:
         raise ConfigError(f"--ratio: takes a share of cells above 0 and below 1, got {ratio}; pass 0.5, for example")
 

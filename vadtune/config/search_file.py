@@ -220,7 +220,7 @@ def _domains(tree: Mapping[str, Any]) -> tuple[dict[str, Domain], list[str]]:
 
 
 def _check_domain(key: str, domain: Domain) -> list[str]:
-    """Checks that every value of the domain obeys the parameter's rule, and that its conditions name parameters."""
+    """Returns the problems of a domain: values that break the parameter's rule, conditions on unknown parameters."""
     section, _, name = key.partition(".")
     problems = [
         problem

@@ -31,7 +31,7 @@ def is_closed_form(family: str, layers: int, head: str, posterior: str) -> bool:
 
 
 class ModelConfig(Section):
-    """The section ``model``: family, sizes and posterior."""
+    """The section ``model``: family, network, output head, noise and posterior."""
 
     family: Annotated[Literal["vad", "vae"], one_of("family", FAMILIES)] = "vad"
     latent: Annotated[Whole, Field(ge=1)] = 16
@@ -68,7 +68,7 @@ class TrainConfig(Section):
     ``kl_weight`` multiplies the KL divergence, with the squared error summed over observed cells; the ``ratio_kl`` of
     the published VAD code is ``kl_weight`` divided by the observed cells per row. 0 drops the prior.
 
-    A linear decoder with learned posteriors is fitted in closed form (models/linear.py): an epoch is one iteration over
+    A linear decoder with learned posteriors is fitted in closed form (models/linear_em.py): an epoch is one iteration over
     all rows, and options of batches and gradients do not apply. Its ``weight_decay`` is a ridge penalty on the weights,
     in units of the observed cells of an average column.
     """

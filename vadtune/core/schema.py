@@ -53,7 +53,7 @@ def as_number(value: object) -> object:
 
 
 def one_of(kind: str, valid: tuple[str, ...]) -> BeforeValidator:
-    """Returns the validator of a field that takes one of the ``valid`` names; ``kind`` is what messages call it."""
+    """Returns a validator that accepts only the names in ``valid``; error messages call the field ``kind``."""
 
     def check(value: object) -> object:
         if value not in valid:

@@ -118,7 +118,7 @@ def pixel_names(height: int, width: int) -> list[str]:
 
 
 def split_train_rows(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits n train rows into train and validation rows, for sources without validation rows.
+    """Returns the indices of train and validation rows among n train rows; for sources without validation rows.
 
     The proportion is 70 to 15, as for sources without any split.
     """

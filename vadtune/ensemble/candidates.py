@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
 def find_candidates(
     name: str, trials: Sequence[Trial], metric: str, most: int, fetched: Path
 ) -> tuple[list[Candidate], IncompleteDataset]:
-    """Returns the best trials that can be members, best first, and the dataset they were trained on.
+    """Returns at most ``most`` candidates for an ensemble, best first, and the dataset they share.
 
     Args:
         name: Name of the search.

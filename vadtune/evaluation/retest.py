@@ -35,7 +35,7 @@ def run_retest(
     predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
-    """Scores models, their mean and baselines on the test rows, under the same masks.
+    """Scores the models in a folder, their weighted mean and baselines on the test rows, all under the same masks.
 
     Args:
         path: A model folder, an ensemble, or a folder of model folders.

@@ -1,7 +1,7 @@
 """Model families (vad, vae), their networks, the objective, and linear decoders in closed form.
 
 May import native, config, data, tables and core. To add a family: a file with a Family, one line in MODELS, its name in
-the FAMILIES of the configuration's schema, and a search file.
+FAMILIES of config/sections.py, and a search file.
 """
 
 from vadtune.models.family import Architecture, Family, Networks

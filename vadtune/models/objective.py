@@ -59,7 +59,7 @@ def kl_divergence(posterior: Posterior, prior: Prior = STANDARD_PRIOR) -> Tensor
 
 
 def sample(posterior: Posterior, eps: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Returns one draw per row,  z = mean + exp(log_var / 2) · eps, and z - mean (None if deterministic).
+    """Draws z = mean + exp(log_var / 2) · eps for each row; returns z and z - mean (None if deterministic).
 
     Args:
         posterior: Of b rows.

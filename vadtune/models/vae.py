@@ -30,5 +30,5 @@ class VAE(Family):
         return self.networks["encoder"].forward(encoder, inputs)
 
     def encode_backward(self, networks: Networks, tape: Tape, grad: Tensor, grads_out: Networks) -> None:
-        """Backpropagates to the encoder's weights. See Family."""
+        """Writes the gradients of the encoder's weights to ``grads_out``. See Family."""
         self.networks["encoder"].backward(networks["encoder"], tape, grad, grads_out["encoder"], grad_input=False)

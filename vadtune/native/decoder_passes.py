@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Memory of the passes over a batch, and where each layer's parts begin."""
+    """Working memory of the passes over one batch, and the offsets of each layer's weights and inputs."""
 
     weight_offsets: Integers  # of each layer's parameters: weight (i, o), then bias (o,); then of the skip
     input_offsets: Integers  # of each layer's input (b, i) in inputs

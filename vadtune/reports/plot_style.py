@@ -38,7 +38,7 @@ def heading(figure: Figure, title: str, subtitle: str) -> None:
 
 
 def style_error_axes(axes: Axes, error: str, units: str) -> None:
-    """Labels the axes of a plot of errors (``RMSE`` or ``MAE``) by missing ratio, with grid lines for the errors."""
+    """Styles a plot of errors by missing ratio: axis labels, horizontal grid lines, no top or right border."""
     axes.set_xlabel("share of cells missing")
     axes.set_ylabel(f"{error} over missing test cells ({units})")
     axes.spines[["top", "right"]].set_visible(False)

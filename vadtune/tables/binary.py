@@ -45,7 +45,7 @@ class ParquetFile(TableFile):
         return x
 
     def filled(self, x: np.ndarray, missing: np.ndarray) -> bytes:
-        """See TableFile; values are rounded in columns of whole numbers."""
+        """Returns the file's bytes with missing cells filled, rounded in whole-number arrays. See TableFile."""
         import pyarrow as pa
         import pyarrow.compute as pc
         from pyarrow import parquet

@@ -13,7 +13,7 @@ _SECTIONS = ("model", "train", "infer", "data")
 
 
 def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
-    """Returns one row per search, newest first: names, state, trials by how they ended, best score.
+    """Returns one row per search, newest first: names, state, number of trials by outcome, best score.
 
     Args:
         uri: The MLflow store.

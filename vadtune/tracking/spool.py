@@ -25,7 +25,7 @@ Entry = dict[str, Any]
 
 
 class Spool:
-    """The log entries of one search; one process appends, one thread takes.
+    """The log entries of one search in a file on disk; one process appends them, one thread takes them to send.
 
     Args:
         folder: The search's folder, which exists.

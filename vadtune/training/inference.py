@@ -65,7 +65,7 @@ class FittedModel:
         return np.asarray(_Inference([self], features, 1.0).decoded_train_rows()[0].cpu())
 
     def impute(self, part: MaskedRows) -> np.ndarray:
-        """Returns x_imputed, float32 (n, d): observed cells unchanged, missing cells from x_hat."""
+        """Returns the rows with missing cells replaced by reconstructions, float32 (n, d), in the scaler's units."""
         return np.where(part.mask, part.x, self.reconstruct(part))
 
 

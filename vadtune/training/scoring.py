@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     """Scores and predictions of one configuration.
 
     Attributes:
-        scores: The metrics of ``config.schema.REPORTED_METRICS``.
+        scores: The metrics of ``config.REPORTED_METRICS``.
         held_out: Predictions of the held-out cells, float32 (c,), in the order of ``HeldOut.values``.
         posteriors: Posterior parameters of the validation rows (f*n, s); the next evaluation may start from them.
     """

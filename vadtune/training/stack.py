@@ -85,7 +85,7 @@ class Stack:
         self._row_optimiser = ROW_OPTIMISERS[name](self._rows, self._row_grad, self._row_moments)
 
     def train_epoch(self, members: slice) -> list[list[float] | None]:
-        """Trains some members for an epoch, in place.
+        """Trains the members of a slice for one epoch, in place.
 
         Returns:
             For each member the sum of squared errors, the same in units of the observation noise plus the cost of its

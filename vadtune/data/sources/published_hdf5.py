@@ -257,7 +257,7 @@ def _columns(source: str, shape: tuple[int, ...]) -> tuple[list[str], Layout]:
 
 
 def _agree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether values are equal wherever both are known."""
+    """Returns whether two arrays have one shape and nearly equal values wherever neither is NaN."""
     if a.shape != b.shape:
         return False
     known = ~(np.isnan(a) | np.isnan(b))

@@ -112,7 +112,7 @@ def on_every_node(work: Callable[[], Any]) -> list[tuple[Node, Any]]:
 
 
 def check_shared(storage: str) -> None:
-    """Checks that every node can read and write a storage.
+    """Checks, by writing test files, that this process and every node read and write the same storage.
 
     Args:
         storage: A folder, or a URI such as ``s3://bucket/runs``.

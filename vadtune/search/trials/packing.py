@@ -242,7 +242,7 @@ class Pack:
             population.leave(*members)
 
     def _shrink(self, population: Population) -> None:
-        """Halves the pack; the later members wait and continue from their states."""
+        """Halves a population that ran out of memory and limits the pack to that size; surplus members wait."""
         self._limit(len(population.members) // 2)
         surplus = population.members[self._capacity :]
         for job in self._jobs.values():
