@@ -197,11 +197,7 @@ SEED_DEFAULTS = {
 
 @pytest.mark.parametrize(
     ("ratio", "reached"),
-    [
-        pytest.param(0.1, 0.180, marks=pytest.mark.slow),
-        (0.5, 0.238),
-        pytest.param(0.9, 0.317, marks=pytest.mark.slow),
-    ],
+    [pytest.param(0.1, 0.180, marks=pytest.mark.slow), (0.5, 0.238), pytest.param(0.9, 0.317, marks=pytest.mark.slow)],
 )
 def test_the_published_code_s_defaults_do_here_what_they_do_there(ratio: float, reached: float) -> None:
     """A log variance of -14, no KL and Adam at 1e-3, against what a plain loop of that code reached on digits."""

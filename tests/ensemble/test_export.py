@@ -15,20 +15,14 @@ from mlflow import MlflowClient
 from tests.conftest import trial_config
 from tests.finished_search import TRIALS, FinishedSearch
 from vadtune.artifacts.held_out_predictions import load_held_out
-from vadtune.artifacts.model_folder import (
-    MANIFEST,
-    MODEL_FILES,
-    find_model_folders,
-    load_model,
-    read_manifest,
-)
+from vadtune.artifacts.model_folder import MANIFEST, MODEL_FILES, find_model_folders, load_model, read_manifest
 from vadtune.cli import main
 from vadtune.config import REFITS, SELECTABLE_METRICS, load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.data import test_masks as masks
-from vadtune.data.test_masks import MaskKey
+from vadtune.data.retest_masks import MaskKey
 from vadtune.ensemble.ensemble_json import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.export import export_best
 from vadtune.ensemble.model_average import ModelAverage

@@ -5,16 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vadtune.ensemble.selection import (
-    GROUPS,
-    MOST_MEMBERS,
-    PICKS,
-    greedy,
-    greedy_by_ratio,
-    residual_gram,
-    select,
-    top,
-)
+from vadtune.ensemble.selection import GROUPS, MOST_MEMBERS, PICKS, greedy, greedy_by_ratio, residual_gram, select, top
 
 
 def made(seed: int, m: int = 6, rows: int = 60, columns: int = 4) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:

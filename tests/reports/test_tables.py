@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vadtune.data.test_masks import MaskKey
+from vadtune.data.retest_masks import MaskKey
 from vadtune.evaluation.retest_scores import METRICS, MethodScores, Retest
 from vadtune.reports.retest_figure import retest_plot
 from vadtune.reports.tables import retest_text, to_csv, to_json, to_text
@@ -49,11 +49,7 @@ def test_no_rows_are_no_trouble() -> None:
 
 def test_a_plain_table_is_aligned_without_colours() -> None:
     rows = [{"name": "short", "value": 1.0}, {"name": "much longer", "value": 12.345678}]
-    assert to_text(rows, WIDE).splitlines() == [
-        "name         value",
-        "short            1",
-        "much longer  12.35",
-    ]
+    assert to_text(rows, WIDE).splitlines() == ["name         value", "short            1", "much longer  12.35"]
 
 
 def test_a_table_drops_what_the_terminal_has_no_room_for_and_says_so() -> None:

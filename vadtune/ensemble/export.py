@@ -10,13 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vadtune.artifacts.model_folder import (
-    MODEL_FILES,
-    load_model,
-    read_manifest,
-    save_model,
-    write_manifest,
-)
+from vadtune.artifacts.model_folder import MODEL_FILES, load_model, read_manifest, save_model, write_manifest
 from vadtune.config import REFITS
 from vadtune.core.errors import ConfigError, ModelFolderError, unknown_name
 from vadtune.core.files import check_writable, new_folder
