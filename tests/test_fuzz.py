@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.own_data import write_published
 from vadtune.core.errors import VadtuneError
 from vadtune.data import SOURCES, load_dataset
-from vadtune.data.mask_files import read_mask
+from vadtune.data.missingness import read_mask
 from vadtune.data.sources.table_file import TableFile
 from vadtune.tables import TABLES, read_table
 

@@ -28,7 +28,7 @@ from vadtune.artifacts.training_state import load_state, save_state
 from vadtune.config import load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError, VadtuneError
 from vadtune.data import IncompleteDataset
-from vadtune.data.test_masks import MaskKey, stored_masks
+from vadtune.data.retest_masks import MaskKey, stored_masks
 from vadtune.tracking.spool import Spool
 
 HEAD = "name: tiny\ndata: {source: iris}\n"

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +25,6 @@ from vadtune.data import (
     mask_sha256,
 )
 from vadtune.data.missingness import Mcar, Mnar
-from vadtune.data.sources.bundled import read_bundled
 from vadtune.data.sources.table_file import TableFile
 
 
@@ -47,34 +43,14 @@ def test_every_source_loads_split_and_standardised(source: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine", "diabetes", "iris"])
-def test_bundled_tables_are_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_tables_are_those_of_scikit_learn(name: str) -> None:
     theirs = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
-    with monkeypatch.context() as patch:
-        patch.delattr(f"sklearn.datasets.load_{name}")  # so it is not they that are asked
-        x, feature_names = read_bundled(name)
-    assert (x.dtype, x.tobytes()) == (theirs.data.dtype, theirs.data.tobytes())
-    assert feature_names == list(theirs.feature_names)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"1,2\n3,4\n", b"<html>"])
-def test_bundled_tables_are_left_to_scikit_learn_where_its_files_have_changed(
-    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "datasets" / "data"
-    folder.mkdir(parents=True)
-    if content is not None:
-        for name in ("iris.csv", "digits.csv.gz"):
-            (folder / name).write_bytes(content)
-    moved = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: moved)
-    assert read_bundled("iris")[0].tobytes() == datasets.load_iris().data.tobytes()
-    assert read_bundled("digits")[0].tobytes() == datasets.load_digits().data.tobytes()
-
-
-def test_bundled_tables_do_not_import_scikit_learn() -> None:
-    code = "import sys, vadtune.data.sources.bundled as b; b.read_bundled('digits'); print('sklearn' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    raw = SOURCES[name].model_validate({"source": name}).load()
+    x = theirs.data / 16 if name == "digits" else theirs.data
+    assert (raw.x.dtype, raw.x.tobytes()) == (theirs.data.dtype, x.tobytes())
+    assert raw.feature_names == list(theirs.feature_names)
+    assert {type(feature) for feature in raw.feature_names} == {str}
+    assert raw.layout.image == ((8, 8) if name == "digits" else None)
 
 
 def test_digits_are_split_and_masked_as_in_the_published_comparison() -> None:

@@ -11,7 +11,7 @@ from tests.conftest import trial_config
 from tests.own_data import SENTINELS, Published, write_published
 from vadtune.core.errors import DataError
 from vadtune.data import SOURCES, IncompleteDataset, load_dataset
-from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
+from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.training.population import Population
 
 PUBLISHED = [name for name, model in SOURCES.items() if model.has_stored_masks]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vadtune.data.test_masks import MaskKey
+from vadtune.data.retest_masks import MaskKey
 from vadtune.evaluation.retest_scores import METRICS, MethodScores, Retest
 from vadtune.reports.retest_figure import retest_plot
 from vadtune.reports.tables import retest_text, to_csv, to_json, to_text

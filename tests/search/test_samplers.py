@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from tests.config.test_search_file import TREE
 from vadtune.config import SearchFile, parse_search
-from vadtune.config import search_section as config_module
+from vadtune.config import sections as config_module
 from vadtune.config.domains import DOMAINS, parse_domain
 from vadtune.search.algorithms.samplers import SAMPLERS, Searcher, first_points, sample_count
 from vadtune.search.algorithms.space import _suggest

@@ -7,7 +7,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from vadtune.config import SearchConfig, SearchFile, parse_search
-from vadtune.config import search_section as config_module
+from vadtune.config import sections as config_module
 from vadtune.search.algorithms.schedulers import EPOCH, SCHEDULERS, AshaSkippingClosedForm, report_epochs
 
 

@@ -20,9 +20,9 @@ from vadtune.cli import main
 from vadtune.config import load_search, load_trial
 from vadtune.core.errors import DataError
 from vadtune.data import load_dataset
-from vadtune.data.mask_files import read_mask
+from vadtune.data.missingness import read_mask
+from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.data.sources.table_file import TableFile
-from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.tables import TABLES, read_table
 
 NAN = np.nan

@@ -4,9 +4,22 @@ May import core, tables and data. Importing it loads neither PyTorch nor scikit-
 """
 
 from vadtune.config.search_file import SearchFile, load_search, load_trial, parse_search, parse_trial
-from vadtune.config.search_section import REPORTED_METRICS, SCHEDULERS, SELECTABLE_METRICS, SearchConfig
-from vadtune.config.sections import NOISES, STARTS, InferConfig, ModelConfig, TrainConfig, is_closed_form
-from vadtune.config.trial import REFITS, TrialConfig, flatten, unflatten
+from vadtune.config.sections import (
+    NOISES,
+    REFITS,
+    REPORTED_METRICS,
+    SCHEDULERS,
+    SELECTABLE_METRICS,
+    STARTS,
+    InferConfig,
+    ModelConfig,
+    SearchConfig,
+    TrainConfig,
+    TrialConfig,
+    flatten,
+    is_closed_form,
+    unflatten,
+)
 
 __all__ = [
     "NOISES",

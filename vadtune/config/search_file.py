@@ -12,9 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from vadtune.config.domains import Choice, Domain, is_domain, parse_domain
 from vadtune.config.messages import messages, problems_of
-from vadtune.config.search_section import SearchConfig
-from vadtune.config.sections import InferConfig, ModelConfig, TrainConfig
-from vadtune.config.trial import TrialConfig, flatten, unflatten
+from vadtune.config.sections import InferConfig, ModelConfig, SearchConfig, TrainConfig, TrialConfig, flatten, unflatten
 from vadtune.config.yaml_file import apply_overrides, read_yaml
 from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.data import DataConfig

@@ -3,11 +3,9 @@
 May import core and tables. Importing it reads no data and loads neither PyTorch nor scikit-learn.
 """
 
-from vadtune.data.dataset import IncompleteDataset
-from vadtune.data.layout import Layout
+from vadtune.data.dataset import HeldOut, IncompleteDataset, MaskedRows, SearchData, hold_out
 from vadtune.data.loading import load_dataset
-from vadtune.data.masked_rows import HeldOut, MaskedRows, SearchData, hold_out
-from vadtune.data.missingness import MECHANISMS, MissingConfig, mask_sha256
+from vadtune.data.missingness import MECHANISMS, Layout, MissingConfig, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import DataConfig, HoldoutConfig
 from vadtune.data.sources import SOURCES, AnyDataConfig

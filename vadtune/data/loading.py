@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import DataError
-from vadtune.data.dataset import IncompleteDataset
-from vadtune.data.layout import TABLE, PartName
-from vadtune.data.mask_files import read_mask
-from vadtune.data.masked_rows import MaskedRows
-from vadtune.data.missingness import MissingConfig, StoredMask, draw_mask
+from vadtune.data.dataset import IncompleteDataset, MaskedRows
+from vadtune.data.missingness import TABLE, MissingConfig, PartName, StoredMask, draw_mask, read_mask
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import DataConfig, RawData
 

@@ -18,18 +18,37 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from vadtune.core.errors import DataError
 from vadtune.core.schema import FilePath, Real, Seed, SparseSection, by_tag
-from vadtune.data.layout import TABLE, Layout, PartName
+from vadtune.tables import read_table
 
+PartName = Literal["train", "validation", "test"]
 _PART_NUMBER: dict[PartName, int] = {"train": 0, "validation": 1, "test": 2}
 _DRIVERS = 0.3  # share of the columns that mar leaves observed, if the ratio permits
 _SLOPE = 2.0  # of the logistic curves, per standard deviation
+
+
+class Layout(NamedTuple):
+    """How the columns of a row belong together.
+
+    Attributes:
+        image: Height and width if a row is an image, stored pixel row by pixel row; else None.
+        point_dims: Columns per point if a row is a list of points (x, y, x, y, ...); else None.
+    """
+
+    image: tuple[int, int] | None = None
+    point_dims: int | None = None
+
+
+TABLE = Layout()
+"""Columns without any arrangement."""
 
 
 class MissingConfig(SparseSection):
@@ -239,6 +258,43 @@ def draw_mask(
     rng = np.random.RandomState((1000 * seed + 17 * _PART_NUMBER[part] + int(missing_ratio * 100)) % 2**32)
     mask: np.ndarray = mechanism.draw(x, missing_ratio, rng=rng, layout=layout) & known
     return mask
+
+
+def read_mask(path: Path, shape: tuple[int, ...], names: Sequence[str]) -> np.ndarray:
+    """Reads a mask file: a table of 1 or true (observed) and 0 or false (missing), one row per row of the data.
+
+    Args:
+        path: As for ``read_table``.
+        shape: Shape of the data (n, d).
+        names: Columns of the data. A file with column names must have the same ones, in any order.
+
+    Returns:
+        bool (n, d), True = observed.
+
+    Raises:
+        DataError: The file cannot be read, or has another shape or other values.
+    """
+    columns = None if path.suffix.lower() in (".npy", ".npz") else names
+    return as_mask(read_table(path, columns, booleans=True).x, shape, str(path))
+
+
+def as_mask(values: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Converts zeros and ones to a mask, bool, True = observed.
+
+    Args:
+        values: Numbers.
+        shape: The expected shape.
+        where: What the error message starts with.
+
+    Raises:
+        DataError: The shape differs, or a value is neither 0 nor 1.
+    """
+    if values.shape != shape:
+        raise DataError(f"{where}: a mask of shape {shape} is needed, as the data has, got {values.shape}")
+    strange = values[~np.isin(values, (0, 1))]
+    if strange.size:
+        raise DataError(f"{where}: a mask holds 1 (observed) and 0 (missing) only, got {strange.flat[0]:g}")
+    return values.astype(bool)
 
 
 def mask_sha256(mask: np.ndarray) -> str:

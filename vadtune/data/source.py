@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from vadtune.core.schema import Section, SparseSection, Whole
-from vadtune.data.layout import TABLE, Layout, PartName
-from vadtune.data.missingness import AnyMissingConfig, Mcar, MissingConfig, StoredMask
+from vadtune.data.missingness import TABLE, AnyMissingConfig, Layout, Mcar, MissingConfig, PartName, StoredMask
 
 
 class RawData(NamedTuple):

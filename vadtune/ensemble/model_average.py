@@ -13,8 +13,8 @@ from vadtune.artifacts.model_folder import find_model_folders, load_model, read_
 from vadtune.config import REFITS
 from vadtune.core.errors import DataError, ModelFolderError
 from vadtune.data import IncompleteDataset, MaskedRows, Scaler, mask_sha256
+from vadtune.data.retest_masks import MaskKey
 from vadtune.data.sources.table_file import TableFile
-from vadtune.data.test_masks import MaskKey
 from vadtune.ensemble.ensemble_json import Ensemble, read_ensemble, read_regression
 from vadtune.ensemble.kernel_regression import KernelRegression
 from vadtune.ensemble.selection import weighted_sum

@@ -10,7 +10,7 @@ import numpy as np
 from vadtune.core.errors import ConfigError
 from vadtune.core.extras import require
 from vadtune.data import IncompleteDataset
-from vadtune.data.test_masks import MaskKey, Masks
+from vadtune.data.retest_masks import MaskKey, Masks
 
 _KINDS = (".npz", ".h5")
 

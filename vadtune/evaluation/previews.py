@@ -9,7 +9,7 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError
 from vadtune.data import MaskedRows
-from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks
+from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.ensemble.model_average import ModelAverage
 
 _SHOWN_IMAGES = 8

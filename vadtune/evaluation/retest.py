@@ -15,7 +15,7 @@ import numpy as np
 from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.core.metrics import Score, score
 from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
-from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
+from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.evaluation.baselines import BASELINES
 from vadtune.evaluation.predictions import Predictions

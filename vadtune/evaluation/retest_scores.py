@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from vadtune.data.test_masks import MaskKey
+from vadtune.data.retest_masks import MaskKey
 
 METRICS = (
     *("missing_rmse", "missing_mae", "missing_rmse_original", "missing_mae_original"),

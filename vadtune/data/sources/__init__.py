@@ -8,14 +8,14 @@ from pydantic import Field
 
 from vadtune.core.schema import by_tag
 from vadtune.data.source import DataConfig
-from vadtune.data.sources.bundled import Digits, ScikitLearnTable
+from vadtune.data.sources.bundled import BundledTable
 from vadtune.data.sources.images import ImageFiles
 from vadtune.data.sources.published_hdf5 import PublishedLandmarks, PublishedTable
 from vadtune.data.sources.synthetic import Synthetic
 from vadtune.data.sources.table_file import TableFile
 
 SOURCES: dict[str, type[DataConfig]] = by_tag(
-    "source", Digits, ScikitLearnTable, TableFile, Synthetic, ImageFiles, PublishedLandmarks, PublishedTable
+    "source", BundledTable, TableFile, Synthetic, ImageFiles, PublishedLandmarks, PublishedTable
 )
 """Name of a source -> its options, whose ``load`` reads the values."""
 

@@ -15,7 +15,7 @@ from pydantic import ValidationInfo, field_validator
 from vadtune.core.errors import DataError
 from vadtune.core.extras import require
 from vadtune.core.schema import FilePath
-from vadtune.data.layout import Layout
+from vadtune.data.missingness import Layout
 from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
 from vadtune.data.sources.published_hdf5 import load_published
 

@@ -26,9 +26,7 @@ import numpy as np
 from vadtune.core.errors import DataError
 from vadtune.core.extras import require
 from vadtune.core.schema import FilePath
-from vadtune.data.layout import TABLE, Layout, PartName
-from vadtune.data.mask_files import as_mask
-from vadtune.data.missingness import MissingConfig, StoredMask
+from vadtune.data.missingness import TABLE, Layout, MissingConfig, PartName, StoredMask, as_mask
 from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
 
 _MAX_EXPANSION = 1100  # bytes per byte of a file; deflate, the strongest filter, stays below

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vadtune.core.errors import DataError
 from vadtune.core.schema import FilePath, Text, Whole
-from vadtune.data.layout import Layout
+from vadtune.data.missingness import Layout
 from vadtune.data.source import DataConfig, RawData
 from vadtune.tables import read_table
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import trial_config
 from vadtune.core.errors import ConfigError, ModelFolderError, VadtuneError
 from vadtune.data import IncompleteDataset, load_dataset, mask_sha256
-from vadtune.data.test_masks import MaskKey, cells_to_score, draw_masks, stored_masks
+from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks, stored_masks
 
 KEYS = [MaskKey(ratio, seed) for ratio in (0.3, 0.7) for seed in (0, 1)]
 
