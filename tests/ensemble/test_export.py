@@ -21,7 +21,7 @@ from vadtune.config import REFITS, SELECTABLE_METRICS, load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
-from vadtune.data import test_masks as masks
+from vadtune.data import retest_masks as masks
 from vadtune.data.retest_masks import MaskKey
 from vadtune.ensemble.ensemble_json import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.export import export_best

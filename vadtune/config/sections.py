@@ -101,8 +101,8 @@ class TrainConfig(Section):
     the published VAD code is ``kl_weight`` divided by the observed cells per row. 0 drops the prior.
 
     A linear decoder with learned posteriors is fitted in closed form (models/linear_em.py): an epoch is one iteration
-    over all rows, and options of batches and gradients do not apply. Its ``weight_decay`` is a ridge penalty on the weights,
-    in units of the observed cells of an average column.
+    over all rows, and options of batches and gradients do not apply. Its ``weight_decay`` is a ridge penalty on the
+    weights, in units of the observed cells of an average column.
     """
 
     epochs: Annotated[Whole, Field(ge=1)] = 250
