@@ -17,7 +17,7 @@ from tests.search.test_run import Finished, tiny
 from vadtune.cli import main
 from vadtune.core.errors import SearchError
 from vadtune.search import ray_compat
-from vadtune.search.ray_compat import ADAPTATIONS, Adaptation, start_on_loopback
+from vadtune.search.ray_compat import ADAPTATIONS, Adaptation, check_effect, start_on_loopback
 
 OPTIONAL = [name for name, adaptation in ADAPTATIONS.items() if not adaptation.protective]
 PROTECTIVE = [name for name, adaptation in ADAPTATIONS.items() if adaptation.protective]
@@ -90,6 +90,20 @@ def test_a_search_without_protection_is_refused(
     assert method in error
     assert "install ray==2.60.*" in error
     assert not Path("mlflow.db").exists(), "nothing was started"
+
+
+@pytest.mark.ray
+def test_a_search_whose_state_tune_does_not_save_is_ended(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TuneController, "checkpoint", lambda self, force=False, wait=False: None)
+    with pytest.raises(SearchError, match=r"must call .*save_to_dir and did not; .* a killed search could not be"):
+        Finished(tmp_path, tiny(samples=2))
+
+
+def test_a_retry_that_nothing_decided_on_is_refused() -> None:
+    with pytest.raises(SearchError, match=r"must call .*_process_trial_failure and did not"):
+        check_effect("bounded_retries")
 
 
 LISTENS = """

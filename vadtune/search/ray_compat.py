@@ -85,6 +85,7 @@ class Adaptation:
         owner, original = pkgutil.resolve_name(path), pkgutil.resolve_name(self.target)
 
         def replacement(*args: Any, **kwargs: Any) -> Any:
+            _CALLED.add(self.target)
             return wrapper(original, *args, **kwargs)
 
         setattr(owner, name, replacement)
@@ -92,6 +93,7 @@ class Adaptation:
             yield
         finally:
             setattr(owner, name, original)
+            _CALLED.discard(self.target)
 
     def is_usable(self) -> bool:
         """Returns whether Ray has what it needs; if not, warns once, or raises SearchError where it is protective."""
@@ -145,6 +147,22 @@ ADAPTATIONS = {
         protective=True,
     ),
 }
+
+
+_CALLED: set[str] = set()  # targets of adaptations that are applied, once Ray has called the replacement
+
+
+def check_effect(name: str) -> None:
+    """Checks that Ray has called the replacement of a protective adaptation.
+
+    Raises:
+        SearchError: It has not, so this Ray does without the function that was replaced.
+    """
+    if ADAPTATIONS[name].target not in _CALLED:
+        raise SearchError(
+            f"Ray {ray.__version__} must call {ADAPTATIONS[name].target} and did not; without it "
+            f"{ADAPTATIONS[name].reason}; install ray=={_VERSIONS}.*"
+        )
 
 
 def check_protective() -> None:

@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.driver.session import SESSIONS, Session
-from vadtune.search.ray_compat import actor_of
+from vadtune.search.ray_compat import actor_of, check_effect
 from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ class SearchCallback(Callback):
         self._session.alive[trial.trial_id] = time.monotonic()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Logs a retry; the MLflow run of the trial stays open."""
+        """Logs a retry; the MLflow run of the trial stays open. Raises SearchError if nothing decided on the retry."""
+        check_effect("bounded_retries")
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
         reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
@@ -99,7 +100,8 @@ class SearchCallback(Callback):
         self._end(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refreshes the display."""
+        """Refreshes the display. Raises SearchError if Tune does not save its state."""
+        check_effect("atomic_snapshots")
         if self._session.display.due():
             self._show(trials)
 
