@@ -198,3 +198,16 @@ def test_files_of_other_rows_are_not_mixed(tmp_path: Path) -> None:
     change(tmp_path / "sfm.h5", "test_2d", published.test[::-1])
     with pytest.raises(DataError, match=r"its test rows must be those of .*sfm\.h5, got others"):
         load("sfm", published.prefix, missing=STORED)
+
+
+@pytest.mark.parametrize("source", ["sfm", "mosi", "mnist"])
+def test_a_signalling_nan_of_a_damaged_file_is_a_hole(source: str, tmp_path: Path) -> None:
+    """It would warn in the first operation on it, which a test counts as an error."""
+    written = write_published(tmp_path, source)
+    name = {"sfm": "train_2d", "mnist": "train_x"}.get(source, "train_data")
+    with h5py.File(f"{written.prefix}.h5", "r+") as file:
+        values = file[name][()]
+        values.view(np.uint32)[0, 0] = 0x7F800001
+        file[name][...] = values
+    raw = SOURCES[source].model_validate({"source": source, "path": str(written.prefix)}).load()
+    assert np.isnan(raw.x).any()

@@ -235,7 +235,10 @@ def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim < 2:
             raise DataError(f"{path}: {name} must be numbers in rows, got {np.asarray(array).dtype} {np.shape(array)}")
-    return list(arrays.values())
+    with np.errstate(invalid="ignore"):  # damaged bytes may form signalling NaNs, which warn in every operation
+        return [
+            np.where(np.isnan(array), np.nan, array) if array.dtype.kind == "f" else array for array in arrays.values()
+        ]
 
 
 def _columns(source: str, shape: tuple[int, ...]) -> tuple[list[str], Layout]:
