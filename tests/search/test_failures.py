@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.search.test_run import Finished, tiny
-from vadtune.search.resume.recovery import RECOVERY
+from vadtune.search.resume.retries import RECOVERY
 from vadtune.search.trials import trainable
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]

@@ -10,7 +10,7 @@ from tests.finished_search import RUN, TRIALS, FinishedSearch
 from vadtune.cli import main
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.queries import find_results, ranked
-from vadtune.tracking.rows import main_columns, trial_rows
+from vadtune.tracking.table_rows import main_columns, trial_rows
 
 
 def test_trials_are_ranked_by_the_search_metric_and_failures_have_no_rank(search: FinishedSearch) -> None:

@@ -49,7 +49,7 @@ def export(args: argparse.Namespace) -> None:
         start_server()  # before this process imports large libraries
     from vadtune.ensemble.export import check_out, check_refit, export_best
     from vadtune.ensemble.selection import parse_ensemble
-    from vadtune.tracking.rows import main_columns, trial_rows
+    from vadtune.tracking.table_rows import main_columns, trial_rows
 
     parse_ensemble(args.ensemble)  # before connecting to a store
     check_refit(args.refit)

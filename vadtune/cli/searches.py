@@ -53,7 +53,7 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
         logger.info("%s; send the rest to the store later: vadtune sync %s%s", best, outcome.run, store)
         return print_failures(outcome.failures)
     from vadtune.tracking.queries import find_results
-    from vadtune.tracking.rows import main_columns, trial_rows
+    from vadtune.tracking.table_rows import main_columns, trial_rows
 
     _, trials, metric = find_results(outcome.run, outcome.tracking_uri)
     best_rows = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:5]
@@ -118,8 +118,8 @@ def list_searches(args: argparse.Namespace) -> None:
     example: vadtune list
     example: vadtune list digits --format csv
     """
-    from vadtune.tracking.rows import search_rows
     from vadtune.tracking.store import tracking_uri
+    from vadtune.tracking.table_rows import search_rows
 
     emit(search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here), args.format)
 
@@ -167,7 +167,7 @@ def results(args: argparse.Namespace) -> None:
     """
     from vadtune.reports.tables import to_text
     from vadtune.tracking.queries import ENSEMBLE_TAG
-    from vadtune.tracking.rows import main_columns, trial_rows
+    from vadtune.tracking.table_rows import main_columns, trial_rows
 
     out: Path | None = args.out
     ending = out.suffix.removeprefix(".") if out else ""

@@ -19,7 +19,7 @@ from vadtune.core.errors import SearchError, TrialDiverged
 from vadtune.search.algorithms.schedulers import EPOCH
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.ray_compat import actor_of, check_effect
-from vadtune.search.resume.recovery import MAX_RETRIES, RECOVERY
+from vadtune.search.resume.retries import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.session import SESSIONS, GpuMeter, Session
 from vadtune.search.driver.signals import stop_signals
 from vadtune.search.ray_compat import adapted_tune, check_protective
-from vadtune.search.resume.recovery import MAX_RETRIES, is_transient_failure
+from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import pack_size, place_trials
 from vadtune.tracking.redact import without_secrets

@@ -11,7 +11,7 @@ import ray
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config import SearchFile
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
-from vadtune.search.resume.recovery import Recoverable
+from vadtune.search.resume.retries import Recoverable
 
 
 def _call_with_retry(method: Any, *arguments: Any) -> Any:

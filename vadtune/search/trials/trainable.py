@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vadtune.config import SearchFile
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
-from vadtune.search.resume.recovery import Recoverable
+from vadtune.search.resume.retries import Recoverable
 
 if TYPE_CHECKING:
     from torch import Tensor
