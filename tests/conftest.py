@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.finished_search import FinishedSearch
 
 
-# Examples that run beside other tests may take long; how long says nothing about what they check.
+# Examples take longer while other tests run, and their time says nothing about what they check.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 

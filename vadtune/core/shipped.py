@@ -9,7 +9,7 @@ from vadtune.core.errors import ConfigError, unknown_name
 
 def shipped_search_files() -> dict[str, Path]:
     """Returns name -> path of the shipped search files, such as ``digits``, in alphabetical order."""
-    folder = Path(__file__).parents[1] / "search_spaces"  # in a checkout a link to the folder beside the package
+    folder = Path(__file__).parents[1] / "search_spaces"  # in a checkout a link to the top-level folder
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
