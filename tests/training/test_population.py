@@ -24,6 +24,7 @@ from vadtune.training.member import Member
 from vadtune.training.optimiser import OPTIMISERS, SCHEDULES, Plateau
 from vadtune.training.population import Population
 from vadtune.training.scoring import evaluate, follows_shortly
+from vadtune.training.train_rows import TrainRows
 
 KINDS = [
     pytest.param({"family": family, "posterior": posterior}, id=f"{family}-{posterior}")
@@ -298,18 +299,18 @@ def test_a_state_without_what_the_plateau_has_seen_is_refused(iris: IncompleteDa
 
 def test_dropout_leaves_out_as_many_units_as_it_says(iris: IncompleteDataset) -> None:
     configs = [trial_config(model={"hidden": 50, "layers": 2, "dropout": rate}) for rate in (0.0, 0.3)]
-    x, mask = torch.tensor(iris.train.x), torch.tensor(iris.train.mask).float()
-    epoch = Epoch(x, mask, mask.sum(1), configs, [3, 3], SCHEDULES["cosine"], [1.0, 1.0])
+    rows = TrainRows(iris.train, torch.device("cpu"))
+    epoch = Epoch(rows, configs, [3, 3], SCHEDULES["cosine"], [1.0, 1.0])
     factors = [batch.dropout for batch in epoch.batches()]
     assert all(len(layers) == 2 for layers in factors)
     for layer in range(2):
         of_rows = torch.cat([layers[layer] for layers in factors], dim=1)
-        assert of_rows.shape == (2, len(x), 50)
+        assert of_rows.shape == (2, rows.n, 50)
         assert (of_rows[0] == 1).all()
         assert (of_rows[1] == 0).float().mean() == pytest.approx(0.3, abs=0.03)
         torch.testing.assert_close(of_rows[1].max(), torch.tensor(1 / 0.7))
     assert not torch.equal(factors[0][0][1], factors[0][1][1])
-    without = Epoch(x, mask, mask.sum(1), configs[:1], [3], SCHEDULES["cosine"], [1.0])
+    without = Epoch(rows, configs[:1], [3], SCHEDULES["cosine"], [1.0])
     assert all(batch.dropout is None for batch in without.batches())
 
 

@@ -19,6 +19,10 @@ from vadtune.data.missingness import TABLE, Layout, draw_mask, mask_sha256
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import DataConfig, HoldoutConfig
 
+# A score ranks trials: more rows and cells than these cost inference time and hardly change the ranking, see
+# benchmarks/scale.py.
+_ROWS_TO_SCORE, _CELLS_TO_SCORE = 1_000, 20_000
+
 
 class MaskedRows(NamedTuple):
     """Rows with missing cells.
@@ -47,8 +51,8 @@ class HeldOut(NamedTuple):
     Attributes:
         visible: MaskedRows of (f*n, d): the input of inference.
         truth: float32 (f*n, d): values of observed validation cells, NaN elsewhere.
-        cells: bool (f*n, d): the held-out observed cells, which are scored. Every observed validation cell is held out
-            in exactly one fold.
+        cells: bool (f*n, d): the held-out observed cells, which are scored. Every observed cell of the rows is held
+            out in exactly one fold.
     """
 
     visible: MaskedRows
@@ -72,6 +76,25 @@ class SearchData(NamedTuple):
 
     train: MaskedRows
     validation: HeldOut
+
+
+def rows_to_score(mask: np.ndarray, config: HoldoutConfig, *, seed: int) -> np.ndarray:
+    """Returns the validation rows whose cells are held out: all rows, or a random sample where there are many.
+
+    The sample has at least 1,000 rows and 20,000 observed cells, unless ``config.rows`` says otherwise.
+
+    Args:
+        mask: Of all validation rows, bool (n, d).
+        config: The hold-out settings.
+        seed: The same seed takes the same rows.
+
+    Returns:
+        Row indices, ascending.
+    """
+    n = len(mask)
+    per_row = max(float(mask.mean()) * mask.shape[1], 1e-9)
+    most = config.rows or max(_ROWS_TO_SCORE, int(np.ceil(_CELLS_TO_SCORE / per_row)))
+    return np.sort(np.random.default_rng([seed, 3]).permutation(n)[:most]) if most < n else np.arange(n)
 
 
 def hold_out(part: MaskedRows, config: HoldoutConfig, *, seed: int) -> HeldOut:
@@ -126,7 +149,13 @@ class IncompleteDataset:
     @cached_property
     def search_data(self) -> SearchData:
         """What a search may see, with the hold-outs of ``config.holdout``."""
-        return SearchData(self.train, hold_out(self.validation, self.config.holdout, seed=self.config.missing.seed))
+        scored = self.validation.of_rows(self.scored_rows)
+        return SearchData(self.train, hold_out(scored, self.config.holdout, seed=self.config.missing.seed))
+
+    @cached_property
+    def scored_rows(self) -> np.ndarray:
+        """Indices of the validation rows whose observed cells are held out and scored, ascending."""
+        return rows_to_score(self.validation.mask, self.config.holdout, seed=self.config.missing.seed)
 
     @property
     def mask_hashes(self) -> dict[str, str]:

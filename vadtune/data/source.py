@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
-from vadtune.core.schema import Section, SparseSection, Whole
+from vadtune.core.schema import SparseSection, Whole
 from vadtune.data.missingness import TABLE, AnyMissingConfig, Layout, Mcar, MissingConfig, PartName, StoredMask
 
 
@@ -35,10 +35,14 @@ class RawData(NamedTuple):
     stored_mask: Callable[[float], np.ndarray] | None = None
 
 
-class HoldoutConfig(Section):
-    """Number of folds into which observed validation cells are divided; each fold is hidden once and scored."""
+class HoldoutConfig(SparseSection):
+    """Which validation cells are hidden and scored: the observed cells of some rows, in folds that are hidden in turn.
+
+    ``rows`` of None takes as many rows as a score needs, see ``dataset.rows_to_score``.
+    """
 
     folds: Annotated[Whole, Field(ge=2, le=100)] = 4
+    rows: Annotated[Whole, Field(ge=1)] | None = None
 
 
 class DataConfig(SparseSection):

@@ -35,7 +35,7 @@ from vadtune.tracking.delivery import log_to_run
 from vadtune.tracking.queries import ENSEMBLE_TAG, SearchRun, Trial
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.store import connect_existing
-from vadtune.training.inference import FittedModel
+from vadtune.training.inference import FittedModel, rows_kept
 from vadtune.training.refit import Trainer
 
 logger = logging.getLogger(__name__)
@@ -217,6 +217,7 @@ def _write_regression(
     if choice is None:
         return None
     models = (model or load_model(member.candidate.folder) for member, model in trained)
+    rows = rows.of_rows(rows_kept(len(rows.x)))
     x_hats = (model.reconstruct_train(rows.x.shape[1]) for model in models)
     x_hat = weighted_sum(x_hats, [member.weight for member, _ in trained])
     return write_regression(out, choice.fit(rows, x_hat), choice.gain)

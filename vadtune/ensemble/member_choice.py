@@ -24,6 +24,7 @@ from vadtune.ensemble.selection import (
     top,
     weighted_sum,
 )
+from vadtune.training.inference import rows_kept
 from vadtune.training.refit import Trainer
 
 FEW_ROWS = 600  # with fewer train and validation rows, weights are chosen on all of them
@@ -90,6 +91,7 @@ def choose_members(
     count = parse_ensemble(ensemble)
     regress = regress and count is None and can_regress(dataset.train.x.shape[1])
     validation, held_out = dataset.validation, dataset.search_data.validation
+    scored = len(dataset.scored_rows)
     ratio = float(1 - validation.mask.mean())
 
     def weights_of(gram: np.ndarray) -> np.ndarray:
@@ -104,7 +106,7 @@ def choose_members(
         members = sorted((member for member in every if member.weight), key=lambda member: member.rmse)
         return MemberChoice(members, selection, f"held-out cells of the {cells} rows", len(truth), ratio)
 
-    rows = np.nonzero(held_out.cells)[0] % len(validation.x)
+    rows = np.nonzero(held_out.cells)[0] % scored
     predictions = [candidate.held_out for candidate in candidates]
     on_validation = choose(candidates, predictions, held_out.values, rows, "validation")
     known = len(dataset.train.x) + (0 if refit == "train" else len(validation.x))
@@ -141,14 +143,15 @@ def choose_members(
 
 def _validation_split(choice: MemberChoice, dataset: IncompleteDataset) -> RegressionSplit:
     """Returns the train rows and the validation rows with their held-out cells, reconstructed by the members."""
-    n, features = len(dataset.validation.x), dataset.train.x.shape[1]
+    n, features = len(dataset.scored_rows), dataset.train.x.shape[1]
     rows = np.sort(np.random.default_rng(0).permutation(n)[:_MOST_VALIDATION_ROWS])
     held_out = dataset.search_data.validation.of_rows(rows, n)
     models = [load_model(member.candidate.folder) for member in choice.members]
     weights = [member.weight for member in choice.members]
     train_x_hat = weighted_sum((model.reconstruct_train(features) for model in models), weights)
     x_hat = weighted_sum((model.reconstruct(held_out.visible) for model in models), weights)
-    return RegressionSplit(dataset.train, train_x_hat, held_out, len(rows), x_hat)
+    train = dataset.train.of_rows(rows_kept(len(dataset.train.x)))
+    return RegressionSplit(train, train_x_hat, held_out, len(rows), x_hat)
 
 
 def with_seeds(members: Sequence[Member]) -> list[Member]:

@@ -31,6 +31,7 @@ from torch import Tensor
 from vadtune import native
 
 _CHUNK_FLOATS = 2**21  # bounds the memory of the rows' matrices
+_BLOCK_ROWS = 2048  # rows that are converted to float64 at once
 _MIN_KL_WEIGHT = 1e-5  # replaces 0: without noise the posterior is a point and EM does not move
 _MIN_RIDGE = 1e-9  # in units of the observed cells of a feature
 _BISECTIONS = 80
@@ -182,12 +183,17 @@ def _by_kernel(
     shift, precision = (prior_precision * prior_mean).contiguous().numpy(), prior_precision.contiguous().numpy()
     bias = decoder.bias.contiguous().numpy()
     model = kernels.Model(scaled[rows] * weight[columns], scaled, bias, shift, precision)
-    values, observed, means = x.double().contiguous().numpy(), mask.double().contiguous().numpy(), np.empty((len(x), k))
+    means = np.empty((len(x), k))
     u = (k + 1) * (k + 2) // 2 if learn else 0
     sums = kernels.Sums(np.zeros((u, d)), np.zeros((d, k + 1)), np.zeros(d), np.zeros(u))
 
     def run(part: slice) -> float:
-        return float(kernels.posteriors(values[part], observed[part], model, means[part], sums))
+        log_det = 0.0
+        for start in range(part.start, part.stop, _BLOCK_ROWS):
+            rows = slice(start, min(start + _BLOCK_ROWS, part.stop))
+            values, observed = (each[rows].double().contiguous().numpy() for each in (x, mask))
+            log_det += kernels.posteriors(values, observed, model, means[rows], sums)
+        return log_det
 
     # Parts would add to the same sums.
     threads = 1 if learn else torch.get_num_threads()
@@ -299,10 +305,15 @@ def _noise_log_variances(error: Tensor, counts: Tensor, kl_weight: float, ridge:
 
 def regression(latents: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Returns weights (k, d) and bias (d,) of a ridge regression of observed cells on latents (n, k), to start EM."""
-    z = torch.cat([latents, latents.new_ones(len(latents), 1)], dim=1).double()
-    x, mask = x.double(), mask.double()
-    width = z.shape[1]
-    system = (mask.mT @ (z[:, :, None] * z[:, None, :]).flatten(1)).view(-1, width, width)
-    system += 1e-2 * (1 + mask.sum(0))[:, None, None] * torch.eye(width, dtype=z.dtype, device=z.device)
-    w = torch.linalg.solve(system, (x * mask).mT @ z).mT
+    (n, k), d = latents.shape, x.shape[1]
+    system, right, counts = (x.new_zeros(d, size, dtype=torch.float64) for size in ((k + 1) ** 2, k + 1, 1))
+    for rows in torch.split(torch.arange(n), _BLOCK_ROWS):
+        z = torch.cat([latents[rows], latents.new_ones(len(rows), 1)], dim=1).double()
+        x_b, mask_b = x[rows].double(), mask[rows].double()
+        system += mask_b.mT @ (z[:, :, None] * z[:, None, :]).flatten(1)
+        right += (x_b * mask_b).mT @ z
+        counts += mask_b.sum(0)[:, None]
+    system = system.view(d, k + 1, k + 1)
+    system += 1e-2 * (1 + counts)[:, :, None] * torch.eye(k + 1, dtype=system.dtype, device=system.device)
+    w = torch.linalg.solve(system, right).mT
     return w[:-1], w[-1]

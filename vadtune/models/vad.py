@@ -10,6 +10,7 @@ from torch import Tensor
 from vadtune.models.family import Architecture, Family
 
 _FILL_ROUNDS = 5  # of pca_iterated
+_BLOCK_ROWS = 2048  # rows that are converted to float64 at once
 
 
 def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -32,8 +33,9 @@ def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: t
     centred = (x - mean) * mask  # (n, d)
     for _ in range(_FILL_ROUNDS):
         components, _ = _components(centred, k)
-        filled = (centred.double() @ components @ components.mT).to(x.dtype)
-        centred = torch.where(mask > 0, centred, filled)
+        for rows, observed in zip(torch.split(centred, _BLOCK_ROWS), torch.split(mask, _BLOCK_ROWS), strict=True):
+            filled = (rows.double() @ components @ components.mT).to(x.dtype)
+            rows.copy_(torch.where(observed > 0, rows, filled))
         centred -= centred.mean(0)
     return _scores(centred, k, generator)
 
@@ -42,7 +44,9 @@ def _scores(centred: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Returns the projections (n, k) of complete, centred rows (n, d), scaled to unit variance."""
     components, deviation = _components(centred, k)
     rank = components.shape[1]
-    z = (centred.double() @ components / deviation).to(centred.dtype)
+    z = torch.cat([rows.double() @ components / deviation for rows in torch.split(centred, _BLOCK_ROWS)]).to(
+        centred.dtype
+    )
     return torch.cat([z, _normal(centred, centred, k - rank, generator)], dim=1)
 
 

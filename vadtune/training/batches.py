@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from vadtune.config import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.training.optimiser import Table
+from vadtune.training.train_rows import TrainRows
 
 _SHUFFLED_VALUES = 2**18  # values shuffled at once: few calls, and still in the cache when their batch comes
 
@@ -52,9 +53,7 @@ class Epoch:
     """The data of one epoch for some members.
 
     Args:
-        x: The train rows (n, d), with 0 in place of missing cells.
-        mask: (n, d) float, 1 = observed.
-        counts: Observed cells of every row (n,).
+        data: The train rows.
         configs: The members' configurations, which have one signature (member.py).
         epochs: How many epochs each member has completed.
         schedule: Factor on the learning rates, given the share of the steps taken.
@@ -74,16 +73,14 @@ class Epoch:
 
     def __init__(
         self,
-        x: Tensor,
-        mask: Tensor,
-        counts: Tensor,
+        data: TrainRows,
         configs: Sequence[TrialConfig],
         epochs: Sequence[int],
         schedule: Callable[[Table], Table],
         factors: Sequence[float],
     ) -> None:
-        self._x, self._mask, self._configs, self.epochs = x, mask, configs, list(epochs)
-        train, n = configs[0].train, len(x)
+        self._data, self._configs, self.epochs = data, configs, list(epochs)
+        train, n = configs[0].train, data.n
         self.batch_size = min(train.batch_size, n)
         self.steps = -(-n // self.batch_size)
         done = np.array(self.epochs)
@@ -93,14 +90,14 @@ class Epoch:
         self.latent_lr = np.array([c.train.latent_lr for c in configs]) * factors * schedule(done / train.epochs)
 
         def order(epoch: int) -> Tensor:
-            return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(x.device)
+            return torch.randperm(n, generator=derived_generator(train.seed, Purpose.ORDER, epoch)).to(data.device)
 
         def eps(epoch: int) -> Tensor:
             generator = derived_generator(train.seed, Purpose.NOISE, epoch)
-            return standard_normal(n, configs[0].model.latent, generator=generator, device=x.device)
+            return standard_normal(n, configs[0].model.latent, generator=generator, device=data.device)
 
         self.order, self.eps = _per_member(self.epochs, order), _per_member(self.epochs, eps)
-        ordered = pad(counts[self.order], (0, self.steps * self.batch_size - n))
+        ordered = pad(data.counts[self.order], (0, self.steps * self.batch_size - n))
         self.normaliser = (
             ordered.view(*ordered.shape[:-1], self.steps, self.batch_size).sum(-1).clamp_(min=1.0)
         )  # ([p,] steps)
@@ -109,16 +106,16 @@ class Epoch:
     def inverse_normaliser(self) -> Tensor:
         """1 / observed cells of each row's batch, ([p,] n, 1), in shuffled order."""
         inverse = self.normaliser.reciprocal().repeat_interleave(self.batch_size, dim=-1)
-        return inverse[..., : len(self._x)].unsqueeze(-1)
+        return inverse[..., : self._data.n].unsqueeze(-1)
 
     def batches(self) -> Iterator[Batch]:
         """Yields the batches in order; the last may be smaller."""
-        dropout, n = self._dropout(), len(self._x)
-        batch_values = self._x.shape[1] * self.batch_size * len(self.order.view(-1, n))
+        dropout, n = self._dropout(), self._data.n
+        batch_values = self._data.features * self.batch_size * len(self.order.view(-1, n))
         size = max(1, _SHUFFLED_VALUES // batch_values) * self.batch_size
         for first in range(0, n, size):  # rows are shuffled for several batches at a time
             chosen = self.order[..., first : first + size]
-            x, mask = _select_rows(self._x, chosen), _select_rows(self._mask, chosen)
+            x, mask = _select_rows(self._data.x, chosen), _select_rows(self._data.mask, chosen)
             weight = mask * (2.0 * self.inverse_normaliser[..., first : first + size, :])
             for start in range(0, chosen.shape[-1], self.batch_size):
                 index = (first + start) // self.batch_size
@@ -129,12 +126,12 @@ class Epoch:
     @cached_property
     def residual_norms(self) -> Tensor:
         """Memory for the norm of every batch's weighted residual, (p, steps)."""
-        return self._x.new_empty(len(self._configs), self.steps)
+        return torch.empty(len(self._configs), self.steps, device=self._data.device)
 
     @cached_property
     def weighted_errors(self) -> Tensor:
         """Memory for the first result of objective.noise_gradient of every batch, (p, steps)."""
-        return self._x.new_empty(len(self._configs), self.steps)
+        return torch.empty(len(self._configs), self.steps, device=self._data.device)
 
     def squared_error(self) -> Tensor:
         """Returns the sum of squared errors (p,), computed from the residual norms."""
@@ -149,7 +146,8 @@ class Epoch:
         rates = [config.model.dropout for config in self._configs]
         if model.layers == 0 or not any(rates):
             yield from repeat(None)
-        device, n, layers = self._x.device, len(self._x), model.layers
+        device, n, layers = self._data.device, self._data.n, model.layers
+        pinned = device.type == "cuda"  # memory, so that the copy does not wait for the device
         rate = torch.tensor(rates, device=device).view(-1, 1, 1)
         kept = 1.0 / (1.0 - rate)
         generators = {epoch: derived_generator(train.seed, Purpose.DROPOUT, epoch) for epoch in self.epochs}
@@ -158,8 +156,7 @@ class Epoch:
             b = min(self.batch_size, n - start)
 
             def draw(epoch: int, b: int = b) -> Tensor:
-                # Pinned memory, so the copy does not wait for the device.
-                uniform = torch.rand(b, layers * model.hidden, generator=generators[epoch], pin_memory=self._x.is_cuda)
+                uniform = torch.rand(b, layers * model.hidden, generator=generators[epoch], pin_memory=pinned)
                 return uniform.to(device, non_blocking=True)
 
             uniform = _per_member(self.epochs, draw)

@@ -29,6 +29,9 @@ from vadtune.models.objective import STANDARD_PRIOR, Prior, posterior_gradients,
 from vadtune.training import native_epoch
 from vadtune.training.optimiser import SCHEDULES, AdamW
 
+MOST_LATENTS = 10_000
+"""Train rows whose latents a model keeps: enough for the moments of a train prior and for starts of new rows."""
+_STARTS = 2048  # train rows among which the nearest is sought, so that the search does not grow with the table
 _NEAREST_ROWS = 256  # rows whose distances to all train rows fit in the cache
 _CHUNK_FLOATS = 2**22  # bounds a chunk's largest intermediate, so that it stays near the cache
 
@@ -40,8 +43,8 @@ class FittedModel:
     Attributes:
         config: The configuration.
         weights: Network parameters (M,).
-        latents: Posterior parameters of the train rows (m, s): starts for new rows, and the sample that a train prior
-            is fitted to.
+        latents: Posterior parameters of the train rows, or of a random sample of them, see ``rows_kept``, (m, s):
+            starts for new rows, and the sample that a train prior is fitted to.
         scaler: From the source's units to the model's; None before it is known.
         feature_names: Names of the features; empty before they are known.
     """
@@ -61,12 +64,18 @@ class FittedModel:
         return np.asarray(reconstruct([self], part)[0])
 
     def reconstruct_train(self, features: int) -> np.ndarray:
-        """Returns the decoded posterior means of the train rows at the end of training, float32 (m, d)."""
-        return np.asarray(_Inference([self], features, 1.0).decoded_train_rows()[0].cpu())
+        """Returns the decoded posterior means, at the end of training, of the rows of ``latents``, float32 (m, d)."""
+        inference = _Inference([self], features, 1.0)
+        return np.asarray(inference.decoded(inference.latents)[0].cpu())
 
     def impute(self, part: MaskedRows) -> np.ndarray:
         """Returns the rows with missing cells replaced by reconstructions, float32 (n, d), in the scaler's units."""
         return np.where(part.mask, part.x, self.reconstruct(part))
+
+
+def rows_kept(n: int) -> np.ndarray:
+    """Returns the indices, ascending, of those of n train rows whose latents a model keeps: all, or a random sample."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:MOST_LATENTS]) if n > MOST_LATENTS else np.arange(n)
 
 
 class Inferred(NamedTuple):
@@ -108,6 +117,8 @@ class _Inference:
         self.weights = torch.stack([model.weights for model in models])  # (p, M)
         self.networks: Networks = self.family.layers(self.weights)
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
+        sample = np.random.default_rng(0).permutation(self.latents.shape[1])[:_STARTS]
+        self.starts = self.latents[:, np.sort(sample)]  # (p, c, s)
         obs_log_var = self.family.obs_log_var(self.networks)
         self.precision = 1.0 if obs_log_var is None else torch.exp(-obs_log_var)  # of the features, (p, 1, d)
         self.device = self.latents.device
@@ -130,9 +141,9 @@ class _Inference:
         return Prior(means.mean(dim=1, keepdim=True), 1.0 / variance)
 
     @torch.no_grad()
-    def decoded_train_rows(self) -> Tensor:
-        """Returns the decoded posterior means of the train rows (p, m, d)."""
-        return self.family.decode(self.networks, self.family.posterior(self.latents, self.log_var).mean)
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Returns the decoded means of posterior parameters (p, m, s), (p, m, d)."""
+        return self.family.decode(self.networks, self.family.posterior(latents, self.log_var).mean)
 
     @torch.no_grad()
     def infer(self, part: MaskedRows, start: Sequence[Tensor] | None) -> Inferred:
@@ -156,7 +167,7 @@ class _Inference:
 
     def _chunks(self, n: int) -> Iterator[slice]:
         architecture = self.family.architecture
-        width = max(self.latents.shape[1], architecture.features, architecture.hidden) * len(self.latents)
+        width = max(self.starts.shape[1], architecture.features, architecture.hidden) * len(self.latents)
         size = max(1, _CHUNK_FLOATS // width)
         return (slice(start, start + size) for start in range(0, n, size))
 
@@ -226,7 +237,7 @@ class _Inference:
         match self.config.infer.start:
             case "nearest":
                 nearest = self._nearest(x, mask)
-                return torch.stack([latents[index] for latents, index in zip(self.latents, nearest, strict=True)])
+                return torch.stack([starts[index] for starts, index in zip(self.starts, nearest, strict=True)])
             case "train":
                 mean = self.latents[..., :k].mean(dim=1, keepdim=True)
             case "normal":  # the same for all rows, so that rows stay independent
@@ -237,14 +248,14 @@ class _Inference:
         return self.family.initial_posterior_params(mean.expand(len(self.latents), len(x), k).contiguous())
 
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Returns for each model and row the train row (p, n) with the nearest reconstruction.
+        """Returns for each model and row the index in ``starts``, (p, n), of the row with the nearest reconstruction.
 
         The squared distance is over the row's observed cells, in units of the observation noise.
         """
-        decoded = self.decoded_train_rows()
+        decoded = self.decoded(self.starts)
         # Σ mask (x − y)² = const − 2 x·y + mask·y², with x = 0 where missing; likewise with a precision in mask and x
         queries = torch.cat([-2.0 * x * self.precision, mask * self.precision], dim=-1)  # ([p,] n, 2d)
-        keys = torch.cat([decoded, decoded.square()], dim=-1).mT  # (p, 2d, m)
+        keys = torch.cat([decoded, decoded.square()], dim=-1).mT  # (p, 2d, c)
         nearest = [_argmin(torch.matmul(rows, keys)) for rows in torch.split(queries, _NEAREST_ROWS, dim=-2)]
         return torch.cat(nearest, dim=-1)
 

@@ -22,10 +22,11 @@ from vadtune.core.randomness import Purpose, derived_generator
 from vadtune.data import MaskedRows
 from vadtune.models import Architecture, build_family
 from vadtune.models.linear_em import regression
-from vadtune.training.inference import FittedModel
+from vadtune.training.inference import FittedModel, rows_kept
 from vadtune.training.member import Member, State, signature
 from vadtune.training.optimiser import Plateau
-from vadtune.training.stack import Stack, TrainRows
+from vadtune.training.stack import Stack
+from vadtune.training.train_rows import TrainRows
 
 _START_NOISE = 0.01  # scale of the random part of regression weights: weights that start at 0 would stay 0
 _TENSORS = ("weights", "weight_moments", "rows", "row_moments")
@@ -37,7 +38,7 @@ class Population:
 
     Args:
         configs: The configurations. They may differ in everything that does not change shapes, batches or the seed.
-        train: The train rows; copied.
+        train: The train rows, which must not change while the population exists.
         device: Where to train.
 
     Attributes:
@@ -77,9 +78,11 @@ class Population:
                 weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
                 decoder.bias[0, 0].copy_(bias)
-            moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
-            self._initial[how] = {"weights": weights, "rows": rows, **moments}
-        return self._initial[how]
+            self._data.forget_copies()  # the kernels need none
+            self._initial[how] = {"weights": weights, "rows": rows}
+        weights, rows = self._initial[how]["weights"], self._initial[how]["rows"]
+        moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
+        return {"weights": weights, "rows": rows, **moments}
 
     def _stack(self, parts: list[tuple[Member, State]]) -> None:
         """Replaces the members; changes nothing if it fails, for lack of memory, say."""
@@ -155,7 +158,7 @@ class Population:
                 member.metrics = {
                     "train_loss": (weighted + weight * divergence) / self._data.cells,
                     "train_reconstruction": error / self._data.cells,
-                    "train_kl": divergence / len(self._data.x),
+                    "train_kl": divergence / self._data.n,
                 }
                 if self._schedule_name == "plateau" and not self.family.architecture.closed_form:
                     member.plateau.update(member.metrics["train_loss"])
@@ -173,16 +176,21 @@ class Population:
 
     @torch.no_grad()
     def models(self, members: Sequence[Member] | None = None) -> list[FittedModel]:
-        """Returns the current models of all members, or of some; copies, which later training does not change."""
+        """Returns the current models of all members, or of some; copies, which later training does not change.
+
+        Of more than ``inference.MOST_LATENTS`` rows they keep a sample of the latents.
+        """
         chosen = [self.members.index(member) for member in (self.members if members is None else members)]
-        tensors = [self._tensors_of(i) for i in chosen]
-        latents = [each["rows"] for each in tensors]
+        kept = torch.from_numpy(rows_kept(self._data.n)).to(self.device)
         if self.family.amortised:
-            encoded, _ = self.family.encode(self.family.layers(self._tensors["weights"]), self._data.x, self._data.mask)
+            networks = self.family.layers(self._tensors["weights"])
+            encoded, _ = self.family.encode(networks, self._data.x[kept], self._data.mask[kept])
             latents = [encoded[i] for i in chosen]
+        else:
+            latents = [self._tensors["rows"][i][kept] for i in chosen]
         return [
-            FittedModel(self.members[i].config, each["weights"].clone(), rows.clone())
-            for i, each, rows in zip(chosen, tensors, latents, strict=True)
+            FittedModel(self.members[i].config, self._tensors["weights"][i].clone(), rows)
+            for i, rows in zip(chosen, latents, strict=True)
         ]
 
     def states(self) -> list[State]:
@@ -213,7 +221,7 @@ class Population:
 
     def _checked(self, member: Member, state: State) -> State:
         """Checks a state, sets the member's progress from it and returns its tensors."""
-        n = len(self._data.x)
+        n = self._data.n
         plateau = self._schedule_name == "plateau"
         weights, rows = (self.family.n_parameters,), (n, self.family.row_parameters)
         shapes = dict(zip(_TENSORS, (weights, (2, *weights), rows, (2, *rows)), strict=True))

@@ -7,14 +7,12 @@ parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vadtune import native
-from vadtune.data import MaskedRows
 from vadtune.models import Family, Networks
 from vadtune.models.linear_em import NotPositiveDefinite, em_step
 from vadtune.models.objective import kl_divergence, noise_gradient, posterior_gradients, reconstruction, sample
@@ -23,38 +21,12 @@ from vadtune.training import native_epoch
 from vadtune.training.batches import Batch, Epoch
 from vadtune.training.member import Member
 from vadtune.training.optimiser import OPTIMISERS, ROW_OPTIMISERS, SCHEDULES
+from vadtune.training.train_rows import TrainRows
 
 # EM has converged below either threshold: the change of an iteration in units of the largest weight, or the change of
 # the loss in units of kl_weight, that is in nats per observed cell. What still moves then (the noise of a feature
 # without error, say) hardly affects held-out cells: digits changed by .0003 of .2 in 200 more iterations.
 _CONVERGED, _CONVERGED_LOSS = 1e-3, 5e-5
-
-
-class TrainRows:
-    """The train rows of all members, on their device.
-
-    Args:
-        train: The rows; copied.
-        device: The device to copy them to.
-
-    Attributes:
-        x: (n, d), with 0 in place of missing cells.
-        mask: (n, d) float, 1 = observed.
-        counts: Observed cells of each row (n,).
-        cells: Number of observed cells.
-    """
-
-    def __init__(self, train: MaskedRows, device: torch.device) -> None:
-        mask = torch.tensor(train.mask)
-        self.x = torch.tensor(train.x).masked_fill_(~mask, 0.0).to(device)
-        self.mask = mask.float().to(device)
-        self.counts = self.mask.sum(1)
-        self.cells = float(self.counts.sum())
-
-    @cached_property
-    def x_nan(self) -> Tensor:
-        """The rows (n, d), NaN where missing."""
-        return self.x.masked_fill(self.mask == 0, torch.nan)
 
 
 class Stack:
@@ -98,7 +70,7 @@ class Stack:
         configs, epochs = [member.config for member in group], [member.epoch for member in group]
         factors = [member.plateau.factor for member in group]
         schedule = SCHEDULES[configs[0].train.schedule]
-        epoch = Epoch(self._data.x, self._data.mask, self._data.counts, configs, epochs, schedule, factors)
+        epoch = Epoch(self._data, configs, epochs, schedule, factors)
         same_batches = len(set(epochs)) == 1 and self._flat.is_cpu
         if same_batches and all(native.supports_training(config) for config in configs):
             return [self._train_native(index, epoch, position) for position, index in enumerate(indices)]
@@ -116,7 +88,7 @@ class Stack:
         if member.epoch > 0 and bool(change.abs().max() <= _CONVERGED * flat.abs().max()):
             return None
         networks, train = self.family.layers(self._flat), member.config.train
-        ridge = train.weight_decay * self._data.cells / self._data.x.shape[1]
+        ridge = train.weight_decay * self._data.cells / self._data.features
         decoder = self.family.linear_decoder(networks, index)
         try:
             step = em_step(decoder, self._data.x, self._data.mask, train.kl_weight, ridge)
@@ -136,7 +108,7 @@ class Stack:
         """Trains a member's decoder and free row posteriors by the compiled kernel."""
         weights = self._flat[index], self._grad[index], self._flat_moments[:, index]
         rows, config = (self._rows[index], self._row_moments[:, index]), self.members[index].config
-        return list(native_epoch.train_epoch(self.family, config, weights, rows, self._data.x_nan, epoch, position))
+        return list(native_epoch.train_epoch(self.family, config, weights, rows, self._data.values, epoch, position))
 
     def _train_free(self, members: slice, epoch: Epoch) -> Tensor:
         """Trains decoders and free row posteriors in PyTorch.
