@@ -27,7 +27,7 @@ OPTIMISERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant", "plateau")
 PRECISIONS = ("float32", "bf16")
 COMPILE = ("auto", "on", "off")
-STARTS = ("nearest", "train", "normal", "zeros")
+STARTS = ("auto", "nearest", "linear", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 
@@ -126,7 +126,7 @@ class InferConfig(Section):
 
     steps: Annotated[Whole, Field(ge=0)] = 100
     lr: Annotated[Real, Field(gt=0)] = 0.15
-    start: Annotated[str, one_of("start", STARTS)] = "nearest"
+    start: Annotated[str, one_of("start", STARTS)] = "auto"
     prior: Annotated[str, one_of("prior", ("standard", "train"))] = "standard"
     kl_weight: Annotated[Real, Field(ge=0)] | None = None  # None: as in training
 

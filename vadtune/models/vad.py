@@ -44,9 +44,8 @@ def _scores(centred: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Returns the projections (n, k) of complete, centred rows (n, d), scaled to unit variance."""
     components, deviation = _components(centred, k)
     rank = components.shape[1]
-    z = torch.cat([rows.double() @ components / deviation for rows in torch.split(centred, _BLOCK_ROWS)]).to(
-        centred.dtype
-    )
+    blocks = [rows.double() @ components / deviation for rows in torch.split(centred, _BLOCK_ROWS)]
+    z = torch.cat(blocks).to(centred.dtype)
     return torch.cat([z, _normal(centred, centred, k - rank, generator)], dim=1)
 
 

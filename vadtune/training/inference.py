@@ -24,14 +24,17 @@ from vadtune.config import TrialConfig
 from vadtune.core.randomness import Purpose, derived_generator, standard_normal
 from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
-from vadtune.models.linear_em import NotPositiveDefinite, posterior_means
+from vadtune.models.linear_em import LinearDecoder, NotPositiveDefinite, posterior_means
 from vadtune.models.objective import STANDARD_PRIOR, Prior, posterior_gradients, reconstruction, sample
 from vadtune.training import native_epoch
 from vadtune.training.optimiser import SCHEDULES, AdamW
 
 MOST_LATENTS = 10_000
 """Train rows whose latents a model keeps: enough for the moments of a train prior and for starts of new rows."""
-_STARTS = 2048  # train rows among which the nearest is sought, so that the search does not grow with the table
+_STARTS = 2048
+"""Train rows that new rows may start from; with more of them, ``infer.start: auto`` is ``linear``. On digits (1,257 rows)
+``nearest`` is better after all steps (RMSE .175 against .181); on 49,412 images of 784 pixels ``linear`` is after any
+number of steps: .0556 against .1122 after 10 of 100, .0492 against .0494 after all."""
 _NEAREST_ROWS = 256  # rows whose distances to all train rows fit in the cache
 _CHUNK_FLOATS = 2**22  # bounds a chunk's largest intermediate, so that it stays near the cache
 
@@ -176,12 +179,8 @@ class _Inference:
         means = []
         for i in range(len(self.latents)):
             decoder, kl_weight = self.family.linear_decoder(self.networks, i), float(self.kl_weight[i])
-            mean, precision = (value if isinstance(value, float) else value[i, 0] for value in self.prior)
-            try:
-                found = posterior_means(decoder, x, mask, kl_weight, prior_mean=mean, prior_precision=precision)
-            except NotPositiveDefinite:  # a model that diverged must not affect the others
-                found = x.new_full((len(x), len(decoder.weight)), torch.nan, dtype=torch.float64)
-            means.append(found)
+            prior = (value if isinstance(value, float) else value[i, 0] for value in self.prior)
+            means.append(_posterior_means(decoder, x, mask, kl_weight, *prior))
         return torch.stack(means).float()
 
     def _fit(self, posterior_params: Tensor, x: Tensor, mask: Tensor) -> Tensor:
@@ -234,7 +233,12 @@ class _Inference:
         if self.family.amortised:
             return self.family.encode(self.networks, x, mask)[0]
         k = self.family.architecture.latent
-        match self.config.infer.start:
+        how = self.config.infer.start
+        if how == "auto":
+            how = "nearest" if self.latents.shape[1] <= _STARTS else "linear"
+        match how:
+            case "linear":
+                mean = self._linear_start(x, mask)
             case "nearest":
                 nearest = self._nearest(x, mask)
                 return torch.stack([starts[index] for starts, index in zip(self.starts, nearest, strict=True)])
@@ -247,6 +251,22 @@ class _Inference:
                 mean = torch.zeros(1, 1, k, device=self.device)
         return self.family.initial_posterior_params(mean.expand(len(self.latents), len(x), k).contiguous())
 
+    def _linear_start(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Returns the posterior means (p, n, k) under linear decoders that are fitted to the decoders at ``starts``."""
+        z = self.starts[..., : self.family.architecture.latent].double()  # (p, c, k)
+        inputs = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+        decoded = self.decoded(self.starts).double()
+        gram = inputs.mT @ inputs
+        gram.diagonal(dim1=-2, dim2=-1).add_(1e-6 * z.shape[1])  # latents that nothing depends on stay near 0
+        weights = torch.linalg.solve(gram, inputs.mT @ decoded)  # (p, k + 1, d)
+        errors = (decoded - inputs @ weights).square().mean((-2, -1)).tolist()
+        means = []
+        for i, (weight, error) in enumerate(zip(weights, errors, strict=True)):
+            decoder, kl_weight = LinearDecoder(weight[:-1], weight[-1], None), float(self.kl_weight[i]) + 2 * error
+            precision = 1 / z[i].var(0).clamp(min=1e-6)
+            means.append(_posterior_means(decoder, x, mask, kl_weight, z[i].mean(0), precision))
+        return torch.stack(means).float()
+
     def _nearest(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns for each model and row the index in ``starts``, (p, n), of the row with the nearest reconstruction.
 
@@ -258,6 +278,21 @@ class _Inference:
         keys = torch.cat([decoded, decoded.square()], dim=-1).mT  # (p, 2d, c)
         nearest = [_argmin(torch.matmul(rows, keys)) for rows in torch.split(queries, _NEAREST_ROWS, dim=-2)]
         return torch.cat(nearest, dim=-1)
+
+
+def _posterior_means(
+    decoder: LinearDecoder,
+    x: Tensor,
+    mask: Tensor,
+    kl_weight: float,
+    prior_mean: Tensor | float,
+    prior_precision: Tensor | float,
+) -> Tensor:
+    """Returns ``posterior_means``; NaN for a model that has diverged, which must not affect the others."""
+    try:
+        return posterior_means(decoder, x, mask, kl_weight, prior_mean=prior_mean, prior_precision=prior_precision)
+    except NotPositiveDefinite:
+        return x.new_full((len(x), len(decoder.weight)), torch.nan, dtype=torch.float64)
 
 
 def _argmin(values: Tensor) -> Tensor:

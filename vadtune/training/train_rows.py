@@ -34,9 +34,9 @@ class TrainRows:
         self.n, self.features = train.x.shape
         self.device = device
         x = np.ascontiguousarray(train.x, dtype=np.float32)
-        self.values = _shared(
-            x if np.array_equal(np.isnan(x), ~train.mask) else np.where(train.mask, x, np.float32("nan"))
-        )
+        if not np.array_equal(np.isnan(x), ~train.mask):
+            x = np.where(train.mask, x, np.float32(np.nan))
+        self.values = _shared(x)
         self._observed = _shared(np.ascontiguousarray(train.mask))
         counts = self._observed.sum(1)
         self.counts = counts.float().to(device)
