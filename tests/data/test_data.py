@@ -24,6 +24,7 @@ from vadtune.data import (
     load_dataset,
     mask_sha256,
 )
+from vadtune.data.dataset import rows_to_score
 from vadtune.data.missingness import Mcar, Mnar
 from vadtune.data.sources.table_file import TableFile
 
@@ -228,6 +229,26 @@ def test_a_column_known_for_test_rows_only_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(DataError, match="columns x1 have no value in the train rows"):
         load_dataset(TableFile(source="file", path=str(tmp_path / "x.npy")))
+
+
+def test_many_validation_rows_are_scored_by_a_sample() -> None:
+    mask = np.random.default_rng(0).random((5_000, 100)) < 0.5
+    few = rows_to_score(mask, HoldoutConfig(), seed=0)
+    assert len(np.unique(few)) == 1_000
+    np.testing.assert_array_equal(few, rows_to_score(mask, HoldoutConfig(), seed=0))
+    assert not np.array_equal(few, rows_to_score(mask, HoldoutConfig(), seed=1))
+    narrow = rows_to_score(mask[:, :10], HoldoutConfig(), seed=0)
+    assert mask[narrow, :10].sum() == pytest.approx(20_000, rel=0.02)
+    assert len(rows_to_score(mask, HoldoutConfig(rows=7), seed=0)) == 7
+    for config in (HoldoutConfig(rows=9_999), HoldoutConfig()):
+        np.testing.assert_array_equal(rows_to_score(mask[:900], config, seed=0), np.arange(900))
+
+
+def test_the_rows_to_score_are_an_option() -> None:
+    dataset = load_dataset(trial_config(data={"holdout": {"rows": 5}}).data)
+    assert len(dataset.search_data.validation.cells) == 5 * 4
+    scored = dataset.validation.of_rows(dataset.scored_rows)
+    assert dataset.search_data.validation.cells.sum() == scored.mask.sum()
 
 
 def test_what_is_held_out_of_some_rows_is_that_of_all(iris: IncompleteDataset) -> None:

@@ -267,7 +267,7 @@ def test_a_population_of_linear_decoders_has_no_hidden_width_in_its_architecture
 
 def test_pca_start_projects_each_row_on_the_components_of_complete_data() -> None:
     x = randn(40, 2, seed=1) @ randn(2, D, seed=2)
-    mask = torch.ones_like(x)
+    mask = torch.ones_like(x, dtype=torch.bool)
     z = LATENT_INITS["pca"](x, mask, 3, torch.Generator().manual_seed(0))
     left = torch.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :2]
     # The first two are the standardised scores up to sign; the data has rank two, so the third is small noise.
@@ -279,7 +279,7 @@ def test_pca_start_projects_each_row_on_the_components_of_complete_data() -> Non
 
 @pytest.mark.parametrize("how", LATENT_INITS)
 def test_every_start_is_finite_without_variance_or_observed_cells(how: str) -> None:
-    x, mask = torch.zeros(6, D), torch.zeros(6, D)
+    x, mask = torch.zeros(6, D), torch.zeros(6, D, dtype=torch.bool)
     z = LATENT_INITS[how](x, mask, K, torch.Generator().manual_seed(0))
     assert z.shape == (6, K)
     assert torch.isfinite(z).all()
@@ -287,12 +287,12 @@ def test_every_start_is_finite_without_variance_or_observed_cells(how: str) -> N
 
 def test_the_iterated_start_finds_the_components_in_spite_of_holes() -> None:
     x = randn(200, 2, seed=1) @ randn(2, D, seed=2)
-    mask = (randn(200, D, seed=3) > -0.5).double()
+    mask = randn(200, D, seed=3) > -0.5
     generator = torch.Generator().manual_seed(0)
     left = torch.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, :2]
 
     def unexplained(how: str) -> float:
-        z = LATENT_INITS[how](x * mask, mask, 2, generator)
+        z = LATENT_INITS[how](x.masked_fill(~mask, torch.nan), mask, 2, generator)
         z = z - z.mean(0)
         return float((z @ torch.linalg.lstsq(z, left).solution - left).square().sum())
 

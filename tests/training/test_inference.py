@@ -60,7 +60,7 @@ def test_several_models_at_once_equal_each_alone(iris: IncompleteDataset) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [*[{"start": start} for start in STARTS[1:]], {"prior": "train"}, {"kl_weight": 0.01}]
+    "options", [*[{"start": start} for start in STARTS[2:]], {"prior": "train"}, {"kl_weight": 0.01}]
 )
 def test_every_option_has_an_effect(options: dict[str, object], iris: IncompleteDataset) -> None:
     part = iris.test_part(0.5, 1)
@@ -105,6 +105,40 @@ def test_the_nearest_start_is_the_nearest_reconstruction_over_observed_cells(iri
     said = part.mask.any(1)
     nearest = decoded[distance.argmin(1)]
     np.testing.assert_allclose(model.reconstruct(part)[said], nearest[said], rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_of_many_rows_starts_linearly(iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, part = fitted(iris.train), iris.test_part(0.5, 1)
+    near, linear = (fitted(iris.train, infer={"start": start}) for start in ("nearest", "linear"))
+    np.testing.assert_array_equal(model.reconstruct(part), near.reconstruct(part))
+    monkeypatch.setattr(inference, "_STARTS", len(iris.train.x) - 1)
+    np.testing.assert_allclose(model.reconstruct(part), linear.reconstruct(part), rtol=0.1, atol=0.05)
+    assert not np.allclose(model.reconstruct(part), near.reconstruct(part))
+
+
+def test_the_linear_start_of_a_linear_decoder_is_its_posterior(iris: IncompleteDataset) -> None:
+    options, training = {"layers": 0, "latent": 2}, {"kl_weight": 0.1, "epochs": 100}
+    exact = trained(trial_config(model=options, train=training), iris.train, epochs=100).models()[0]
+    assert exact.config.model.closed_form
+    config = trial_config(
+        model={**options, "posterior": "none"}, train=training, infer={"start": "linear", "steps": 0, "prior": "train"}
+    )
+    assert not config.model.closed_form
+    part = iris.test_part(0.3, 1)
+    start, expected = (
+        dataclasses.replace(exact, config=one)
+        for one in (config, trial_config(model=options, train=training, infer={"prior": "train"}))
+    )
+    np.testing.assert_allclose(start.reconstruct(part), expected.reconstruct(part), atol=0.01)
+
+
+@pytest.mark.parametrize("start", ["nearest", "linear"])
+def test_a_diverged_model_leaves_the_others_alone(start: str, iris: IncompleteDataset) -> None:
+    model, part = fitted(iris.train, infer={"start": start}), iris.test_part(0.5, 1)
+    bad = dataclasses.replace(model, weights=model.weights * np.nan, latents=model.latents * np.nan)
+    sound, diverged = reconstruct([model, bad], part)
+    np.testing.assert_allclose(sound, model.reconstruct(part), rtol=1e-5, atol=1e-6)
+    assert np.isnan(diverged).any()
 
 
 @pytest.mark.parametrize("prior", ["standard", "train"])

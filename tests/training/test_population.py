@@ -17,7 +17,7 @@ from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.models import MODELS
-from vadtune.training import native_epoch
+from vadtune.training import inference, native_epoch, scoring
 from vadtune.training.batches import Epoch
 from vadtune.training.inference import infer
 from vadtune.training.member import Member
@@ -445,6 +445,42 @@ def test_a_report_may_start_from_the_posteriors_of_the_last(iris: IncompleteData
     population.train_until(30)  # what is finished is inferred as new rows are
     one, other = (evaluate(population, iris.search_data, start=[start])[0] for start in (None, last.posteriors + 3.0))
     np.testing.assert_array_equal(one.held_out, other.held_out)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rows", "share"),
+    [(1, 3_000, 0.1), (10, 30_000, 0.1), (10, 3_000, 0.3), (10, 10_000, 0.15), (30, 10**9, 1.0)],
+)
+def test_a_score_takes_at_most_as_long_as_the_training_it_judges(epoch: int, rows: int, share: float) -> None:
+    member = Member(trial_config(train={"epochs": 30}, infer={"steps": 100}), epoch=epoch)
+    assert scoring._effort(member, 10_000, rows) == pytest.approx(share)
+
+
+def test_models_of_many_rows_keep_the_latents_of_a_sample(
+    iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population = trained(trial_config(), iris.train)
+    (whole,) = population.models()
+    monkeypatch.setattr(inference, "MOST_LATENTS", 20)
+    (some,) = population.models()
+    kept = inference.rows_kept(len(iris.train.x))
+    assert len(kept) == 20
+    assert torch.equal(some.latents, whole.latents[kept])
+    assert population.states()[0]["rows"].shape[0] == len(iris.train.x)
+    np.testing.assert_allclose(some.reconstruct_train(4), whole.reconstruct_train(4)[kept], rtol=1e-5, atol=1e-6)
+
+
+def test_train_rows_that_cannot_be_written_to_are_shared(iris: IncompleteDataset) -> None:
+    x = iris.train.x.copy()
+    x.setflags(write=False)
+    rows = TrainRows(MaskedRows(x, iris.train.mask), torch.device("cpu"))
+    assert np.shares_memory(rows.values.numpy(), x)
+    trained(trial_config(), MaskedRows(x, iris.train.mask))
+    np.testing.assert_array_equal(x, iris.train.x)
+    given, mask = rows.of_rows(torch.tensor([[2, 0], [1, 1]]))
+    assert given.shape == mask.shape == (2, 2, 4)
+    np.testing.assert_array_equal(given[0, 1], np.nan_to_num(x[0]))
+    np.testing.assert_array_equal(mask[0, 0], iris.train.mask[2])
 
 
 @pytest.mark.parametrize(("last", "shortly"), [(0, []), (9, []), (10, [11]), (25, [26, 27]), (100, range(101, 111))])

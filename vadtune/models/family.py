@@ -155,8 +155,8 @@ class Family(ABC):
         """Returns initial free parameters of the train rows (n, row_parameters) of one member.
 
         Args:
-            x: (n, d), with 0 in place of missing cells.
-            mask: (n, d) float, 1 = observed.
+            x: (n, d), anything where missing.
+            mask: bool (n, d), True = observed.
             how: ``train.latent_init``.
             generator: For random starts.
         """

@@ -106,8 +106,8 @@ def posterior_means(
 
     Args:
         decoder: The decoder.
-        x: (n, d), with 0 in place of missing cells.
-        mask: (n, d) float, 1 = observed.
+        x: (n, d), anything where missing.
+        mask: (n, d), positive or True = observed.
         kl_weight: 2σ².
         prior_mean: Of the latents, (k,).
         prior_precision: Of the latents, diagonal, (k,).
@@ -140,7 +140,7 @@ def _posteriors(
     means = []
     size = max(1, _CHUNK_FLOATS // (k * k))
     for start in range(0, len(x), size):
-        x_c, mask_c = x[start : start + size].double(), mask[start : start + size].double()  # (c, d)
+        x_c, mask_c = _converted(x, mask, slice(start, start + size))  # (c, d)
         a = (mask_c @ outer).view(-1, k, k)
         a.diagonal(dim1=1, dim2=2).add_(prior_precision)
         factor = torch.linalg.cholesky(a)
@@ -156,13 +156,19 @@ def _posteriors(
         moment = moment.view(len(mean), -1)
         second += mask_c.mT @ moment
         spread += moment.sum(0)
-        cross += (x_c * mask_c).mT @ extended
-        squares += (x_c.square() * mask_c).sum(0)
+        cross += x_c.mT @ extended
+        squares += x_c.square().sum(0)
         log_det += 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
         means.append(mean)
     shape = k + 1, k + 1
     moments = _Moments(second.view(d, *shape), cross, squares, spread.view(shape), log_det)
     return torch.cat(means), moments if learn else None
+
+
+def _converted(x: Tensor, mask: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Returns some rows of x, with 0 where missing, and of the mask in float64."""
+    observed = mask[rows] > 0
+    return torch.where(observed, x[rows], 0.0).double(), observed.double()
 
 
 def _by_kernel(
@@ -191,7 +197,7 @@ def _by_kernel(
         log_det = 0.0
         for start in range(part.start, part.stop, _BLOCK_ROWS):
             rows = slice(start, min(start + _BLOCK_ROWS, part.stop))
-            values, observed = (each[rows].double().contiguous().numpy() for each in (x, mask))
+            values, observed = (each.contiguous().numpy() for each in _converted(x, mask, rows))
             log_det += kernels.posteriors(values, observed, model, means[rows], sums)
         return log_det
 
@@ -213,8 +219,8 @@ def em_step(decoder: LinearDecoder, x: Tensor, mask: Tensor, kl_weight: float, r
 
     Args:
         decoder: Before the iteration.
-        x: (n, d), with 0 in place of missing cells.
-        mask: (n, d) float, 1 = observed.
+        x: (n, d), anything where missing.
+        mask: (n, d), positive or True = observed.
         kl_weight: 2σ².
         ridge: Penalty ridge · Σ w² on the loss times normaliser, in units in which each row's z has variance 1; it also
             adds as many observations of the common noise variance to every feature's own.
@@ -307,11 +313,12 @@ def regression(latents: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     """Returns weights (k, d) and bias (d,) of a ridge regression of observed cells on latents (n, k), to start EM."""
     (n, k), d = latents.shape, x.shape[1]
     system, right, counts = (x.new_zeros(d, size, dtype=torch.float64) for size in ((k + 1) ** 2, k + 1, 1))
-    for rows in torch.split(torch.arange(n), _BLOCK_ROWS):
-        z = torch.cat([latents[rows], latents.new_ones(len(rows), 1)], dim=1).double()
-        x_b, mask_b = x[rows].double(), mask[rows].double()
+    for start in range(0, n, _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        z = torch.cat([latents[rows], latents.new_ones(len(latents[rows]), 1)], dim=1).double()
+        x_b, mask_b = _converted(x, mask, rows)
         system += mask_b.mT @ (z[:, :, None] * z[:, None, :]).flatten(1)
-        right += (x_b * mask_b).mT @ z
+        right += x_b.mT @ z
         counts += mask_b.sum(0)[:, None]
     system = system.view(d, k + 1, k + 1)
     system += 1e-2 * (1 + counts)[:, :, None] * torch.eye(k + 1, dtype=system.dtype, device=system.device)

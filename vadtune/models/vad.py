@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,11 @@ from torch import Tensor
 from vadtune.models.family import Architecture, Family
 
 _FILL_ROUNDS = 5  # of pca_iterated
-_BLOCK_ROWS = 2048  # rows that are converted to float64 at once
+_BLOCK_ROWS = 2048  # rows that are copied at once
+
+
+_Blocks = Callable[[], Iterable[Tensor]]
+"""Yields centred rows without missing cells, block after block (b, d)."""
 
 
 def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -19,8 +23,7 @@ def _principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Gene
     With this start, training ranks configurations after far fewer epochs. Components are scaled to the prior's unit
     variance; those beyond the rank of the data start as small noise.
     """
-    mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
-    return _scores((x - mean) * mask, k, generator)
+    return _scores(_centred(x, mask), k, generator)
 
 
 def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -29,29 +32,42 @@ def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: t
     This is EM for PCA on incomplete data (Ilin & Raiko 2010, JMLR 11, section 3.1), stopped early. With as many
     components as features the filling has no effect.
     """
-    mean = x.sum(0) / mask.sum(0).clamp(min=1.0)
-    centred = (x - mean) * mask  # (n, d)
+    centred = torch.cat(list(_centred(x, mask)()))  # (n, d)
+
+    def blocks() -> Iterable[Tensor]:
+        return torch.split(centred, _BLOCK_ROWS)
+
     for _ in range(_FILL_ROUNDS):
-        components, _ = _components(centred, k)
-        for rows, observed in zip(torch.split(centred, _BLOCK_ROWS), torch.split(mask, _BLOCK_ROWS), strict=True):
+        components, _ = _components(blocks, k)
+        for rows, observed in zip(blocks(), torch.split(mask, _BLOCK_ROWS), strict=True):
             filled = (rows.double() @ components @ components.mT).to(x.dtype)
-            rows.copy_(torch.where(observed > 0, rows, filled))
+            rows.copy_(torch.where(observed, rows, filled))
         centred -= centred.mean(0)
-    return _scores(centred, k, generator)
+    return _scores(blocks, k, generator)
 
 
-def _scores(centred: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _centred(x: Tensor, mask: Tensor) -> _Blocks:
+    """Returns the rows less the features' means, 0 in missing cells."""
+    pairs = list(zip(torch.split(x, _BLOCK_ROWS), torch.split(mask, _BLOCK_ROWS), strict=True))
+    total = sum((torch.where(observed, rows, 0.0).sum(0) for rows, observed in pairs), x.new_zeros(x.shape[1]))
+    mean = total / mask.sum(0).clamp(min=1.0)
+    return lambda: (torch.where(observed, rows - mean, 0.0) for rows, observed in pairs)
+
+
+def _scores(blocks: _Blocks, k: int, generator: torch.Generator) -> Tensor:
     """Returns the projections (n, k) of complete, centred rows (n, d), scaled to unit variance."""
-    components, deviation = _components(centred, k)
-    rank = components.shape[1]
-    blocks = [rows.double() @ components / deviation for rows in torch.split(centred, _BLOCK_ROWS)]
-    z = torch.cat(blocks).to(centred.dtype)
-    return torch.cat([z, _normal(centred, centred, k - rank, generator)], dim=1)
+    components, deviation = _components(blocks, k)
+    z = torch.cat([(rows.double() @ components / deviation).to(rows.dtype) for rows in blocks()])
+    return torch.cat([z, _normal(z, z, k - components.shape[1], generator)], dim=1)
 
 
-def _components(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _components(blocks: _Blocks, k: int) -> tuple[Tensor, Tensor]:
     """Returns at most k principal components (d, rank), and the standard deviation of the rows along each (rank,)."""
-    variance, components = torch.linalg.eigh((centred.mT @ centred / len(centred)).double())  # ascending
+    products = [(rows.mT @ rows, len(rows)) for rows in blocks()]
+    gram, n = products[0]
+    for product, count in products[1:]:
+        gram, n = gram + product, n + count
+    variance, components = torch.linalg.eigh((gram / n).double())  # ascending
     rank = min(k, int((variance > 1e-6 * variance[-1].clamp(min=1e-12)).sum()))
     first = len(variance) - rank
     components = components[:, first:].flip(1)

@@ -115,7 +115,7 @@ class Epoch:
         size = max(1, _SHUFFLED_VALUES // batch_values) * self.batch_size
         for first in range(0, n, size):  # rows are shuffled for several batches at a time
             chosen = self.order[..., first : first + size]
-            x, mask = _select_rows(self._data.x, chosen), _select_rows(self._data.mask, chosen)
+            x, mask = self._data.of_rows(chosen)
             weight = mask * (2.0 * self.inverse_normaliser[..., first : first + size, :])
             for start in range(0, chosen.shape[-1], self.batch_size):
                 index = (first + start) // self.batch_size
@@ -179,11 +179,6 @@ def _per_member(epochs: Sequence[int], make: Callable[[int], Tensor]) -> Tensor:
     """Returns make(epoch) for each member's epoch, stacked; without the member axis if all epochs are equal."""
     made = {epoch: make(epoch) for epoch in dict.fromkeys(epochs)}
     return made[epochs[0]] if len(made) == 1 else torch.stack([made[epoch] for epoch in epochs])
-
-
-def _select_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Returns rows of values (n, d) by indices ([p,] b), ([p,] b, d)."""
-    return values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])
 
 
 def _reorder(values: Tensor, order: Tensor) -> Tensor:

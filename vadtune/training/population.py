@@ -70,7 +70,7 @@ class Population:
     def _initial_state(self, how: str) -> State:
         """Returns the state that training starts from with a ``train.latent_init``; cached."""
         if how not in self._initial:
-            x, mask = self._data.x.cpu(), self._data.mask.cpu()
+            x, mask = self._data.values.cpu(), self._data.mask.cpu()
             weights = self.family.initial(derived_generator(self._seed, Purpose.WEIGHTS))  # (M,)
             rows = self.family.initial_rows(x, mask, how, derived_generator(self._seed, Purpose.ROWS))
             if self.family.architecture.closed_form:
@@ -78,7 +78,6 @@ class Population:
                 weight, bias = regression(rows, x, mask)
                 decoder.weight[0].mul_(_START_NOISE).add_(weight)
                 decoder.bias[0, 0].copy_(bias)
-            self._data.forget_copies()  # the kernels need none
             self._initial[how] = {"weights": weights, "rows": rows}
         weights, rows = self._initial[how]["weights"], self._initial[how]["rows"]
         moments = {"weight_moments": torch.zeros(2, *weights.shape), "row_moments": torch.zeros(2, *rows.shape)}
@@ -184,7 +183,7 @@ class Population:
         kept = torch.from_numpy(rows_kept(self._data.n)).to(self.device)
         if self.family.amortised:
             networks = self.family.layers(self._tensors["weights"])
-            encoded, _ = self.family.encode(networks, self._data.x[kept], self._data.mask[kept])
+            encoded, _ = self.family.encode(networks, *self._data.of_rows(kept))
             latents = [encoded[i] for i in chosen]
         else:
             latents = [self._tensors["rows"][i][kept] for i in chosen]

@@ -91,7 +91,7 @@ class Stack:
         ridge = train.weight_decay * self._data.cells / self._data.features
         decoder = self.family.linear_decoder(networks, index)
         try:
-            step = em_step(decoder, self._data.x, self._data.mask, train.kl_weight, ridge)
+            step = em_step(decoder, self._data.values, self._data.mask, train.kl_weight, ridge)
         except NotPositiveDefinite:
             flat.fill_(torch.nan)
             return [torch.nan] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,47 +14,41 @@ from vadtune.data import MaskedRows
 class TrainRows:
     """The train rows of all members; never changed, so that processes may share the memory of ``train``.
 
-    Only PyTorch and EM need copies (``x``, ``mask``); the kernels read the rows as they are.
-
     Args:
-        train: The rows; copied only if missing cells are not NaN.
-        device: Where PyTorch trains.
+        train: The rows; copied only if missing cells are not NaN, or to a GPU.
+        device: Where models train.
 
     Attributes:
         n: Number of rows.
         features: Number of columns d.
-        device: Where PyTorch trains.
-        values: The rows (n, d) on the CPU, NaN where missing.
-        counts: Observed cells of each row (n,), on the device.
+        values: The rows (n, d), NaN where missing.
+        mask: Which cells are observed, bool (n, d).
+        counts: Observed cells of each row, float (n,).
         cells: Number of observed cells.
     """
 
     def __init__(self, train: MaskedRows, device: torch.device) -> None:
         self.n, self.features = train.x.shape
-        self.device = device
         x = np.ascontiguousarray(train.x, dtype=np.float32)
         if not np.array_equal(np.isnan(x), ~train.mask):
             x = np.where(train.mask, x, np.float32(np.nan))
-        self.values = _shared(x)
-        self._observed = _shared(np.ascontiguousarray(train.mask))
-        counts = self._observed.sum(1)
-        self.counts = counts.float().to(device)
-        self.cells = float(counts.sum())
+        self.values = _shared(x).to(device)
+        self.mask = _shared(np.ascontiguousarray(train.mask)).to(device)
+        self.counts = self.mask.sum(1).float()
+        self.cells = float(self.counts.sum())
 
-    @cached_property
-    def x(self) -> Tensor:
-        """The rows (n, d), with 0 in place of missing cells."""
-        return self.values.masked_fill(~self._observed, 0.0).to(self.device)
+    @property
+    def device(self) -> torch.device:
+        """Where models train."""
+        return self.values.device
 
-    @cached_property
-    def mask(self) -> Tensor:
-        """Which cells are observed (n, d), float, 1 = observed."""
-        return self._observed.float().to(self.device)
+    def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x, with 0 in place of missing cells, and the mask, float, 1 = observed, of rows by index ([p,] b).
 
-    def forget_copies(self) -> None:
-        """Frees ``x`` and ``mask``; they are made again when they are needed."""
-        self.__dict__.pop("x", None)
-        self.__dict__.pop("mask", None)
+        Both have the shape ([p,] b, d).
+        """
+        x, mask = (each.index_select(0, rows.flatten()).view(*rows.shape, -1) for each in (self.values, self.mask))
+        return x.masked_fill_(~mask, 0.0), mask.float()
 
 
 def _shared(array: np.ndarray) -> Tensor:
