@@ -21,7 +21,7 @@ from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder,
 from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
-from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
@@ -35,6 +35,7 @@ from vadtune.search.ray_compat import adapted_tune, check_protective
 from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import pack_size, place_trials
+from vadtune.search.trials.trial_data import TrialData
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.spool import is_finished
 from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
@@ -74,13 +75,13 @@ class SearchOutcome:
 
 
 def run_search(
-    search: SearchFile, dataset: IncompleteDataset, storage: str, store: str | None, pending: PendingRay
+    search: SearchFile, data: TrialData, storage: str, store: str | None, pending: PendingRay
 ) -> SearchOutcome:
     """Runs a search to its end; see ``start.start_search``, which checks the arguments.
 
     Args:
         search: The search file.
-        dataset: The dataset that it names.
+        data: Train and validation rows of the dataset that it names.
         storage: Folder or URI in which a folder for the search is made.
         store: The MLflow store; None for the one that ``tracking.tracking_uri`` returns.
         pending: The Ray that is being started.
@@ -104,14 +105,15 @@ def run_search(
         tags={
             "vadtune.seed": str(search.search.seed),
             "vadtune.folder": str(folder),
-            "vadtune.masks": json.dumps(dataset.mask_hashes),
+            "vadtune.masks": json.dumps(data.mask_hashes),
+            "vadtune.scored": data.scored,
         },
         artifacts=[folder / SEARCH_FILE],
     )
     where = f"{kept}/{_TUNE}"
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
-        return _run(search, dataset, tracker, folder, where, set(), pending)
+        return _run(search, data, tracker, folder, where, set(), pending)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -139,12 +141,12 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
         if is_finished(folder):
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
-        dataset = load_dataset(search.data)
+        data = TrialData(load_dataset(search.data))
         with pending_ray() as pending:
             known = restore_snapshot(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
-            return _run(search, dataset, tracker, folder, run.tune, known, pending)
+            return _run(search, data, tracker, folder, run.tune, known, pending)
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -163,7 +165,7 @@ def _client(uri: str, run: Run) -> Any:
 
 def _run(
     search: SearchFile,
-    dataset: IncompleteDataset,
+    data: TrialData,
     tracker: Tracker,
     folder: Path,
     where: str,
@@ -175,6 +177,7 @@ def _run(
     start = time.monotonic()
     budget, total = search.search.time_budget_s, sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
+    logger.info("scored on %s", data.scored)
     with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
         meter = GpuMeter(search.search.gpu_hours)
         deadline = None if budget is None else start + budget
@@ -183,7 +186,7 @@ def _run(
             size = pack_size(search, pending.cores)
             pending.wait()
             with (
-                place_trials(search, dataset, size) as (trainable, slots),
+                place_trials(search, data, size) as (trainable, slots),
                 adapted_tune(slots=slots, is_transient=is_transient_failure, snapshot_share=_SNAPSHOT_SHARE),
                 atomic_snapshots(folder),
             ):

@@ -14,6 +14,7 @@ from vadtune.search.cluster.join import check_shared, joined, nodes
 from vadtune.search.driver.model_checks import check_heads
 from vadtune.search.driver.ray_start import pending_ray
 from vadtune.search.driver.resources import check_resources
+from vadtune.search.trials.trial_data import TrialData
 
 if TYPE_CHECKING:
     from vadtune.search.driver.run import SearchOutcome
@@ -43,9 +44,9 @@ def start_search(
         check_writable(local_folder(storage))
         if is_uri(storage) or (address and len(nodes()) > 1):
             check_shared(storage)
-        dataset = load_dataset(search.data)
-        check_heads(search, len(dataset.feature_names))
+        data = TrialData(load_dataset(search.data))
+        check_heads(search, len(data.feature_names))
         with pending_ray() as pending:
             from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
 
-            return run_search(search, dataset, storage, tracking_uri, pending)
+            return run_search(search, data, storage, tracking_uri, pending)

@@ -12,11 +12,11 @@ from ray import tune
 
 from vadtune import native
 from vadtune.config import SearchFile
-from vadtune.data import IncompleteDataset
 from vadtune.search.algorithms.samplers import sample_count
 from vadtune.search.driver.resources import resources_of
 from vadtune.search.trials.packed_trial import PackedTrial
 from vadtune.search.trials.trainable import TrainTrial
+from vadtune.search.trials.trial_data import TrialData
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +50,22 @@ def _gpus(cores: int | None) -> int:
 
 
 @contextlib.contextmanager
-def place_trials(search: SearchFile, dataset: IncompleteDataset, size: int) -> Iterator[tuple[Any, int]]:
+def place_trials(search: SearchFile, data: TrialData, size: int) -> Iterator[tuple[Any, int]]:
     """Yields the trainable for Tune, with data and resources, and how many trials run at once; needs a running Ray.
 
     Args:
         search: The search file.
-        dataset: Its data.
+        data: Its data.
         size: How many trials train as one stack.
     """
     if size == 1:
-        yield _unpacked(search, dataset), _slots(search)
+        yield _unpacked(search, data), _slots(search)
         return
     gpus = int(ray.cluster_resources().get("GPU", 0)) if search.search.gpus_per_trial else 0
-    data = [ray.put(dataset.search_data)]
-    packs = _packs(search, dataset, data, size, gpus)
+    reference = [data.place()]
+    packs = _packs(search, data, reference, size, gpus)
     try:
-        yield _packed(search, packs, data, size), size * len(packs)
+        yield _packed(search, packs, reference, size), size * len(packs)
     finally:
         for pack in packs:
             ray.kill(pack)
@@ -77,14 +77,14 @@ def _slots(search: SearchFile) -> int:
     return max(1, min(int(total.get(name, 0) / need) for name, need in resources_of(search.search).items() if need))
 
 
-def _unpacked(search: SearchFile, dataset: IncompleteDataset) -> Any:
+def _unpacked(search: SearchFile, data: TrialData) -> Any:
     with_data = tune.with_parameters(
-        TrainTrial, search=search, data=dataset.search_data, scaler=dataset.scaler, feature_names=dataset.feature_names
+        TrainTrial, search=search, data=data.place(), scaler=data.scaler, feature_names=data.feature_names
     )
     return tune.with_resources(with_data, resources_of(search.search))
 
 
-def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size: int, gpus: int) -> list[Any]:
+def _packs(search: SearchFile, data: TrialData, reference: list[Any], size: int, gpus: int) -> list[Any]:
     """Starts one pack for each GPU, or for each core but one."""
     from vadtune.search.trials.packing import RemotePack  # imports PyTorch, which other searches do without
 
@@ -93,7 +93,7 @@ def _packs(search: SearchFile, dataset: IncompleteDataset, data: list[Any], size
     resources = {"num_cpus": 1 if cores > count else 0, "num_gpus": 1 if gpus else 0}
     remote = ray.remote(RemotePack).options(**resources, max_restarts=-1, max_concurrency=10_000)
     logger.info("%d packs of up to %d trials, on a %s each", count, size, "GPU" if gpus else "core")
-    args, device = (search, data, dataset.scaler, dataset.feature_names), "cuda" if gpus else "cpu"
+    args, device = (search, reference, data.scaler, data.feature_names), "cuda" if gpus else "cpu"
     return [remote.remote(*args, capacity=size, device=device) for _ in range(count)]
 
 

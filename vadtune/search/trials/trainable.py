@@ -79,9 +79,10 @@ class TrainTrial(Recoverable):
 
         trial, settings = self._search.trial_config(new_config), self._search.search
         device = "cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu"
+        self._evaluation = self._posteriors = None
+        self.__dict__.pop("_population", None)  # its memory is free before the next one needs it
         self._population = Population([trial], self._data.train, device)
         self._due = report_epochs(settings, trial.train.epochs)
-        self._evaluation = self._posteriors = None
         return True
 
     def step(self) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""What the trials of a search need of its dataset, and where it is: with the driver, then in Ray's object store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from vadtune.data import IncompleteDataset, Scaler, SearchData
+
+
+class TrialData:
+    """The data of a search on its way to the trials.
+
+    The driver of a large search has no memory for a copy of its own: it keeps neither the dataset nor the arrays that
+    ``place`` puts into the object store, which all trials of a node share.
+
+    Args:
+        dataset: The dataset of the search.
+
+    Attributes:
+        scaler: Scaler of the data.
+        feature_names: One name per column.
+        mask_hashes: See ``IncompleteDataset.mask_hashes``.
+        scored: The validation rows and cells that are scored, in words.
+    """
+
+    def __init__(self, dataset: IncompleteDataset) -> None:
+        self.scaler: Scaler = dataset.scaler
+        self.feature_names: list[str] = dataset.feature_names
+        self.mask_hashes = dataset.mask_hashes
+        self._data: SearchData | None = dataset.search_data
+        cells = int(self._data.validation.cells.sum())
+        self.scored = f"{cells} observed cells of {len(dataset.scored_rows)} of {len(dataset.validation.x)} rows"
+
+    def place(self) -> Any:
+        """Puts the train and validation rows into the object store and returns the reference; only once."""
+        reference = ray.put(self._data)
+        self._data = None
+        return reference
