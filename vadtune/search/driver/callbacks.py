@@ -16,13 +16,15 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
-from vadtune.search.algorithms.schedulers import EPOCH
+from vadtune.search.algorithms.schedulers import EPOCH, report_epochs
+from vadtune.search.driver.progress import duration
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.ray_compat import actor_of, check_effect
 from vadtune.search.resume.retries import MAX_RETRIES, RECOVERY
 
 logger = logging.getLogger(__name__)
 
+_LONG_TRIAL = 20.0  # seconds
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemory", "out of memory", "not enough memory", "allocate memory")
 
 
@@ -73,6 +75,7 @@ class SearchCallback(Callback):
         """Logs the scores that a trial reports."""
         self._session.alive[trial.trial_id] = time.monotonic()
         self._report(trial, result)
+        self._estimate(result)
         if RECOVERY in result:
             logger.warning("%s %s", short_name(trial), result[RECOVERY])
             self._session.tracker.tag_trial(trial.trial_id, {"vadtune.recovery": result[RECOVERY]})
@@ -149,6 +152,20 @@ class SearchCallback(Callback):
         metrics = {name: result[name] for name in result if name.startswith(("val_", "train_", "inference_"))}
         self._session.tracker.log_metrics(trial.trial_id, metrics, epoch=int(result[EPOCH]))
         self._session.scores[short_name(trial)] = float(result[self._session.search.search.metric])
+
+    def _estimate(self, result: dict[str, Any]) -> None:
+        """Logs how long a whole trial takes, by the first report of the search, unless it is short."""
+        epochs = self._session.search.epochs
+        if self._session.estimated or not 0 < int(result.get(EPOCH, 0)) < epochs:
+            return
+        self._session.estimated = True
+        training = float(result["train_seconds"]) / int(result[EPOCH]) * epochs
+        scoring = float(result["inference_seconds"]) * len(report_epochs(self._session.search.search, epochs))
+        if training + scoring >= _LONG_TRIAL:
+            parts = duration(training + scoring), duration(training), duration(scoring)
+            logger.info(
+                "a trial of all epochs takes about %s by the first report: %s of training, %s of scoring", *parts
+            )
 
     def _end(self, trial: Trial) -> None:
         if trial.status == Trial.ERROR:

@@ -64,6 +64,7 @@ class Session:
         scores: Trial name -> latest score, without failed trials.
         alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
         hung: Trial id -> why it was ended as hanging.
+        estimated: Whether the time of a trial has been estimated.
         start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
@@ -83,6 +84,7 @@ class Session:
     scores: dict[str, float] = field(default_factory=dict)
     alive: dict[str, float] = field(default_factory=dict)
     hung: dict[str, str] = field(default_factory=dict)
+    estimated: bool = False
     start: float = field(default_factory=time.monotonic)
 
     @property
