@@ -203,7 +203,7 @@ class SearchCallback(Callback):
             self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _show(self, trials: list[Trial]) -> None:
-        running = sum(trial.status == Trial.RUNNING for trial in trials)
+        running = 0 if self._session.signals else sum(trial.status == Trial.RUNNING for trial in trials)
         self._session.display.show(len(self._session.ended), self._session.total, self._session.line(running))
 
 
