@@ -266,7 +266,7 @@ def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path) -> None:
     code = (
         "import numba.core.caching as c, sys\n"
         "from vadtune.native.compiling import kernel\n"
-        "@kernel\ndef double(x):\n    return 2 * x\n"
+        "@kernel(lambda: (1,))\ndef double(x):\n    return 2 * x\n"
         "print(double(4))"
     )
     assert run(code, NUMBA_CACHE_DIR="/dev/null/nowhere")[0] == ["8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import zipfile
@@ -81,14 +82,14 @@ def test_what_is_put_back_is_the_last_of_tunes_files(controller: Controller, tmp
 def test_a_full_disk_ends_no_search(
     controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, content: bytes) -> None:
-        raise VadtuneError(f"{path}: cannot be written (No space left on device)")
+    def full(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with atomic_snapshots(tmp_path):
         TuneController.save_to_dir(controller)
         controller.trials.append("b")
         with monkeypatch.context() as patch:
-            patch.setattr("vadtune.search.resume.snapshot.write_atomically", full)
+            patch.setattr(zipfile.ZipFile, "write", full)
             TuneController.save_to_dir(controller)
             TuneController.save_to_dir(controller)
         assert restore_snapshot(tmp_path, str(tmp_path / "tune")) == {"a"}

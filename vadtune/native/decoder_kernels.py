@@ -11,7 +11,7 @@ M network parameters.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,31 @@ class _AdamStep(NamedTuple):
     l2: np.float32  # factor on the parameters that are added to the gradient (Adam's)
 
 
-@kernel
+def _example() -> tuple[Shape, Network, Posteriors, Prior]:
+    """Returns arguments of the types that all calls of the kernels have."""
+    decoder = [np.zeros(2, np.float32) for _ in Network._fields]
+    params, shape = np.zeros((1, 1), np.float32), Shape(np.ones(2, np.int64), False, False, False)
+    return shape, Network(*decoder), Posteriors(params, params, params, False, 0.0), Prior(decoder[0], decoder[0])
+
+
+def _epoch_example() -> tuple[Any, ...]:
+    shape, network, rows, prior = _example()
+    x, steps = rows.params, np.zeros(1)
+    data = Batches(x, np.zeros(1, np.int64), 1, prior.mean, x)
+    return shape, network, rows, data, Settings(0.0, 0, steps, 0.0, 0.0, True)
+
+
+def _fit_example() -> tuple[Any, ...]:
+    shape, network, rows, prior = _example()
+    return shape, network.weights, rows, NewRows(rows.params, rows.params, prior.mean, 0.0, prior, np.zeros(1))
+
+
+def _adam_example() -> tuple[Any, ...]:
+    matrix_ = np.zeros((1, 1), np.float32)
+    return matrix_, matrix_, matrix_, matrix_, matrix_
+
+
+@kernel(_epoch_example)
 def train_epoch(
     shape: Shape, network: Network, rows: Posteriors, data: Batches, settings: Settings
 ) -> tuple[float, float, float]:
@@ -198,7 +222,7 @@ def train_epoch(
     return errors, weighted_errors, divergences
 
 
-@kernel
+@kernel(_fit_example)
 def fit_rows(shape: Shape, weights: Floats, rows: Posteriors, data: NewRows) -> None:
     """Fits the posteriors of rows to their observed cells under a fixed decoder, in place.
 
@@ -224,7 +248,7 @@ def fit_rows(shape: Shape, weights: Floats, rows: Posteriors, data: NewRows) -> 
             _step_rows(rows, block, z, grad_z, data.kl_weight, data.prior, adam)
 
 
-@kernel
+@kernel(_adam_example)
 def adam_step(parameters: Floats, grad: Floats, first: Floats, second: Floats, coefficients: Floats) -> None:
     """Takes an Adam step of several members, in place; (p, M) each, coefficients (4, p) as in _AdamStep."""
     for i in range(len(parameters)):

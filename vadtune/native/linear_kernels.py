@@ -10,7 +10,7 @@ Shape comments: n rows, v lanes, d features, k latent dims; t = k (k + 1) / 2 en
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  # loads the BLAS that np.dot calls, so that its threads can be limited
@@ -58,7 +58,13 @@ class Sums(NamedTuple):
     spread: Doubles
 
 
-@kernel
+def _example() -> tuple[Any, ...]:
+    """Returns arguments of the types that all calls of the kernel have."""
+    matrix, vector = np.zeros((1, 1)), np.zeros(1)
+    return matrix, matrix, Model(matrix, matrix, vector, vector, vector), matrix, Sums(matrix, matrix, vector, vector)
+
+
+@kernel(_example)
 def posteriors(x: Doubles, mask: Doubles, model: Model, means: Doubles, sums: Sums) -> float:
     """Computes the posterior means of rows and adds their moments to sums.
 

@@ -138,6 +138,23 @@ ADAPTATIONS = {
         attributes=("_storage", "_session_str"),
         protective=True,
     ),
+    # Tune gives the processes of trials a runtime environment, for variables that a driver on another machine may have.
+    # Ray then starts a further process for each trial, in place of those it has started, once an agent that takes
+    # seconds to start has made that environment. On this machine they inherit all variables anyway.
+    "inherited_environment": Adaptation(
+        "ray.tune.execution.class_cache:_ActorClassCache.get",
+        ("trainable_cls",),
+        "the first trial starts seconds later",
+        attributes=("_cache",),
+    ),
+    # After Ctrl-C Tune has saved its state, then waits up to fifteen seconds for each process to end its step.
+    "quick_interrupts": Adaptation(
+        f"{_CONTROLLER}._cleanup_trials",
+        (),
+        "Ctrl-C takes seconds longer",
+        attributes=("_actor_manager",),
+        uses={"ray.air.execution._internal.actor_manager:RayActorManager.cleanup": ()},
+    ),
     # Tune counts every failure alike, and has no extension point between counting one and deciding on it.
     "bounded_retries": Adaptation(
         f"{_CONTROLLER}._process_trial_failure",
@@ -177,11 +194,20 @@ def check_protective() -> None:
 
 
 @contextlib.contextmanager
-def adapted_tune(*, slots: int, is_transient: Callable[[BaseException], bool], snapshot_share: float) -> Iterator[None]:
+def adapted_tune(
+    *,
+    slots: int,
+    is_local: bool,
+    is_interrupted: Callable[[], bool],
+    is_transient: Callable[[BaseException], bool],
+    snapshot_share: float,
+) -> Iterator[None]:
     """Applies the adaptations of Tune until the block ends, except that of ``saved_states``.
 
     Args:
         slots: Number of trials that can run at once.
+        is_local: Whether this process has started the Ray that trials run in.
+        is_interrupted: Whether the search ends early and is resumed later from what Tune has saved.
         is_transient: Whether a retry may succeed after a failure; a trial with another failure is not retried.
         snapshot_share: Largest share of the time to spend on saving Tune's state.
 
@@ -221,8 +247,24 @@ def adapted_tune(*, slots: int, is_transient: Callable[[BaseException], bool], s
             end = time.monotonic()
             due = end + (end - start) * (1 / snapshot_share - 1)
 
+    def quick_interrupts(original: Any, controller: Any) -> None:
+        if is_interrupted():
+            controller._actor_manager.cleanup()  # kills all actors
+        else:
+            original(controller)
+
+    def inherited_environment(original: Any, cache: Any, trainable_cls: Any) -> Any:
+        return cache._cache.setdefault(trainable_cls, ray.remote(trainable_cls))
+
+    wrappers: list[Any] = [
+        keep_starting_actors,
+        parallel_actor_starts,
+        bounded_retries,
+        rare_snapshots,
+        quick_interrupts,
+    ]
     with contextlib.ExitStack() as stack:
-        for wrapper in (keep_starting_actors, parallel_actor_starts, bounded_retries, rare_snapshots):
+        for wrapper in wrappers + [inherited_environment] * is_local:
             stack.enter_context(ADAPTATIONS[wrapper.__name__].applied(wrapper))
         yield
 
@@ -246,10 +288,11 @@ def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Abstr
     return ADAPTATIONS["atomic_snapshots"].applied(replacement)
 
 
-def start_on_loopback(**options: Any) -> None:
+def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
     """Starts a Ray of this machine alone, and checks that its processes listen on loopback addresses only.
 
     Args:
+        preloaded: Module that its worker processes import when they start.
         options: Further arguments of ``ray.init``.
 
     Raises:
@@ -258,7 +301,8 @@ def start_on_loopback(**options: Any) -> None:
     set_cluster_networking(False)
     before = _listening()
     try:
-        ray.init(address="local", _node_ip_address="127.0.0.1", **options)
+        system = {"preload_python_modules": [preloaded]} if preloaded else None
+        ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=system, **options)
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
             rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"

@@ -18,7 +18,7 @@ from vadtune.core.files import write_atomically
 logger = logging.getLogger(__name__)
 
 SPOOL_FILE, DELIVERED_FILE = "mlflow.jsonl", "mlflow.delivered"
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 64 * 1024  # about a second of a store's work, so that a delivery can be broken off
 
 Entry = dict[str, Any]
 """One line: ``op`` is the kind of entry, ``time`` when it was logged (ms); ``Delivery`` reads the other keys."""

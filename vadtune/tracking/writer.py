@@ -108,15 +108,28 @@ class Tracker:
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(
-        self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[str, str]
+        self,
+        *,
+        status: str,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        artifacts: Mapping[str, str],
+        at_most: float | None = None,
     ) -> bool:
         """Adds metrics, tags and files (name -> text) to the parent run, ends it, and waits while the store progresses.
+
+        Args:
+            status: FINISHED, or KILLED if it can be resumed.
+            metrics: Of the search.
+            tags: Of the search.
+            artifacts: Of the search.
+            at_most: Longest wait in seconds; None for as long as the store progresses.
 
         Returns:
             Whether the store has everything; if not, ``vadtune sync`` sends the rest later.
         """
         self._append("finish", status=status, metrics=dict(metrics), tags=dict(tags), artifacts=dict(artifacts))
-        return self._close(_PATIENCE)
+        return self._close(_PATIENCE, at_most)
 
     def abandon(self) -> None:
         """Ends the parent run as failed and never raises: the error that ended the search must stay visible."""
@@ -140,7 +153,7 @@ class Tracker:
             if self._given_up.is_set():
                 return
             try:
-                while delivery.deliver():
+                while not self._given_up.is_set() and delivery.deliver():
                     self._progress = time.monotonic()
             except Exception as error:  # a failing store must not end a search
                 pause = min(2 * pause, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
@@ -156,17 +169,18 @@ class Tracker:
                 self._drained.set()
                 return
 
-    def _close(self, patience: float) -> bool:
-        self._progress = time.monotonic()
+    def _close(self, patience: float, at_most: float | None = None) -> bool:
+        self._progress = start = time.monotonic()
         self._closing.set()
         self._wake.set()
         while not self._drained.wait(0.05):
-            if time.monotonic() - self._progress > patience:
+            now = time.monotonic()
+            if now - self._progress > patience or (at_most is not None and now - start > at_most):
                 # Stop before `sync` sends the rest: two senders would create a run twice.
                 self._given_up.set()
                 self._wake.set()
                 if self._thread is not None:
-                    self._thread.join(patience)
+                    self._thread.join(patience if at_most is None else at_most)
                 return False
         self._spool.close()
         return True

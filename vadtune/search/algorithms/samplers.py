@@ -17,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
+from vadtune.search.algorithms.trial_history import RecentTrials
 from vadtune.search.ray_compat import optuna_state
 
 
@@ -80,6 +81,7 @@ class Searcher(OptunaSearch):
             mode="min",
             sampler=sampler,
             points_to_evaluate=first_points(search),
+            storage=RecentTrials(),
         )
 
     @property

@@ -34,6 +34,7 @@ def local_ray() -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.CRITICAL,
         object_store_memory=_OBJECT_STORE_BYTES,
+        preloaded="vadtune.search.trials.preloaded",
     )
     try:
         yield

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _TUNE = "tune"
 _SNAPSHOT_SHARE = 0.1  # of the time of a search, at most
+_INTERRUPTED_SECONDS = 1.5  # how long Ctrl-C waits for the MLflow store; a resume sends the rest
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,13 @@ def _run(
             pending.wait()
             with (
                 place_trials(search, data, size) as (trainable, slots),
-                adapted_tune(slots=slots, is_transient=is_transient_failure, snapshot_share=_SNAPSHOT_SHARE),
+                adapted_tune(
+                    slots=slots,
+                    is_local=pending.cores is not None,
+                    is_interrupted=lambda: bool(interrupted),
+                    is_transient=is_transient_failure,
+                    snapshot_share=_SNAPSHOT_SHARE,
+                ),
                 atomic_snapshots(folder),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each trains a pack, see place_trials
@@ -220,9 +227,10 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
         metrics={f"trials_{end}": count for end, count in counts.items()} | metrics,
         tags={"vadtune.summary": json.dumps(summary)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
+        at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
-    if not logged:
+    if not logged and not stopped_early:
         logger.warning(
             "the store %s did not accept the last results; they are kept, deliver them by: vadtune sync %s",
             *(without_secrets(tracker.uri), run),

@@ -7,9 +7,9 @@ moments.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -21,7 +21,6 @@ from pyarrow import fs
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import SearchError, VadtuneError
-from vadtune.core.files import write_atomically
 from vadtune.search.ray_compat import saved_states
 from vadtune.search.resume.upgrade import upgrade_state
 
@@ -44,12 +43,13 @@ def atomic_snapshots(folder: Path) -> Iterator[None]:
         nonlocal warned
         try:
             files = write()
-            buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w") as archive:
-                for name, path in files.items():
-                    archive.write(path, name)
-            write_atomically(folder / SNAPSHOT_FILE, buffer.getvalue())
-        except (OSError, VadtuneError) as error:  # a full disk must not end a search
+            with tempfile.TemporaryDirectory(prefix=".snapshot-", dir=folder) as scratch:
+                new = Path(scratch) / SNAPSHOT_FILE
+                with zipfile.ZipFile(new, "w") as archive:
+                    for name, path in files.items():
+                        archive.write(path, name)
+                new.replace(folder / SNAPSHOT_FILE)
+        except OSError as error:  # a full disk must not end a search
             if not warned:
                 logger.warning("the snapshot for a resume cannot be written (%s); make room", error)
             warned = True
