@@ -4,7 +4,7 @@ search.yaml     the search, overrides applied
 run.json        the names of the run and of its MLflow store
 mlflow.jsonl    everything that was logged, in order; mlflow.delivered: how much of it the MLflow store has received
 snapshot.zip    the state of the search that a resume starts from
-tune/           Ray Tune's state and checkpoints; each checkpoint has training_state.safetensors, see training_state.py
+tune/           Ray Tune's state and checkpoints; those of unfinished trials have training states, see training_state.py
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ def is_uri(storage: str) -> bool:
 def local_folder(storage: str) -> Path:
     """Returns the folder of run folders: the storage itself, or ``runs`` where the storage is a URI."""
     return Path("runs") if is_uri(storage) else Path(storage)
+
+
+def drop_training_states(trial: Path) -> None:
+    """Deletes the training states in the checkpoints of a trial that has ended, given its folder; models stay."""
+    for name in (STATE_FILE, STATE_HASH):
+        for path in trial.glob(f"checkpoint_*/{name}"):
+            path.unlink(missing_ok=True)
 
 
 def write_run(folder: Path, run: Run) -> None:

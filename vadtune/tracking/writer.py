@@ -46,6 +46,7 @@ class Tracker:
         self._client = client
         self.uri = uri
         self.search = search
+        self.folder = folder
         self.run_id = self.experiment_id = ""
         self._experiment = experiment
         folder.mkdir(parents=True, exist_ok=True)

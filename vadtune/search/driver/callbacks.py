@@ -22,6 +22,7 @@ from vadtune.search.driver.progress import duration
 from vadtune.search.driver.session import SESSIONS, Session
 from vadtune.search.ray_compat import actor_of, check_effect
 from vadtune.search.resume.retries import MAX_RETRIES, RECOVERY
+from vadtune.search.resume.snapshot import saved_at
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class SearchCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Ends the MLflow run of a trial that finished or was stopped."""
         self._end(trial)
+        if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
+            self._session.spent[Path(trial.checkpoint.path)] = time.time()
         _shrink(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -107,8 +110,10 @@ class SearchCallback(Callback):
         _shrink(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refreshes the display. Raises SearchError if Tune does not save its state."""
+        """Refreshes the display and frees disk space. Raises SearchError if Tune does not save its state."""
         check_effect("atomic_snapshots")
+        if self._session.spent:
+            self._session.drop_training_states(saved_at(self._session.tracker.folder))
         if self._session.display.due():
             self._show(trials)
 

@@ -229,6 +229,8 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
         at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
+    if not stopped_early:
+        session.drop_training_states(time.time())
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
     if not logged and not stopped_early:
         logger.warning(

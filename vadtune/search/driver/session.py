@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from vadtune.artifacts.run_folder import drop_training_states
 from vadtune.config import SearchFile
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.tracking.writer import Tracker
@@ -65,6 +67,7 @@ class Session:
         alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
         hung: Trial id -> why it was ended as hanging.
         estimated: Whether the time of a trial has been estimated.
+        spent: Last checkpoint of an ended trial whose training states are kept -> when it ended, by ``time.time``.
         start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
@@ -85,12 +88,22 @@ class Session:
     alive: dict[str, float] = field(default_factory=dict)
     hung: dict[str, str] = field(default_factory=dict)
     estimated: bool = False
+    spent: dict[Path, float] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
 
     @property
     def best(self) -> tuple[float, str] | None:
         """The best of the latest scores and the name of its trial; None without a score."""
         return min(((score, name) for name, score in self.scores.items()), default=None)
+
+    def drop_training_states(self, saved: float) -> None:
+        """Deletes the training states of trials that had ended at a time, by ``time.time``.
+
+        They take most of a search's disk space, and a resume from a snapshot of that time or later needs none of them.
+        """
+        for checkpoint in [path for path, ended in self.spent.items() if ended < saved]:
+            drop_training_states(checkpoint.parent)
+            del self.spent[checkpoint]
 
     def counts(self) -> Counter[str]:
         """Returns the number of ended trials by kind: completed, stopped, diverged or error."""

@@ -30,6 +30,14 @@ _TRIALS = "experiment_state"
 _TUNER = "tuner.pkl"
 
 
+def saved_at(folder: Path) -> float:
+    """Returns when the snapshot of a search was written, by ``time.time``; 0 if there is none."""
+    try:
+        return (folder / SNAPSHOT_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 @contextlib.contextmanager
 def atomic_snapshots(folder: Path) -> Iterator[None]:
     """Writes each state that Tune saves to one file in the folder of the search, completely or not at all.
