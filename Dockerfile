@@ -1,4 +1,4 @@
-# The image of a cluster's nodes: the wheel with what the head needs to accept jobs.
+# The image of a cluster's nodes: the wheel with all extras, so that a head accepts jobs and nodes read every data source.
 #
 #   docker build --tag registry.example/vadtune:0.2.0 .
 FROM python:3.11-slim-bookworm AS build
