@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
-from vadtune.cli.output import logger, print_table
+from vadtune.cli.output import logger, print_table, progress_line
 from vadtune.core.errors import ConfigError, DataError
-from vadtune.core.files import check_new_folder, write_atomically
+from vadtune.core.files import check_new_folder, new_file, write_atomically
 from vadtune.core.processes import start_server
 from vadtune.core.shipped import find_search_file
 
@@ -138,31 +138,28 @@ def impute(args: argparse.Namespace) -> None:
     example: vadtune impute best/ table.csv --out filled.csv
     example: vadtune impute best/ table.csv --na-values=-999,NA --out filled.csv
     """
-    import numpy as np
-
     from vadtune.tables import Cells, check_columns, open_table
 
     _check_table_out(args.table, args.out)
-    from vadtune.ensemble.model_average import ModelAverage
+    from vadtune.ensemble.model_average import ModelAverage, StreamedFill
 
     models = ModelAverage.load(args.folder)
     na_values = [*models.na_values, *(args.na_values.split(",") if args.na_values else ())]
     table = open_table(args.table)
     columns = check_columns(args.table, table, models.feature_names)
-    try:
-        x_nan = table.numbers(columns, Cells(na_values))
-        filled = models.fill(x_nan)
-    except DataError as error:
-        raise DataError(f"{args.table}: {error}") from error
-    table_order = np.argsort(columns)
-    missing = np.isnan(x_nan)[:, table_order]
-    write_atomically(args.out, table.filled(filled.x[:, table_order], missing))
-    if filled.empty_rows:
-        logger.warning("%d rows have no observed cell: filled from the prior mean alone", filled.empty_rows)
+    with progress_line(f"filling {args.table}") as show:
+        stream = StreamedFill(models, rows=table.rows, progress=show)
+        try:
+            with new_file(args.out) as out:
+                table.copy_filled(out, columns, Cells(na_values), stream.fill)
+        except DataError as error:
+            raise DataError(f"{args.table}: {error}") from error
+    if stream.empty_rows:
+        logger.warning("%d rows have no observed cell: filled from the prior mean alone", stream.empty_rows)
     count = len(models.models)
     by = "one model" if count == 1 else f"the mean of {count} models"
     by += "" if models.regression is None else " and a regression"
-    logger.info("filled %d of %d cells by %s: %s", missing.sum(), missing.size, by, args.out)
+    logger.info("filled %d of %d cells by %s: %s", stream.filled_cells, stream.cells, by, args.out)
 
 
 def _check_table_out(table: Path, out: Path) -> None:

@@ -27,11 +27,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; what is written there becomes ``path`` if the block succeeds, else it is deleted.
+
+    Raises:
+        OutputError: The file or its parent folders, which are created, cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            temporary.write_bytes(content)
+            yield temporary
             temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error

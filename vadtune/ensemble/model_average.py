@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from vadtune.training.inference import FittedModel
 
 REFIT, SEEN_TEST_MASK = "refit", "seen_test_mask_sha256"
 """Keys of a manifest's provenance: the rows a model was trained on again, and the mask of the test rows among them."""
+
+_PROGRESS_SECONDS = 2.0
 
 
 class Filled(NamedTuple):
@@ -141,11 +144,12 @@ class ModelAverage:
         """Returns the mean of the models' reconstructions (n, d) mixed with the regression, if there is one."""
         return mean if self.regression is None else self.regression.refine(mean, part)
 
-    def fill(self, x: np.ndarray) -> Filled:
+    def fill(self, x: np.ndarray, *, first_row: int = 0) -> Filled:
         """Fills missing cells with the weighted mean of the models, mixed with the regression.
 
         Args:
             x: (n, d) in the source's units, NaN where missing.
+            first_row: Index of the first of the rows in their table, for messages.
 
         Raises:
             DataError: A value is infinite or too large for a model.
@@ -158,7 +162,7 @@ class ModelAverage:
             scaler = _scaler(model)
             with np.errstate(over="ignore"):  # values beyond float32 are reported below
                 part = MaskedRows.hide(scaler.transform(x), mask)
-            _check_finite(part.x, mask, x)
+            _check_finite(part.x, mask, x, first_row)
             if incomplete.any():
                 total[incomplete] += weight * scaler.inverse(model.reconstruct(part.of_rows(incomplete)))
         if self.regression is not None and incomplete.any():
@@ -166,18 +170,55 @@ class ModelAverage:
             mean = (total[incomplete] - scaler.offset) / scaler.scale
             total[incomplete] = scaler.inverse(self.refine(mean, part.of_rows(incomplete)))
         filled = np.where(mask, x, total)
-        _check_finite(filled, ~mask, x)
+        _check_finite(filled, ~mask, x, first_row)
         return Filled(filled, int((~mask.any(axis=1)).sum()))
 
 
-def _check_finite(values: np.ndarray, cells: np.ndarray, x: np.ndarray) -> None:
+class StreamedFill:
+    """Fills the rows of a table, block by block, and reports progress.
+
+    Args:
+        models: The models to fill with.
+        rows: Number of rows of the table, or an estimate of it, for the progress.
+        progress: Called with a line of text every two seconds.
+
+    Attributes:
+        rows: Number of rows so far.
+        cells: Number of their cells.
+        filled_cells: Number of their missing cells.
+        empty_rows: Number of rows without any observed cell.
+    """
+
+    def __init__(
+        self, models: ModelAverage, *, rows: int = 0, progress: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._models, self._expected, self._progress = models, rows, progress
+        self._began = self._reported = time.monotonic()
+        self.rows = self.cells = self.filled_cells = self.empty_rows = 0
+
+    def fill(self, x: np.ndarray) -> np.ndarray:
+        """Returns the next rows (b, d) without missing cells; raises as ``ModelAverage.fill`` does."""
+        filled = self._models.fill(x, first_row=self.rows)
+        self.rows += len(x)
+        self.cells += x.size
+        self.filled_cells += int(np.isnan(x).sum())
+        self.empty_rows += filled.empty_rows
+        now = time.monotonic()
+        if now - self._reported > _PROGRESS_SECONDS:
+            self._reported, expected = now, max(self._expected, self.rows)
+            rate = self.rows / (now - self._began)
+            self._progress(f"filled {self.rows} of about {expected} rows, {rate:.0f} rows/s")
+        return filled.x
+
+
+def _check_finite(values: np.ndarray, cells: np.ndarray, x: np.ndarray, first_row: int) -> None:
     bad = cells & ~np.isfinite(values)
     if bad.any():
         row = int(np.argwhere(bad)[0, 0])
         largest = x[row][np.nanargmax(np.abs(x[row]))] if not np.isnan(x[row]).all() else np.nan
         raise DataError(
-            f"values must be near those the models were trained on, got {largest:g} in row {row + 1}; correct it, or "
-            "leave the cell empty"
+            f"values must be near those the models were trained on, got {largest:g} in row {first_row + row + 1}; "
+            "correct it, or leave the cell empty"
         )
 
 

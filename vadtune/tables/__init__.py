@@ -1,7 +1,7 @@
 """The user's tables: read as numbers, and written back with missing cells filled and all else unchanged.
 
-A table is kept in its original form: the text of a CSV, the columns of a Parquet file, the arrays of an npy or npz
-file. Filling replaces missing cells in that, so observed cells stay the same byte for byte. Reading executes nothing.
+Files are read and filled in blocks of rows. Filling replaces missing cells in the original form, the text of a CSV or
+the columns of a Parquet file, so observed cells stay the same byte for byte. Reading executes nothing.
 
 To add a kind of file: a class in a module here, one line in TABLES. May import core.
 """
@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 
 from vadtune.core.errors import DataError, unknown_name
+from vadtune.tables.arrays import NpyFile, NpzFile
 from vadtune.tables.base import Cells, NotNumericError, TableFile
-from vadtune.tables.binary import NpyFile, NpzFile, ParquetFile
+from vadtune.tables.parquet import ParquetFile
 from vadtune.tables.text import CsvFile, TsvFile
 
 __all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
@@ -56,7 +57,7 @@ def open_table(path: Path) -> TableFile:
     if kind is None:
         raise DataError(f"{path}: takes a file that ends in {', '.join(TABLES)}, got '{path.suffix}'; convert it")
     try:
-        return kind(path.read_bytes())
+        return kind(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name an existing table") from error
     except DataError as error:
