@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.gaussian_process.kernels import Matern
 
+from tests.conftest import trial_config
+from vadtune.core.randomness import sample_rows
 from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
-from vadtune.ensemble.kernel_regression import KernelRegression
-from vadtune.ensemble.regression_choice import RegressionChoice, RegressionSplit, choose_regression
+from vadtune.ensemble.kernel_regression import KernelRegression, support_rows
+from vadtune.ensemble.regression_choice import (
+    RegressionChoice,
+    RegressionSplit,
+    choose_regression,
+    train_support,
+    worth_its_time,
+)
+from vadtune.training.population import Population
 
 CHOICE = RegressionChoice(length=1.0, penalty=0.01, share=1.0, observed=1e-6, gain=0.1)
 
@@ -185,3 +196,44 @@ def test_files_give_back_what_was_written_and_others_are_refused() -> None:
             KernelRegression.from_bytes(other.to_bytes())
     with pytest.raises(ValueError, match="it holds no regression"):
         KernelRegression.from_bytes(content[:100])
+
+
+@pytest.mark.parametrize(("n", "d", "m"), [(1527, 64, 1527), (483, 30, 483), (80_000, 100, 1000), (60_000, 784, 127)])
+def test_support_rows_are_all_of_a_small_table_and_a_bounded_sample_of_a_large_one(n: int, d: int, m: int) -> None:
+    rows = support_rows(n, d)
+    assert len(np.unique(rows)) == m
+    assert set(rows) <= set(sample_rows(n, 3000))
+
+
+def test_blocks_of_cells_give_what_all_cells_at_once_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, x = table(0)
+    rows, truth = table(1, n=50)
+    fitted = CHOICE.fit(train, x)
+    whole = fitted.refine(truth, rows)
+    monkeypatch.setattr("vadtune.ensemble.kernel_regression._BLOCK_FLOATS", 500)
+    monkeypatch.setattr("vadtune.ensemble.kernel_regression._CHUNK_FLOATS", 2000)
+    np.testing.assert_allclose(fitted.refine(truth, rows), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_only_support_rows_are_decoded_from_all_latents_or_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _ = table(0)
+    population = Population([trial_config()], train)
+    population.train_epoch()
+    (model,) = population.models()
+    monkeypatch.setattr("vadtune.ensemble.kernel_regression._MOST_SUPPORT_CELLS", 180)
+    taken = support_rows(120, 6)
+    rows, x_hat = train_support(train, [model], [1.0])
+    np.testing.assert_array_equal(rows.x, train.x[taken])
+    np.testing.assert_allclose(x_hat, model.reconstruct_train(6)[taken], rtol=1e-5, atol=1e-6)
+    sampled = replace(model, latents=model.latents[sample_rows(120, 70)])
+    np.testing.assert_array_equal(train_support(train, [sampled], [1.0])[1], x_hat)
+
+
+def test_a_small_gain_is_worth_its_time_on_small_tables_only() -> None:
+    said: list[str] = []
+    small = CHOICE._replace(gain=0.001)
+    assert worth_its_time(small, 1527, 64, said.append) == small
+    assert worth_its_time(CHOICE, 100_000, 100, said.append) == CHOICE
+    assert not said
+    assert worth_its_time(small, 100_000, 100, said.append) is None
+    assert "lowers it by 0.10%" in said[0]

@@ -15,9 +15,11 @@ from tests.conftest import trial_config
 from vadtune.config import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
+from vadtune.core.randomness import sample_rows
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.models import MODELS
-from vadtune.training import inference, native_epoch, scoring
+from vadtune.training import native_epoch, scoring
+from vadtune.training import population as population_module
 from vadtune.training.batches import Epoch
 from vadtune.training.inference import infer
 from vadtune.training.member import Member
@@ -461,9 +463,9 @@ def test_models_of_many_rows_keep_the_latents_of_a_sample(
 ) -> None:
     population = trained(trial_config(), iris.train)
     (whole,) = population.models()
-    monkeypatch.setattr(inference, "MOST_LATENTS", 20)
+    monkeypatch.setattr(population_module, "MOST_LATENTS", 20)
     (some,) = population.models()
-    kept = inference.rows_kept(len(iris.train.x))
+    kept = sample_rows(len(iris.train.x), 20)
     assert len(kept) == 20
     assert torch.equal(some.latents, whole.latents[kept])
     assert population.states()[0]["rows"].shape[0] == len(iris.train.x)

@@ -29,13 +29,13 @@ from vadtune.ensemble.ensemble_json import (
 )
 from vadtune.ensemble.member_choice import Member, choose_members, with_seeds
 from vadtune.ensemble.model_average import REFIT, SEEN_TEST_MASK
-from vadtune.ensemble.regression_choice import RegressionChoice
-from vadtune.ensemble.selection import MOST_CANDIDATES, parse_ensemble, weighted_sum
+from vadtune.ensemble.regression_choice import RegressionChoice, train_support
+from vadtune.ensemble.selection import MOST_CANDIDATES, parse_ensemble
 from vadtune.tracking.delivery import log_to_run
 from vadtune.tracking.queries import ENSEMBLE_TAG, SearchRun, Trial
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.store import connect_existing
-from vadtune.training.inference import FittedModel, rows_kept
+from vadtune.training.inference import FittedModel
 from vadtune.training.refit import Trainer
 
 logger = logging.getLogger(__name__)
@@ -217,10 +217,9 @@ def _write_regression(
     if choice is None:
         return None
     models = (model or load_model(member.candidate.folder) for member, model in trained)
-    rows = rows.of_rows(rows_kept(len(rows.x)))
-    x_hats = (model.reconstruct_train(rows.x.shape[1]) for model in models)
-    x_hat = weighted_sum(x_hats, [member.weight for member, _ in trained])
-    return write_regression(out, choice.fit(rows, x_hat), choice.gain)
+    return write_regression(
+        out, choice.fit(*train_support(rows, models, [member.weight for member, _ in trained])), choice.gain
+    )
 
 
 def _was_exported(folder: Path) -> bool:

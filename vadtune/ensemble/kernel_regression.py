@@ -28,13 +28,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from vadtune.core.randomness import sample_rows
 from vadtune.data import MaskedRows
 
-MOST_COLUMNS = 1024  # more would leave too few support rows within _MOST_FLOPS
+MOST_COLUMNS = 1024  # more would leave too few support rows within _MOST_SUPPORT_CELLS
 MOST_SUPPORT = 3000  # support rows of a regression
-_MOST_FLOPS = 2e11  # of a fit, d · m³ / 3: seconds on one core
+_MOST_SUPPORT_CELLS = 100_000  # d · m: a row's predictions take d · m kernel values at most, of 5 ns each
 _FEWEST_ROWS = 10  # in which a column must be observed
-_CHUNK_FLOATS = 2**22  # bounds the memory of distances
+_CHUNK_FLOATS = 2**18  # of distances of rows, and
+_BLOCK_FLOATS = 2**17  # of kernel values of cells at once: both stay in the cache
 _TENSORS = ("support", "dual", "centre")
 
 
@@ -73,7 +75,7 @@ class KernelRegression(NamedTuple):
         """Fits the regression to observed cells, with share 1.
 
         Args:
-            train: Rows (n, d); a random subset is used where there are more than ``most_rows``.
+            train: Rows (n, d); only ``support_rows`` of them are used.
             x_hat: The ensemble's reconstruction of the rows (n, d), for their missing cells.
             length: Length scale in units of the rows' root mean square distance.
             penalty: Ridge penalty in units of the kernel's variance.
@@ -81,9 +83,8 @@ class KernelRegression(NamedTuple):
             most_rows: Number of support rows at most.
         """
         n, d = train.x.shape
-        m = min(n, most_rows, int((3 * _MOST_FLOPS / d) ** (1 / 3)))
-        taken = np.sort(np.random.default_rng(0).permutation(n)[:m])
-        rows = train.of_rows(taken)
+        taken = support_rows(n, d, most_rows)
+        rows, m = train.of_rows(taken), len(taken)
         support = complete(rows, x_hat[taken])
         distances = _squared_distances(support, support)
         scale = length * max(math.sqrt(float(distances.mean())), 1e-12)
@@ -93,7 +94,7 @@ class KernelRegression(NamedTuple):
             if len(known) < _FEWEST_ROWS:
                 continue
             y = support[known, column]
-            kernel = _matern(distances[known][:, known] - (y[:, None] - y).square_(), scale)
+            kernel = _matern((distances[known][:, known] - (y[:, None] - y).square_()).mul_(3 / scale**2))
             kernel.diagonal().add_(penalty)
             factor, failed = torch.linalg.cholesky_ex(kernel)
             mean = y.mean()
@@ -105,15 +106,17 @@ class KernelRegression(NamedTuple):
     def predict(self, completed: Tensor, cells: np.ndarray) -> np.ndarray:
         """Returns predictions of ``cells``, bool (n, d), in completed rows, float32 (n, d); 0 in all other cells."""
         predicted = np.zeros(completed.shape)
-        for start in range(0, len(completed), size := max(1, _CHUNK_FLOATS // len(self.support))):
-            rows = completed[start : start + size]
-            distances = _squared_distances(rows, self.support)
-            for column in range(completed.shape[1]):
-                here = np.flatnonzero(cells[start : start + size, column])
-                if len(here):
-                    difference = rows[here, column, None] - self.support[:, column]
-                    kernel = _matern(distances[here] - difference.square_(), self.length)
-                    predicted[start + here, column] = (kernel @ self.dual[column] + self.centre[column]).numpy()
+        support, m = self.support / (scale := self.length / math.sqrt(3)), len(self.support)
+        columns, block = support.T.contiguous(), max(1, _BLOCK_FLOATS // m)
+        for start in range(0, len(completed), size := max(1, _CHUNK_FLOATS // m)):
+            rows = completed[start : start + size] / scale
+            distances = _squared_distances(rows, support)
+            row_of, column_of = map(torch.from_numpy, np.nonzero(cells[start : start + size]))
+            for row, column in zip(torch.split(row_of, block), torch.split(column_of, block), strict=True):
+                differences = columns[column].sub_(rows[row, column, None])
+                kernel = _matern(distances[row].addcmul_(differences, differences, value=-1))
+                values = kernel.mul_(self.dual[column]).sum(1) + self.centre[column]
+                predicted[start + row.numpy(), column.numpy()] = values.numpy()
         return predicted
 
     def refine(self, x_hat: np.ndarray, part: MaskedRows) -> np.ndarray:
@@ -161,6 +164,11 @@ class KernelRegression(NamedTuple):
         return cls(support, dual, centre, length, share, observed)
 
 
+def support_rows(n: int, columns: int, most: int = MOST_SUPPORT) -> np.ndarray:
+    """Returns the rows of n, ascending, that a regression is fitted to: all, or a random sample of many."""
+    return sample_rows(n, min(most, max(1, _MOST_SUPPORT_CELLS // columns)))
+
+
 def complete(part: MaskedRows, x_hat: np.ndarray) -> Tensor:
     """Returns rows with their missing cells taken from ``x_hat``, float32 (n, d)."""
     return torch.from_numpy(np.where(part.mask, part.x, x_hat).astype(np.float32))
@@ -171,7 +179,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a.square().sum(1)[:, None] + b.square().sum(1)).addmm_(a, b.T, alpha=-2)
 
 
-def _matern(squared_distances: Tensor, length: float) -> Tensor:
-    """Returns the Matérn 3/2 kernel of squared distances, which are overwritten."""
-    r = squared_distances.clamp_(min=0).mul_(3 / length**2).sqrt_()
+def _matern(squared_distances: Tensor) -> Tensor:
+    """Returns the Matérn 3/2 kernel of 3 times the squared distances over the length scale; they are overwritten."""
+    r = squared_distances.clamp_(min=0).sqrt_()
     return torch.exp(-r).mul_(r.add_(1))

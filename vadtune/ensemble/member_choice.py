@@ -12,9 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.artifacts.model_folder import load_model
+from vadtune.core.randomness import sample_rows
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble.candidates import Candidate
-from vadtune.ensemble.regression_choice import RegressionChoice, RegressionSplit, can_regress, choose_regression
+from vadtune.ensemble.regression_choice import (
+    RegressionChoice,
+    RegressionSplit,
+    can_regress,
+    choose_regression,
+    train_support,
+    worth_its_time,
+)
 from vadtune.ensemble.selection import (
     Selection,
     greedy_by_ratio,
@@ -24,12 +32,12 @@ from vadtune.ensemble.selection import (
     top,
     weighted_sum,
 )
-from vadtune.training.inference import rows_kept
 from vadtune.training.refit import Trainer
 
 FEW_ROWS = 600  # with fewer train and validation rows, weights are chosen on all of them
 MOST_FITS = 6  # of a refit: if members are fewer, the heaviest are trained with several seeds
-_MOST_VALIDATION_ROWS = 1000  # to choose a regression on: enough for its three hyperparameters
+_MOST_VALIDATION_ROWS = 1000  # to choose a regression on, and
+_MOST_VALIDATION_CELLS = 200_000  # of the table in these rows: enough for its three hyperparameters
 
 # These bound the cost of an export, on breast_cancer to three tenths of the search's time. Models trained with a third
 # of the steps gave weights with an error of 0.5187 over the cells of all train and validation rows, predicted by fully
@@ -91,7 +99,6 @@ def choose_members(
     count = parse_ensemble(ensemble)
     regress = regress and count is None and can_regress(dataset.train.x.shape[1])
     validation, held_out = dataset.validation, dataset.search_data.validation
-    scored = len(dataset.scored_rows)
     ratio = float(1 - validation.mask.mean())
 
     def weights_of(gram: np.ndarray) -> np.ndarray:
@@ -106,7 +113,7 @@ def choose_members(
         members = sorted((member for member in every if member.weight), key=lambda member: member.rmse)
         return MemberChoice(members, selection, f"held-out cells of the {cells} rows", len(truth), ratio)
 
-    rows = np.nonzero(held_out.cells)[0] % scored
+    rows = np.nonzero(held_out.cells)[0] % len(dataset.scored_rows)
     predictions = [candidate.held_out for candidate in candidates]
     on_validation = choose(candidates, predictions, held_out.values, rows, "validation")
     known = len(dataset.train.x) + (0 if refit == "train" else len(validation.x))
@@ -115,7 +122,9 @@ def choose_members(
     if refit == "none" or known >= FEW_ROWS or len(candidates) == 1:
         if not regress:
             return on_validation
-        return on_validation._replace(regression=choose_regression([_validation_split(on_validation, dataset)]))
+        progress("choosing a regression to mix with the models")
+        choice = choose_regression([_validation_split(on_validation, dataset)])
+        return on_validation._replace(regression=worth_its_time(choice, known, dataset.train.x.shape[1], progress))
     taken = [member.candidate for member in on_validation.members]
     names = {candidate.trial.run_id for candidate in taken}
     few = [*taken, *(other for other in candidates if other.trial.run_id not in names)][:_ROW_CANDIDATES]
@@ -142,15 +151,15 @@ def choose_members(
 
 
 def _validation_split(choice: MemberChoice, dataset: IncompleteDataset) -> RegressionSplit:
-    """Returns the train rows and the validation rows with their held-out cells, reconstructed by the members."""
+    """Returns support rows and validation rows with their held-out cells, reconstructed by the members."""
     n, features = len(dataset.scored_rows), dataset.train.x.shape[1]
-    rows = np.sort(np.random.default_rng(0).permutation(n)[:_MOST_VALIDATION_ROWS])
+    most = min(_MOST_VALIDATION_ROWS, max(1, _MOST_VALIDATION_CELLS // features))
+    rows = sample_rows(n, most)
     held_out = dataset.search_data.validation.of_rows(rows, n)
     models = [load_model(member.candidate.folder) for member in choice.members]
     weights = [member.weight for member in choice.members]
-    train_x_hat = weighted_sum((model.reconstruct_train(features) for model in models), weights)
+    train, train_x_hat = train_support(dataset.train, models, weights)
     x_hat = weighted_sum((model.reconstruct(held_out.visible) for model in models), weights)
-    train = dataset.train.of_rows(rows_kept(len(dataset.train.x)))
     return RegressionSplit(train, train_x_hat, held_out, len(rows), x_hat)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from vadtune.core.randomness import sample_rows
 from vadtune.data import HeldOut, MaskedRows
-from vadtune.ensemble.kernel_regression import MOST_COLUMNS, MOST_SUPPORT, KernelRegression, complete
-from vadtune.ensemble.selection import ResidualGram, residual_gram, select
+from vadtune.ensemble.kernel_regression import MOST_COLUMNS, MOST_SUPPORT, KernelRegression, complete, support_rows
+from vadtune.ensemble.selection import ResidualGram, residual_gram, select, weighted_sum
+from vadtune.training.inference import FittedModel
 
 # (length scale, penalty), tried on some rows and columns only, so that choosing costs less than the regression itself.
 _GRID = ((1.0, 0.01), (1.0, 0.1), (2.0, 0.01), (3.0, 0.003), (3.0, 0.03))
 _GRID_ROWS, _GRID_COLUMNS = 1500, 16
+_LEAST_GAIN = 0.005  # of the RMSE, on tables of so many rows that a regression knows a sample of them only
 
 
 class RegressionSplit(NamedTuple):
@@ -61,6 +65,46 @@ class RegressionChoice(NamedTuple):
 def can_regress(columns: int) -> bool:
     """Returns whether a table of so many columns can have a regression."""
     return 1 < columns <= MOST_COLUMNS
+
+
+def train_support(
+    train: MaskedRows, models: Iterable[FittedModel], weights: Sequence[float]
+) -> tuple[MaskedRows, np.ndarray]:
+    """Returns the train rows that a regression is fitted to, and the models' weighted reconstruction of these.
+
+    Args:
+        train: The train rows of the models (n, d).
+        models: Their latents are those of all train rows, or of ``sample_rows`` of them.
+        weights: One per model.
+    """
+    n, d = train.x.shape
+    taken = support_rows(n, d)
+
+    def reconstructed(model: FittedModel) -> np.ndarray:
+        index = np.searchsorted(sample_rows(n, len(model.latents)), taken)
+        return replace(model, latents=model.latents[index]).reconstruct_train(d)
+
+    return train.of_rows(taken), weighted_sum(map(reconstructed, models), weights)
+
+
+def worth_its_time(
+    choice: RegressionChoice | None, rows: int, columns: int, progress: Callable[[str], None]
+) -> RegressionChoice | None:
+    """Returns the choice, or None where its gain is too small for the time that it takes to impute a large table.
+
+    Args:
+        choice: From ``choose_regression``.
+        rows: Number of rows it could be fitted to.
+        columns: Number of columns.
+        progress: Called with a line of text if the regression is left out.
+    """
+    if choice is None or len(support_rows(rows, columns)) == rows or choice.gain >= _LEAST_GAIN:
+        return choice
+    progress(
+        f"no regression: on {rows} rows it must lower the held-out RMSE by {_LEAST_GAIN:.1%} to be worth its time, "
+        f"and lowers it by {choice.gain:.2%}"
+    )
+    return None
 
 
 def choose_regression(splits: Sequence[RegressionSplit]) -> RegressionChoice | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vadtune import native
 from vadtune.config import TrialConfig
-from vadtune.core.randomness import Purpose, derived_generator, standard_normal
+from vadtune.core.randomness import Purpose, derived_generator, sample_rows, standard_normal
 from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
 from vadtune.models.linear_em import LinearDecoder, NotPositiveDefinite, posterior_means
@@ -48,7 +48,7 @@ class FittedModel:
     Attributes:
         config: The configuration.
         weights: Network parameters (M,).
-        latents: Posterior parameters of the train rows, or of a random sample of them, see ``rows_kept``, (m, s):
+        latents: Posterior parameters of the train rows, or of ``sample_rows`` of them, (m, s):
             starts for new rows, and the sample that a train prior is fitted to.
         scaler: From the source's units to the model's; None before it is known.
         feature_names: Names of the features; empty before they are known.
@@ -76,11 +76,6 @@ class FittedModel:
     def impute(self, part: MaskedRows) -> np.ndarray:
         """Returns the rows with missing cells replaced by reconstructions, float32 (n, d), in the scaler's units."""
         return np.where(part.mask, part.x, self.reconstruct(part))
-
-
-def rows_kept(n: int) -> np.ndarray:
-    """Returns the indices, ascending, of those of n train rows whose latents a model keeps: all, or a random sample."""
-    return np.sort(np.random.default_rng(0).permutation(n)[:MOST_LATENTS]) if n > MOST_LATENTS else np.arange(n)
 
 
 class Inferred(NamedTuple):
@@ -122,8 +117,7 @@ class _Inference:
         self.weights = torch.stack([model.weights for model in models])  # (p, M)
         self.networks: Networks = self.family.layers(self.weights)
         self.latents = torch.stack([model.latents for model in models])  # (p, m, s)
-        sample = np.random.default_rng(0).permutation(self.latents.shape[1])[:_STARTS]
-        self.starts = self.latents[:, np.sort(sample)]  # (p, c, s)
+        self.starts = self.latents[:, sample_rows(self.latents.shape[1], _STARTS)]  # (p, c, s)
         obs_log_var = self.family.obs_log_var(self.networks)
         self.precision = 1.0 if obs_log_var is None else torch.exp(-obs_log_var)  # of the features, (p, 1, d)
         self.device = self.latents.device

@@ -18,11 +18,11 @@ import torch
 
 from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
-from vadtune.core.randomness import Purpose, derived_generator
+from vadtune.core.randomness import Purpose, derived_generator, sample_rows
 from vadtune.data import MaskedRows
 from vadtune.models import Architecture, build_family
 from vadtune.models.linear_em import regression
-from vadtune.training.inference import FittedModel, rows_kept
+from vadtune.training.inference import MOST_LATENTS, FittedModel
 from vadtune.training.member import Member, State, signature
 from vadtune.training.optimiser import Plateau
 from vadtune.training.stack import Stack
@@ -180,7 +180,7 @@ class Population:
         Of more than ``inference.MOST_LATENTS`` rows they keep a sample of the latents.
         """
         chosen = [self.members.index(member) for member in (self.members if members is None else members)]
-        kept = torch.from_numpy(rows_kept(self._data.n)).to(self.device)
+        kept = torch.from_numpy(sample_rows(self._data.n, MOST_LATENTS)).to(self.device)
         if self.family.amortised:
             networks = self.family.layers(self._tensors["weights"])
             encoded, _ = self.family.encode(networks, *self._data.of_rows(kept))
