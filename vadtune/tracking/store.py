@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -165,12 +166,28 @@ def find_runs(
     """Returns all active runs of experiments that meet an MLflow filter, page by page."""
     runs: list[Run] = []
     token, order = None, [order_by] if order_by else None
-    while experiment_ids:
-        page = client.search_runs(experiment_ids, condition, order_by=order, page_token=token)
-        runs += page
-        if not (token := page.token):
-            break
+    with _no_collection():
+        while experiment_ids:
+            page = client.search_runs(experiment_ids, condition, order_by=order, page_token=token)
+            runs += page
+            if not (token := page.token):
+                break
     return runs
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switches Python's garbage collection off: MLflow makes millions of objects, which it would visit again and again.
+
+    It took a third of the time of reading 10,000 runs.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def child_runs(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
