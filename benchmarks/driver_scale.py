@@ -1,7 +1,7 @@
 """What the process that drives a search costs: by number of trials, by number of nodes, by trials at once.
 
     python benchmarks/driver_scale.py trials [--sizes 1000 10000]     about 12 minutes
-    python benchmarks/driver_scale.py nodes [--nodes 1 2 4 8]         about 4 minutes
+    python benchmarks/driver_scale.py nodes [--nodes 1 2 4 8]         about 6 minutes
     python benchmarks/driver_scale.py concurrency [--slots 256 1000]  about 5 minutes
 
 Whole searches with the real Tune controller, sampler, ASHA, callbacks, snapshots, spool and MLflow store, and with
@@ -39,7 +39,7 @@ from vadtune.search.driver.start import start_search
 from vadtune.search.resume.retries import Recoverable
 from vadtune.search.trials import placement
 
-SLOTS_OF_A_NODE, SECONDS = 8, 5.0
+SLOTS_OF_A_NODE, ROUNDS = 8, 4
 _STORE_BYTES = 200 * 2**20
 
 
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("part", choices=["trials", "nodes", "concurrency", "one"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a trial, for `nodes`")
     parser.add_argument("--slots", type=int, nargs="+", default=[256, 1000])
     parser.add_argument("--options", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -227,7 +228,8 @@ def main() -> None:
         rates = []
         for nodes in args.nodes:
             slots = nodes * SLOTS_OF_A_NODE
-            rates.append(6 * slots / measured(6 * slots, slots, nodes, SECONDS, "none")["seconds"] / nodes)
+            samples = ROUNDS * slots
+            rates.append(samples / measured(samples, slots, nodes, args.seconds, "none")["seconds"] / nodes)
         print(f"ratios of trials/s to linear: {', '.join(f'{rate / rates[0]:.2f}' for rate in rates)}")
     else:
         found = [measured(2 * slots, slots) for slots in args.slots]

@@ -75,9 +75,10 @@ def test_the_last_snapshot_holds_of_ended_trials_what_a_resume_needs(finished: F
     (path,) = finished.folder.glob(f"runs/*/{SNAPSHOT_FILE}")
     with zipfile.ZipFile(path) as archive:
         state = json.loads(archive.read("experiment_state.json"))
-    results = [json.loads(metadata) for _, metadata in state["trial_data"]]
+    results = {json.loads(trial)["trial_id"]: json.loads(metadata) for trial, metadata in state["trial_data"]}
     assert len(results) == 10
-    for result, trial in zip(results, finished.trials, strict=True):
+    for trial in finished.trials:
+        result = results[trial.trial_id]
         assert result["metric_n_steps"] == result["metric_analysis"] == {}
         if trial.end == "completed":
             scores = {name: value for name, value in result["last_result"].items() if name != "trial_id"}
