@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_no_rows_are_no_trouble() -> None:
 def test_a_plain_table_is_aligned_without_colours() -> None:
     rows = [{"name": "short", "value": 1.0}, {"name": "much longer", "value": 12.345678}]
     assert to_text(rows, WIDE).splitlines() == ["name         value", "short            1", "much longer  12.35"]
+
+
+def test_a_table_on_a_terminal_has_a_rule_below_its_bold_header() -> None:
+    console = Console(width=100, force_terminal=True, color_system="standard", file=io.StringIO())
+    rows = [{"rank": 1, "end": "stopped", "score": 0.12345}, {"rank": None, "end": "長い", "score": None}]
+    header, *lines = to_text(rows, console).splitlines()
+    assert header == "\x1b[1m rank   end        score\x1b[0m"
+    assert lines == [" ───────────────────────", "    1   stopped   0.1235", "    -   長い           -"]
 
 
 def test_a_table_drops_what_the_terminal_has_no_room_for_and_says_so() -> None:

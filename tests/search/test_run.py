@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from vadtune.artifacts.model_folder import load_model
-from vadtune.artifacts.run_folder import run_lock
+from vadtune.artifacts.run_folder import SNAPSHOT_FILE, run_lock
 from vadtune.cli import main
 from vadtune.config import REPORTED_METRICS, SCHEDULERS, parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
@@ -68,6 +69,20 @@ def finished(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Finish
     tree = tiny(initial=[{"train.net_lr": 1e30}], cpus_per_trial=1)
     tree["train"]["net_lr"] = {"choice": [1e-2, 2e-2, 3e-2, 4e-2, 1e30]}
     return Finished(tmp_path_factory.mktemp("search"), tree)
+
+
+def test_the_last_snapshot_holds_of_ended_trials_what_a_resume_needs(finished: Finished) -> None:
+    (path,) = finished.folder.glob(f"runs/*/{SNAPSHOT_FILE}")
+    with zipfile.ZipFile(path) as archive:
+        state = json.loads(archive.read("experiment_state.json"))
+    results = {json.loads(trial)["trial_id"]: json.loads(metadata) for trial, metadata in state["trial_data"]}
+    assert len(results) == 10
+    for trial in finished.trials:
+        result = results[trial.trial_id]
+        assert result["metric_n_steps"] == result["metric_analysis"] == {}
+        if trial.end == "completed":
+            scores = {name: value for name, value in result["last_result"].items() if name != "trial_id"}
+            assert scores == pytest.approx(trial.metrics)
 
 
 def test_every_sample_is_a_trial_with_an_end(finished: Finished) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -289,6 +293,40 @@ def test_a_store_that_is_gone_for_good_ends_no_search_and_sync_delivers_later(
     (trial,) = list_trials(client, search)
     assert (trial.status, trial.metrics["val_missing_rmse"], search.status) == ("FINISHED", 0.5, "FINISHED")
     assert len(client.get_metric_history(trial.run_id, "val_missing_rmse")) == 1
+
+
+def test_a_finished_search_leaves_statistics_for_queries(store: tuple[MlflowClient, str]) -> None:
+    tracker = started(store, "counted", "counted-1")
+    tracker.start_trial("t0", "trial-0000", {})
+    finish(tracker)
+    with contextlib.closing(sqlite3.connect(store[1].removeprefix("sqlite:///"))) as database:
+        assert ("runs",) in database.execute("SELECT DISTINCT tbl FROM sqlite_stat1").fetchall()
+    assert len(connect(store[1]).search_experiments()) == 2  # MLflow still takes the store for one of its own
+
+
+def test_an_interrupted_search_does_not_wait_for_all_entries_to_be_delivered(
+    store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = started(store, "large", "large-1")
+    create = MlflowClient.create_run
+
+    def slow(client: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return create(client, *args, **kwargs)
+
+    monkeypatch.setattr("vadtune.tracking.spool._CHUNK_BYTES", 1000)
+    monkeypatch.setattr(MlflowClient, "create_run", slow)
+    for index in range(200):
+        tracker.start_trial(f"t{index}", f"trial-{index:04d}", {})
+    assert not tracker.finish(status="KILLED", metrics={}, tags={}, artifacts={}, at_most=0.3)
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-delivery":
+            thread.join(60)
+    client, uri = store
+    assert len(list_trials(client, resolve_search(client, uri, "large-1"))) < 200
+    folder, run = folder_of(store, "large-1"), (tracker.experiment_id, tracker.run_id)
+    assert sync(folder, uri, search="large-1", experiment_id=run[0], run_id=run[1])
+    assert len(list_trials(client, resolve_search(client, uri, "large-1"))) == 200
 
 
 def test_a_run_deleted_in_mlflow_holds_nothing_up(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -42,26 +43,34 @@ def _finite(value: object) -> object:
 
 
 def to_text(rows: Rows, console: Console) -> str:
-    """Returns rows as a text table; columns at the right that do not fit the console's width are left out."""
+    """Returns rows as a text table; columns at the right that do not fit the console's width are left out.
+
+    It looks as one by rich, which takes 15 seconds for 10,000 rows.
+    """
     columns = list(rows[0]) if rows else []
+    cells = {name: [_cell(row[name]) for row in rows] for name in columns}
+    widths = {name: max(map(cell_len, [name, *cells[name]])) for name in columns}
+    edge, gap = (" ", "   ") if console.is_terminal else ("", "  ")
     shown = list(columns)
-    while len(shown) > 1 and not _fits(_table(rows, shown, console), console):
+    while len(shown) > 1 and sum(widths[name] + len(gap) for name in shown) - len(gap) + 2 * len(edge) > console.width:
         shown.pop()
-    text = _render(_table(rows, shown, console), console)
+    for name in shown:
+        numeric = all(isinstance(row[name], (int, float, type(None))) for row in rows)
+        aligned = [name, *cells[name]]
+        blanks = [" " * (widths[name] - cell_len(cell)) for cell in aligned]
+        cells[name] = [blank + cell if numeric else cell + blank for cell, blank in zip(aligned, blanks, strict=True)]
+    header, *lines = [edge + gap.join(line) for line in zip(*(cells[name] for name in shown), strict=True)] or [""]
+    if console.is_terminal and shown:
+        rule = "─" if console.encoding.startswith("utf") else "-"
+        lines.insert(0, edge + rule * (cell_len(header) - len(edge)))
+        with console.capture() as capture:
+            console.print(Text(header.rstrip(), style="bold"), soft_wrap=True, end="")
+        header = capture.get()
+    text = "".join(f"{line.rstrip()}\n" for line in (header, *lines))
     if shown != columns:
         left_out = ", ".join(columns[len(shown) :])
         text += f"(not shown for want of width: {left_out}; --format csv has them)\n"
     return text
-
-
-def _table(rows: Rows, columns: Sequence[str], console: Console) -> Table:
-    table = _empty_table(console)
-    for name in columns:
-        numeric = all(isinstance(row[name], (int, float, type(None))) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(_cell(row[name])) for name in columns))
-    return table
 
 
 def retest_text(retest: Retest, console: Console) -> str:

@@ -155,6 +155,12 @@ ADAPTATIONS = {
         attributes=("_actor_manager",),
         uses={"ray.air.execution._internal.actor_manager:RayActorManager.cleanup": ()},
     ),
+    # When it ends, Tune looks for a file with the results of each trial, of which there are none: 5 ms a trial.
+    "no_result_files": Adaptation(
+        "ray.tune.analysis.experiment_analysis:ExperimentAnalysis._fetch_trial_dataframes",
+        (),
+        "the end of a large search takes seconds longer",
+    ),
     # Tune counts every failure alike, and has no extension point between counting one and deciding on it.
     "bounded_retries": Adaptation(
         f"{_CONTROLLER}._process_trial_failure",
@@ -252,6 +258,9 @@ def adapted_tune(
             controller._actor_manager.cleanup()  # kills all actors
         else:
             original(controller)
+
+    def no_result_files(original: Any, analysis: Any) -> dict[str, Any]:
+        return {}
 
     def inherited_environment(original: Any, cache: Any, trainable_cls: Any) -> Any:
         return cache._cache.setdefault(trainable_cls, ray.remote(trainable_cls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from vadtune.config import REPORTED_METRICS
@@ -26,24 +27,48 @@ def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bo
     client = connect_existing(uri)
     rows: list[dict[str, object]] = []
     for search in list_searches(client, uri, experiment):
-        trials = list_trials(client, search)
-        best = ranked(trials, search.metric)
-        status = [trial.status for trial in trials]
         rows.append(
             {
                 "experiment": search.experiment,
                 "search": search.name,
                 "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
                 "started": search.started,
-                "trials": len(trials),
-                "completed": status.count("FINISHED"),
-                "stopped": status.count("KILLED"),
-                "failed": status.count("FAILED"),
-                "metric": search.metric,
-                "best": best[0].score(search.metric) if best else None,
+                **(_summary(search) or _counts(list_trials(client, search), search.metric)),
             }
         )
     return rows
+
+
+def _summary(search: SearchRun) -> dict[str, object] | None:
+    """Returns the columns about trials that a finished search logged itself; None if it has not."""
+    if search.status != "FINISHED":
+        return None
+    try:
+        summary = json.loads(search.tags["vadtune.summary"])
+        ends: dict[str, int] = summary["trials"]
+        return {
+            "trials": sum(ends.values()),
+            "completed": ends.get("completed", 0),
+            "stopped": ends.get("stopped", 0),
+            "failed": ends.get("diverged", 0) + ends.get("error", 0),
+            "metric": search.metric,
+            "best": summary.get(f"best_{search.metric}"),
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _counts(trials: Sequence[Trial], metric: str) -> dict[str, object]:
+    """Returns the columns about trials, from the trials."""
+    best, status = ranked(trials, metric), [trial.status for trial in trials]
+    return {
+        "trials": len(trials),
+        "completed": status.count("FINISHED"),
+        "stopped": status.count("KILLED"),
+        "failed": status.count("FAILED"),
+        "metric": metric,
+        "best": best[0].score(metric) if best else None,
+    }
 
 
 def _state(search: SearchRun, runs_here: bool | None) -> str:

@@ -21,7 +21,7 @@ from vadtune.core.errors import TrackingError
 from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.spool import Spool
-from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, sqlite_path
+from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, optimise, sqlite_path
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,10 @@ class Tracker:
             Whether the store has everything; if not, ``vadtune sync`` sends the rest later.
         """
         self._append("finish", status=status, metrics=dict(metrics), tags=dict(tags), artifacts=dict(artifacts))
-        return self._close(_PATIENCE, at_most)
+        has_all = self._close(_PATIENCE, at_most)
+        if has_all:
+            optimise(self.uri)
+        return has_all
 
     def abandon(self) -> None:
         """Ends the parent run as failed and never raises: the error that ended the search must stay visible."""

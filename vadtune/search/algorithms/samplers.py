@@ -118,3 +118,5 @@ class Searcher(OptunaSearch):
                 self.on_trial_result(trial_id, result)
             study.tell(trials[trial_id], state=TrialState.PRUNED)
         completed.add(trial_id)
+        del trials[trial_id]  # the study has its own copy
+        self._last_epoch.pop(trial_id, None)

@@ -11,12 +11,15 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 RECENT = 480
-"""Finished trials that samplers see besides the best ones; before there are more, they see all trials."""
+"""Of how many finished trials, and of how many unfinished ones, samplers see the latest.
+
+They see all trials until more have finished.
+"""
 _BEST = 25  # as many as TPE models as good ones
 
 
 class RecentTrials(InMemoryStorage):
-    """Keeps all trials in memory and lists the unfinished ones, the best ones and the latest finished ones.
+    """Keeps all trials in memory and lists the best ones, the latest finished and the latest unfinished ones.
 
     TPE's time for one suggestion grows with the number of listed trials, and it gives old trials little weight. It
     models the 25 best trials against the others, so the best ones stay listed. For one study that is minimised.
@@ -47,7 +50,8 @@ class RecentTrials(InMemoryStorage):
         """Returns the listed trials in order of their numbers. See optuna.storages.BaseStorage."""
         if self._finished <= RECENT or states == (TrialState.WAITING,):
             return list(super().get_all_trials(study_id, deepcopy, states))
-        listed = self._unfinished.union(self._recent, (trial_id for _, trial_id in self._best))
+        running = sorted(self._unfinished)[-RECENT:]
+        listed = {*running, *self._recent, *(trial_id for _, trial_id in self._best)}
         trials = [self.get_trial(trial_id) for trial_id in sorted(listed)]
         chosen = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(chosen) if deepcopy else chosen

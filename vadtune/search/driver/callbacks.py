@@ -261,12 +261,11 @@ def _shrink(trial: Trial) -> None:
     """
     trial.metric_analysis.clear()
     trial.metric_n_steps.clear()
-    checkpoint = trial.latest_checkpoint_result
-    for result in (trial.last_result, checkpoint.metrics if checkpoint else None):
-        if result:
-            kept = {sys.intern(name): result[name] for name in result if name == EPOCH or name.startswith(_METRICS)}
-            result.clear()
-            result.update(kept)
+    checkpoints = trial.run_metadata.checkpoint_manager.best_checkpoint_results
+    for result in (trial.last_result, *(checkpoint.metrics for checkpoint in checkpoints)):
+        kept = {sys.intern(name): result[name] for name in result if name == EPOCH or name.startswith(_METRICS)}
+        result.clear()
+        result.update(kept)
 
 
 def _epoch(trial: Trial) -> int:
