@@ -148,7 +148,10 @@ def test_a_grid_has_every_combination_of_existing_parameters_once() -> None:
         ("data.train_missing={ration: 1}", "data.train_missing.ration: unknown key 'ration': did you mean 'ratio'?"),
         ("data.train_missing=some", "data.train_missing: takes a section with keys of its own, got 'some'"),
         ("data={source: file, path: x, colums: [a]}", "data.colums: unknown key 'colums': did you mean 'columns'?"),
-        ("data.colums=[a]", "data.colums: unknown key 'colums': valid: holdout, missing, source, train_missing"),
+        (
+            "data.colums=[a]",
+            "data.colums: unknown key 'colums': valid: holdout, missing, sample, source, train_missing",
+        ),
         ("data.holdout={fold: 3}", "data.holdout.fold: unknown key 'fold': did you mean 'folds'?"),
         ("data.holdout=3", "data.holdout: takes a section with keys of its own, got 3"),
         ("data={missing: none}", "data.source: is required; add it to the file"),

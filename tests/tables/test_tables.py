@@ -289,3 +289,13 @@ def test_the_columns_an_error_proposes_can_be_pasted_into_a_search_file(tmp_path
     proposed = str(raised.value).partition("columns: ")[2]
     names = yaml.safe_load(proposed)
     assert read_table(tmp_path / "t.csv", columns=names).x.shape == (40, 6)
+
+
+def test_a_table_larger_than_the_memory_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 2000), }"
+    path = tmp_path / "huge.npy"
+    with path.open("wb") as file:  # 2 TB that take no space on the disk
+        file.write(b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n")
+        file.truncate(10 + len(header) + 1 + 2 * 10**12)
+    with pytest.raises(DataError, match=r"1,000,000,000 rows of 2000 columns needs about 28,000 GB of memory"):
+        read_table(path)

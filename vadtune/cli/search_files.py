@@ -67,12 +67,14 @@ def init(args: argparse.Namespace) -> None:
     def configured(missing: object) -> TrialConfig:
         return parse_trial({"name": name, "data": {**data, "missing": missing}}, args.overrides)
 
+    raw = None
     if args.ratio is not None:
         config = configured({"ratio": args.ratio})
     else:
-        has_missing = is_table and np.isnan(configured({}).data.load().x).any()
-        config = configured("none" if has_missing else {"ratio": 0.5})
-    train = load_dataset(config.data).train
+        raw = configured({}).data.load() if is_table else None
+        config = configured("none" if raw is not None and np.isnan(raw.x).any() else {"ratio": 0.5})
+    dataset = load_dataset(config.data, raw)
+    train = dataset.train
     rows, columns = train.x.shape
     missing = 1 - float(train.mask.mean())
     observed = train.x[:, train.mask.any(axis=0)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from vadtune.core.errors import DataError
 from vadtune.data.missingness import TABLE, Layout, draw_mask, mask_sha256
+from vadtune.data.row_blocks import row_blocks
 from vadtune.data.scaler import Scaler
 from vadtune.data.source import DataConfig, HoldoutConfig
 
@@ -38,7 +39,15 @@ class MaskedRows(NamedTuple):
     @classmethod
     def hide(cls, x: np.ndarray, mask: np.ndarray) -> MaskedRows:
         """Returns the rows with every cell outside ``mask`` replaced by NaN."""
-        return cls(np.where(mask, x, np.nan).astype(np.float32), mask)
+        return cls(np.where(mask, x, np.nan).astype(np.float32, copy=False), mask)
+
+    @classmethod
+    def scaled(cls, x: np.ndarray, rows: np.ndarray, mask: np.ndarray, scaler: Scaler) -> MaskedRows:
+        """Returns the rows (r,) of ``x`` (n, d) in the scaler's units, hidden outside ``mask`` (r, d), in blocks."""
+        hidden = np.empty(mask.shape, np.float32)
+        for block in row_blocks(len(rows), x.shape[1]):
+            hidden[block] = np.where(mask[block], scaler.transform(x[rows[block]]), np.nan)
+        return cls(hidden, mask)
 
     def of_rows(self, rows: np.ndarray) -> MaskedRows:
         """Returns some of the rows, selected by indices or booleans."""
@@ -130,7 +139,8 @@ class IncompleteDataset:
         config: The data section it was loaded from.
         feature_names: One name per column.
         scaler: Fitted on the observed cells of the train rows only.
-        train: The train rows, as models see them.
+        train: The train rows of a search, as models see them: all, or the sample of ``config.sample``.
+        all_train: All train rows, which the scaler is fitted on and a refit trains on.
         validation: The validation rows, as models see them.
         test_truth: float32 (n_test, d), in the scaler's units, NaN where unknown. Only a retest reads it.
         layout: How columns belong together.
@@ -141,6 +151,7 @@ class IncompleteDataset:
     feature_names: list[str]
     scaler: Scaler
     train: MaskedRows
+    all_train: MaskedRows
     validation: MaskedRows
     test_truth: np.ndarray
     layout: Layout = TABLE
@@ -160,16 +171,21 @@ class IncompleteDataset:
     @property
     def mask_hashes(self) -> dict[str, str]:
         """The SHA-256 of the masks that models are trained and selected on, to be recorded with the results."""
-        return {"train": mask_sha256(self.train.mask), "validation": mask_sha256(self.validation.mask)}
+        return {"train": mask_sha256(self.all_train.mask), "validation": mask_sha256(self.validation.mask)}
 
     def rows_of_refit(self, refit: str) -> MaskedRows:
-        """Returns the rows that models are refitted on, by one of ``config.REFITS``; missing cells stay NaN."""
-        parts = [self.train]
+        """Returns the rows that models are refitted on, by one of ``config.REFITS``; missing cells stay NaN.
+
+        A refit trains on all train rows; with ``none`` the models stay those of the search and of its sample.
+        """
+        if refit == "none":
+            return self.train
+        parts = [self.all_train]
         if refit in ("train+validation", "all-observed"):
             parts.append(self.validation)
         if refit == "all-observed":
             parts.append(MaskedRows.hide(self.test_truth, self.default_test_mask()))
-        return MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return parts[0] if len(parts) == 1 else MaskedRows(*map(np.concatenate, zip(*parts, strict=True)))
 
     def default_test_mask(self) -> np.ndarray:
         """Returns the mask of the test rows at the ratio and mask seed of ``config.missing``."""

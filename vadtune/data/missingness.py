@@ -27,6 +27,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from vadtune.core.errors import DataError
 from vadtune.core.schema import FilePath, Real, Seed, SparseSection, by_tag
+from vadtune.data.row_blocks import row_blocks
 from vadtune.tables import read_table
 
 PartName = Literal["train", "validation", "test"]
@@ -94,7 +95,9 @@ class Mcar(DrawnMask):
 
     def draw(self, x: np.ndarray, missing_ratio: float, *, rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         """See DrawnMask."""
-        observed: np.ndarray = rng.random(x.shape) > missing_ratio
+        observed = np.empty(x.shape, dtype=bool)
+        for block in row_blocks(*x.shape):  # the same draws as all at once
+            observed[block] = rng.random(observed[block].shape) > missing_ratio
         return observed
 
 
@@ -256,7 +259,8 @@ def draw_mask(
             f"{missing_ratio:g}; name a mechanism that draws masks"
         )
     rng = np.random.RandomState((1000 * seed + 17 * _PART_NUMBER[part] + int(missing_ratio * 100)) % 2**32)
-    mask: np.ndarray = mechanism.draw(x, missing_ratio, rng=rng, layout=layout) & known
+    mask = mechanism.draw(x, missing_ratio, rng=rng, layout=layout)
+    mask &= known
     return mask
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from vadtune.data.row_blocks import row_blocks
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,24 @@ class Scaler:
         Columns without two different observed values keep scale 1. With ``one_scale`` all columns have the same scale
         and variance 1 on average, which keeps the shapes of points and images.
         """
+        return cls.fit_rows(x, np.arange(len(x)), mask, one_scale=one_scale)
+
+    @classmethod
+    def fit_rows(cls, x: np.ndarray, rows: np.ndarray, mask: np.ndarray, *, one_scale: bool = False) -> Scaler:
+        """Returns ``fit(x[rows], mask)`` without a copy of the rows (r,) of ``x`` (n, d); mask (r, d)."""
+
+        def total(values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            """Returns the sum (d,) over rows of values of observed cells; rows are added in order, as by np.sum."""
+            sums = np.empty((0, x.shape[1]))
+            for block in row_blocks(len(rows), x.shape[1]):
+                terms = np.where(mask[block], values(x[rows[block]]), 0.0)
+                sums = np.concatenate([sums, terms]).sum(0)[None]
+            result: np.ndarray = sums.sum(0)
+            return result
+
         count = np.maximum(mask.sum(0), 1)
-        filled = np.where(mask, x, 0.0)
-        offset = filled.sum(0) / count
-        scale = np.sqrt((np.where(mask, x - offset, 0.0) ** 2).sum(0) / count)
+        offset = total(lambda block: block) / count
+        scale = np.sqrt(total(lambda block: (block - offset) ** 2) / count)
         if one_scale:
             scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
         return cls(offset, np.where(scale > 1e-12 * np.maximum(np.abs(offset), 1.0), scale, 1.0))

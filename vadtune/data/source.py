@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
-from vadtune.core.schema import SparseSection, Whole
+from vadtune.core.schema import SparseSection, Whole, word_or_count
 from vadtune.data.missingness import TABLE, AnyMissingConfig, Layout, Mcar, MissingConfig, PartName, StoredMask
 
 
@@ -51,6 +51,9 @@ class DataConfig(SparseSection):
     ``missing`` applies to all rows. ``train_missing`` replaces it for the train rows: ``none`` trains on complete rows
     and validates and tests on incomplete ones. Options it omits are those of ``missing``.
 
+    ``sample`` is the number of train rows that a search trains on, a random sample of them; ``all`` takes all. By
+    default a search takes all train rows up to 100,000, and a sample of 100,000 above. A refit takes all train rows.
+
     Attributes:
         may_be_incomplete: Whether values can be missing in the source itself.
         has_stored_masks: Whether the source includes masks, which the mechanism ``file`` uses.
@@ -62,6 +65,7 @@ class DataConfig(SparseSection):
     source: str
     missing: AnyMissingConfig = Mcar()
     train_missing: AnyMissingConfig | None = None
+    sample: Annotated[int | str, word_or_count("all", "train rows")] | None = None
     holdout: HoldoutConfig = HoldoutConfig()
 
     @abstractmethod
@@ -111,7 +115,7 @@ class DataConfig(SparseSection):
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Writes what all sources share behind the options of the source."""
         values = handler(self)
-        shared = {key: values.pop(key) for key in ("missing", "train_missing", "holdout") if key in values}
+        shared = {key: values.pop(key) for key in ("missing", "train_missing", "sample", "holdout") if key in values}
         return {key: value for key, value in (values | shared).items() if value is not None}
 
 

@@ -79,7 +79,9 @@ def find_candidates(
             continue
         read_manifest(folder)
         if dataset is None:
-            dataset = shared_dataset([(trial.name, load_model(folder))])
+            model = load_model(folder)
+            dataset = shared_dataset([(trial.name, model)])
+            _check_train_rows(name, len(model.latents), dataset)
         try:
             held_out = load_held_out(folder.parent, dataset.search_data.validation)
         except ModelFolderError as error:
@@ -94,6 +96,15 @@ def find_candidates(
             "export where the search ran, or search again"
         )
     return found, dataset
+
+
+def _check_train_rows(name: str, trained: int, dataset: IncompleteDataset) -> None:
+    """Raises a ModelFolderError if a search trained on another number of rows than its data section gives now."""
+    if trained != len(dataset.train.x):
+        raise ModelFolderError(
+            f"{name}: its models must be of the {len(dataset.train.x)} train rows that its data section gives, got "
+            f"models of {trained} rows, of an earlier version without data.sample; search again"
+        )
 
 
 def _model_folder(trial: Trial, fetched: Path) -> Path | None:

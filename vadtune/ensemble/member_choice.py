@@ -116,7 +116,7 @@ def choose_members(
     rows = np.nonzero(held_out.cells)[0] % len(dataset.scored_rows)
     predictions = [candidate.held_out for candidate in candidates]
     on_validation = choose(candidates, predictions, held_out.values, rows, "validation")
-    known = len(dataset.train.x) + (0 if refit == "train" else len(validation.x))
+    known = len(dataset.all_train.x) + (0 if refit == "train" else len(validation.x))
     if count is not None:
         return on_validation
     if refit == "none" or known >= FEW_ROWS or len(candidates) == 1:

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from vadtune.core.errors import DataError, unknown_name
+from vadtune.core.memory import check_memory
 from vadtune.tables.arrays import NpyFile, NpzFile
 from vadtune.tables.base import Cells, NotNumericError, TableFile
 from vadtune.tables.parquet import ParquetFile
@@ -25,6 +26,7 @@ from vadtune.tables.text import CsvFile, TsvFile
 __all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
 
 _MAX_NAMED = 5
+_BYTES_PER_CELL = 14  # 8 as read, and 4 + 1 + 1 for the rows and masks that a dataset makes of them
 
 TABLES: dict[str, type[TableFile]] = {
     ".csv": CsvFile,
@@ -90,6 +92,11 @@ def read_table(
             raise DataError(f"{path}: column names must be unique, got '{name}' twice; rename one")
     if not taken:
         raise DataError(f"{path}: a table needs at least one column, got none; name another")
+    check_memory(
+        _BYTES_PER_CELL * table.rows * len(taken),
+        f"{path}: reading {table.rows:,} rows of {len(taken)} columns",
+        "name fewer columns in data.columns, split the table, or take a larger machine",
+    )
     indices = [table.names.index(name) for name in taken]
     try:
         return Table(table.numbers(indices, Cells(na_values, booleans=booleans)), taken)

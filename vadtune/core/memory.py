@@ -1,0 +1,61 @@
+"""The memory that this process may still take, and a check of it before large work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from vadtune.core.errors import DataError
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (  # of version 2 and 1: limit, use, and the part of the use that the system can free
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def available_memory() -> int | None:
+    """Returns the free memory in bytes, by Linux and by the limit of a container; None where neither is known."""
+    known = [*_free_of_machine(), *_free_of_container()]
+    return min(known) if known else None
+
+
+def check_memory(needed: float, what: str, remedy: str) -> None:
+    """Checks that there is enough memory before work begins.
+
+    Args:
+        needed: An estimate in bytes.
+        what: What needs it; the message starts with that.
+        remedy: What to do if there is not enough.
+
+    Raises:
+        DataError: There is not.
+    """
+    there = available_memory()
+    if there is not None and needed > there:
+        raise DataError(f"{what} needs about {_gigabytes(needed)} of memory, {_gigabytes(there)} are free; {remedy}")
+
+
+def _free_of_machine() -> Iterator[int]:
+    with suppress(OSError, ValueError, IndexError):
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield int(line.split()[1]) * 1024
+
+
+def _free_of_container() -> Iterator[int]:
+    for limit, use, stat in _LIMITS:
+        with suppress(OSError, ValueError):  # no such group, or a limit named max
+            most, used = (int((_CGROUPS / name).read_text()) for name in (limit, use))
+            for line in (_CGROUPS / stat).read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key in ("inactive_file", "total_inactive_file"):
+                    used -= int(value)
+                    break
+            yield max(most - used, 0)
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB".replace(".0 GB", " GB")
