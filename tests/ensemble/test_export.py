@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from vadtune.core.metrics import score
 from vadtune.data import SOURCES, IncompleteDataset, MaskedRows, load_dataset, mask_sha256
 from vadtune.data import retest_masks as masks
 from vadtune.data.retest_masks import MaskKey
+from vadtune.ensemble.candidates import find_candidates
 from vadtune.ensemble.ensemble_json import REGRESSION_FILE, read_ensemble
 from vadtune.ensemble.export import export_best
+from vadtune.ensemble.member_choice import MOST_FITS, Member, with_seeds
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.ensemble.regression_choice import RegressionChoice
 from vadtune.evaluation.previews import make_preview
@@ -499,3 +502,15 @@ def test_an_altered_ensemble_is_refused(
         assert "export the models again" in error
         assert error.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+def test_members_are_repeated_with_other_seeds_within_the_epochs_allowed(
+    search: FinishedSearch, tmp_path: Path
+) -> None:
+    found = find_results("tiny", search.uri)
+    candidates, _ = find_candidates("tiny", found.trials, found.metric, 4, tmp_path)
+    network = next(candidate for candidate in candidates if not candidate.config.model.closed_form)
+    for most, count in ((math.inf, MOST_FITS), (2 * network.trial.epoch, 2), (0, 1)):
+        members = with_seeds([Member(network, 1.0, 0.1)], most)
+        assert len({member.candidate.config.train.seed for member in members}) == len(members) == count
+        assert sum(member.weight for member in members) == pytest.approx(1)

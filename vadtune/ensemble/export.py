@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from vadtune.ensemble.ensemble_json import (
     write_ensemble,
     write_regression,
 )
-from vadtune.ensemble.member_choice import Member, choose_members, with_seeds
+from vadtune.ensemble.member_choice import LARGE_TABLE, Member, choose_members, with_seeds
 from vadtune.ensemble.model_average import REFIT, SEEN_TEST_MASK
 from vadtune.ensemble.regression_choice import RegressionChoice, train_support
 from vadtune.ensemble.selection import MOST_CANDIDATES, parse_ensemble
@@ -138,8 +139,13 @@ def export_best(
             )
             trained: _Trained = [(member, None) for member in choice.members]
             if refit != "none":
-                members = with_seeds(choice.members) if ensemble == "greedy" else choice.members
-                progress(f"training {len(members)} models on {len(rows.x)} rows")
+                members = choice.members
+                if ensemble == "greedy":
+                    large = rows.x.size > LARGE_TABLE
+                    members = with_seeds(members, sum(trial.epoch for trial in trials) if large else math.inf)
+                seconds = sum(member.candidate.trial.metrics.get("train_seconds", 0.0) for member in members)
+                seconds /= min(trainer.workers, len(members))
+                progress(f"training {len(members)} models on {len(rows.x)} rows: about {max(1, round(seconds))}s")
                 models = trainer.train([member.candidate.fit(dataset, len(rows.x)) for member in members])
                 trained = _without_diverged(members, models)
         with new_folder(out, overwrite=overwrite) as folder:

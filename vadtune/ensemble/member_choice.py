@@ -6,6 +6,7 @@ they are those of all train and validation rows, predicted by cross-validation w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from vadtune.training.refit import Trainer
 
 FEW_ROWS = 600  # with fewer train and validation rows, weights are chosen on all of them
 MOST_FITS = 6  # of a refit: if members are fewer, the heaviest are trained with several seeds
+LARGE_TABLE = 1_000_000  # cells of the rows of a refit; with more, members are repeated within the epochs of the search
 _MOST_VALIDATION_ROWS = 1000  # to choose a regression on, and
 _MOST_VALIDATION_CELLS = 200_000  # of the table in these rows: enough for its three hyperparameters
 
@@ -163,20 +165,28 @@ def _validation_split(choice: MemberChoice, dataset: IncompleteDataset) -> Regre
     return RegressionSplit(train, train_x_hat, held_out, len(rows), x_hat)
 
 
-def with_seeds(members: Sequence[Member]) -> list[Member]:
+def with_seeds(members: Sequence[Member], most_epochs: float = math.inf) -> list[Member]:
     """Repeats the heaviest members with other training seeds, up to MOST_FITS members; repeats share the weight.
+
+    Args:
+        members: The members.
+        most_epochs: No member is repeated if the epochs of all trainings, as long as in the search, would be more.
 
     The mean over initial weights and batch orders of one configuration is better than any single one: on random digits
     at a missing ratio of 0.1 three seeds of the best trial have a held-out RMSE of 0.1213, one has 0.1265. Closed-form
     decoders do not depend on a seed and are not repeated.
     """
     weights = np.array([0.0 if member.candidate.config.model.closed_form else member.weight for member in members])
+    epochs = np.array([member.candidate.trial.epoch for member in members])
     counts = np.ones(len(members), dtype=int)
     while counts.sum() < MOST_FITS:
         shares = weights / counts
         if shares.max() * MOST_FITS < 1:  # too light to matter
             break
         counts[shares.argmax()] += 1
+        if counts @ epochs > most_epochs:
+            counts[shares.argmax()] -= 1
+            break
     return [
         Member(member.candidate.with_seed(offset), member.weight / count, member.rmse)
         for member, count in zip(members, counts.tolist(), strict=True)

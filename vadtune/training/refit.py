@@ -134,13 +134,16 @@ class Trainer:
     Args:
         rows: The rows (n, d).
         device: Where to train; on a CPU in one process per core, started when the work is worth it.
+
+    Attributes:
+        workers: Number of configurations that train at once.
     """
 
     def __init__(self, rows: MaskedRows, device: str = "cpu") -> None:
         self._rows, self._device = rows, device
-        self._workers = available_cores() if device == "cpu" else 1
+        self.workers = available_cores() if device == "cpu" else 1
         self._pool: ProcessPoolExecutor | None = None
-        self._file: Path | None = None
+        self._files: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Trainer:
         """Returns the trainer."""
@@ -150,8 +153,8 @@ class Trainer:
         """Ends the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+        if self._files is not None:
+            self._files.cleanup()
 
     def train(self, fits: Sequence[Fit]) -> list[FittedModel | None]:
         """Trains configurations on all rows.
@@ -210,7 +213,7 @@ class Trainer:
     def _run(self, tasks: Sequence[_Task]) -> list[list[_Arrays | None]]:
         """Returns for each task and fit the weights and latents, or the reconstructions; None where it diverged."""
         small = len(tasks) == 1 or sum(task.steps for task in tasks) < _IN_PROCESS_STEPS
-        if self._workers == 1 or (self._pool is None and small):
+        if self.workers == 1 or (self._pool is None and small):
             with one_thread():
                 return [_train(task, self._rows, self._device) for task in tasks]
         pool = self._started()
@@ -220,23 +223,22 @@ class Trainer:
             return [futures[i].result() for i in range(len(tasks))]
         except BrokenProcessPool as error:
             raise VadtuneError(
-                f"a refit needs {self._workers} processes, and one of them died, possibly for lack of memory; "
+                f"a refit needs {self.workers} processes, and one of them died, possibly for lack of memory; "
                 "free memory, or take --refit none"
             ) from error
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            # Passed by a file, since starting a process waits until it has read its arguments.
-            handle, name = tempfile.mkstemp(prefix="vadtune-", suffix=".npz")
-            self._file = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, x=self._rows.x, mask=self._rows.mask)
-            self._pool = ProcessPoolExecutor(self._workers, worker_context(), _start_worker, (name,))
+            # Mapped files: all processes share their memory, and starting one does not wait until it has read the rows.
+            self._files = tempfile.TemporaryDirectory(prefix="vadtune-")
+            for name, array in self._rows._asdict().items():
+                np.save(Path(self._files.name) / f"{name}.npy", array)
+            self._pool = ProcessPoolExecutor(self.workers, worker_context(), _start_worker, (self._files.name,))
         return self._pool
 
 
 def _train(task: _Task, rows: MaskedRows, device: str) -> list[_Arrays | None]:
-    train = rows.of_rows(task.train_rows)
+    train = rows if len(task.train_rows) == len(rows.x) else rows.of_rows(task.train_rows)  # all of them, or a copy
     population = Population([fit.config for fit in task.fits], train, device)
     for _ in range(task.fits[0].epochs):
         population.train_epoch()
@@ -254,11 +256,11 @@ def _train(task: _Task, rows: MaskedRows, device: str) -> list[_Arrays | None]:
 _worker_rows: MaskedRows
 
 
-def _start_worker(rows: str) -> None:
+def _start_worker(folder: str) -> None:
     """Initialises a worker process: one thread, the rows, and exit when the parent ends."""
     global _worker_rows
-    with np.load(rows, allow_pickle=False) as arrays:
-        _worker_rows = MaskedRows(arrays["x"], arrays["mask"])
+    files = (Path(folder) / f"{name}.npy" for name in MaskedRows._fields)
+    _worker_rows = MaskedRows(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in files))
     use_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # only the parent reports Ctrl-C
     parent = multiprocessing.parent_process()
