@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from vadtune.core.errors import TrackingError
+from vadtune.tracking.empty_store import seeded
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 
 try:
@@ -105,7 +106,7 @@ def connect(uri: str) -> MlflowClient:
             return _within(_REACH_SECONDS, attempt)
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
-        with _folder_lock(path.parent):
+        with _folder_lock(path.parent), seeded(path):
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
     except Exception as error:  # depends on the store: no answer, no database, not MLflow's, damaged
         raise TrackingError(
