@@ -8,7 +8,7 @@ import torch
 from sklearn.gaussian_process.kernels import Matern
 
 from tests.conftest import trial_config
-from vadtune.core.randomness import sample_rows
+from vadtune.core.sampling import sample_rows
 from vadtune.data import HeldOut, HoldoutConfig, MaskedRows, hold_out
 from vadtune.ensemble.kernel_regression import KernelRegression, support_rows
 from vadtune.ensemble.regression_choice import (

@@ -15,7 +15,7 @@ from tests.conftest import trial_config
 from vadtune.config import REPORTED_METRICS, TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
 from vadtune.core.metrics import score
-from vadtune.core.randomness import sample_rows
+from vadtune.core.sampling import sample_rows
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset
 from vadtune.models import MODELS
 from vadtune.training import native_epoch, scoring

@@ -29,8 +29,3 @@ def derived_generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Gene
 def standard_normal(*shape: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """Returns standard normal draws of a shape, drawn on the CPU so that they are the same for every device."""
     return torch.randn(*shape, generator=generator).to(device)
-
-
-def sample_rows(n: int, most: int) -> np.ndarray:
-    """Returns the indices, ascending, of a random sample of ``most`` of n rows, which holds all smaller samples."""
-    return np.sort(np.random.default_rng(0).permutation(n)[:most])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.core.errors import DataError
+from vadtune.core.sampling import sample_rows
 from vadtune.data.missingness import TABLE, Layout, draw_mask, mask_sha256
 from vadtune.data.row_blocks import row_blocks
 from vadtune.data.scaler import Scaler
@@ -100,10 +101,9 @@ def rows_to_score(mask: np.ndarray, config: HoldoutConfig, *, seed: int) -> np.n
     Returns:
         Row indices, ascending.
     """
-    n = len(mask)
     per_row = max(float(mask.mean()) * mask.shape[1], 1e-9)
     most = config.rows or max(_ROWS_TO_SCORE, int(np.ceil(_CELLS_TO_SCORE / per_row)))
-    return np.sort(np.random.default_rng([seed, 3]).permutation(n)[:most]) if most < n else np.arange(n)
+    return sample_rows(len(mask), most, seed=[seed, 3])
 
 
 def hold_out(part: MaskedRows, config: HoldoutConfig, *, seed: int) -> HeldOut:

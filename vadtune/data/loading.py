@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import DataError
+from vadtune.core.sampling import sample_rows
 from vadtune.data.dataset import IncompleteDataset, MaskedRows
 from vadtune.data.missingness import TABLE, MissingConfig, PartName, StoredMask, draw_mask, read_mask
 from vadtune.data.row_blocks import row_blocks
@@ -23,7 +24,6 @@ _TRAIN_END, _VALIDATION_END = 0.7, 0.85
 MOST_TRAIN_ROWS = 100_000
 """Train rows of a search by default: a random sample, if there are more. Its column means are within 1/300 standard
 deviation of those of all rows, while the time of an epoch and of an evaluation grows with every row."""
-_SAMPLE_SEED = 0
 _MAX_VALUE = 1e30  # squares of larger values overflow 32-bit floats
 _RATIO_TOLERANCE = 0.01  # between the configured ratio and that of a stored mask
 
@@ -84,7 +84,7 @@ def sampled_rows(n: int, sample: int | str | None) -> np.ndarray | None:
         sample: ``data.sample``. A smaller sample is a part of each larger one.
     """
     most = MOST_TRAIN_ROWS if sample is None else n if isinstance(sample, str) else sample
-    return None if n <= most else np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(n)[:most])
+    return None if n <= most else sample_rows(n, most)
 
 
 def _mask_of(

@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from vadtune.core.randomness import sample_rows
+from vadtune.core.sampling import sample_rows
 from vadtune.data import MaskedRows
 
 MOST_COLUMNS = 1024  # more would leave too few support rows within _MOST_SUPPORT_CELLS

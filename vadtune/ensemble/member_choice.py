@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.artifacts.model_folder import load_model
-from vadtune.core.randomness import sample_rows
+from vadtune.core.sampling import sample_rows
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble.candidates import Candidate
 from vadtune.ensemble.regression_choice import (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.core.randomness import sample_rows
+from vadtune.core.sampling import sample_rows
 from vadtune.data import HeldOut, MaskedRows
 from vadtune.ensemble.kernel_regression import MOST_COLUMNS, MOST_SUPPORT, KernelRegression, complete, support_rows
 from vadtune.ensemble.selection import ResidualGram, residual_gram, select, weighted_sum

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import ConfigError
+from vadtune.core.sampling import sample_rows
 from vadtune.data import MaskedRows
 from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.ensemble.model_average import ModelAverage
@@ -93,7 +94,7 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
     (mask,) = masks.values()
     n, image_shape = len(mask), dataset.layout.image
     count = min(n, rows or (_SHOWN_IMAGES if image_shape else n))
-    taken = np.sort(np.random.default_rng(seed).permutation(n)[:count])
+    taken = sample_rows(n, count, seed=seed)
     if not cells_to_score(dataset, mask)[taken].any():
         raise ConfigError(
             f"--rows: needs a missing cell to show, got none in {count} rows; take more, or a larger ratio"

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vadtune import native
 from vadtune.config import TrialConfig
-from vadtune.core.randomness import Purpose, derived_generator, sample_rows, standard_normal
+from vadtune.core.randomness import Purpose, derived_generator, standard_normal
+from vadtune.core.sampling import sample_rows
 from vadtune.data import MaskedRows, Scaler
 from vadtune.models import Architecture, Family, Networks, build_family
 from vadtune.models.linear_em import LinearDecoder, NotPositiveDefinite, posterior_means

@@ -18,7 +18,8 @@ import torch
 
 from vadtune.config import TrialConfig
 from vadtune.core.errors import ConfigError, TrialDiverged
-from vadtune.core.randomness import Purpose, derived_generator, sample_rows
+from vadtune.core.randomness import Purpose, derived_generator
+from vadtune.core.sampling import sample_rows
 from vadtune.data import MaskedRows
 from vadtune.models import Architecture, build_family
 from vadtune.models.linear_em import regression
