@@ -11,7 +11,7 @@ from vadtune.config import SearchFile
 from vadtune.core.files import check_writable
 from vadtune.data import load_dataset
 from vadtune.search.cluster.join import check_shared, joined, nodes
-from vadtune.search.driver.model_checks import check_heads
+from vadtune.search.driver.model_checks import check_heads, check_trial_memory
 from vadtune.search.driver.ray_start import pending_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.trials.trial_data import TrialData
@@ -36,6 +36,7 @@ def start_search(
         SearchError: No cluster runs at the address, or this version of Ray cannot be used safely.
         TrackingError: The store does not answer.
         VadtuneError: The folder cannot be written, or the nodes do not share it.
+        DataError: The data cannot be used, or the trials need more memory than is free.
         ConfigError: A trial asks for more cores or GPUs than any node has, or for columns that the data does not have.
     """
     storage = str(storage)
@@ -47,6 +48,8 @@ def start_search(
         with pending_ray() as pending:
             data = TrialData(load_dataset(search.data))
             check_heads(search, len(data.feature_names))
+            if pending.cores is not None:
+                check_trial_memory(search, data.train_rows, len(data.feature_names), pending.cores)
             from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
 
             return run_search(search, data, storage, tracking_uri, pending)

@@ -21,6 +21,7 @@ class TrialData:
     Attributes:
         scaler: Scaler of the data.
         feature_names: One name per column.
+        train_rows: Number of train rows.
         mask_hashes: See ``IncompleteDataset.mask_hashes``.
         scored: The validation rows and cells that are scored, in words.
     """
@@ -28,6 +29,7 @@ class TrialData:
     def __init__(self, dataset: IncompleteDataset) -> None:
         self.scaler: Scaler = dataset.scaler
         self.feature_names: list[str] = dataset.feature_names
+        self.train_rows = len(dataset.train.x)
         self.mask_hashes = dataset.mask_hashes
         self._data: SearchData | None = dataset.search_data
         cells = int(self._data.validation.cells.sum())
