@@ -48,7 +48,7 @@ def check_trial_memory(search: SearchFile, rows: int, features: int, cores: int)
     trials = max(1, int(cores / max(search.search.cpus_per_trial, 1e-9)))
     check_memory(
         2 * shared + trials * each,
-        f"a search of {rows:,} train rows and {features:,} columns, {trials} trials at once,",
+        f"a search of {rows:,} train rows and {features:,} columns (trials at once: {trials})",
         "take data.sample or fewer model.latent, more search.cpus_per_trial, so that fewer trials run at once, or a "
         "larger machine",
     )
