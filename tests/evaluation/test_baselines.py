@@ -5,7 +5,7 @@ import pytest
 
 from vadtune.core.metrics import score
 from vadtune.data import IncompleteDataset, MaskedRows
-from vadtune.evaluation.baselines import BASELINES, observed_range
+from vadtune.evaluation.baselines import BASELINES, fit_baseline, most_rows, observed_range, suited_baselines
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -52,3 +52,27 @@ def test_observed_range_ignores_missing_cells(iris: IncompleteDataset) -> None:
     lowest, highest = observed_range(iris.train)
     np.testing.assert_array_equal(lowest, np.nanmin(iris.train.x, axis=0))
     np.testing.assert_array_equal(highest, np.nanmax(iris.train.x, axis=0))
+
+
+def test_baselines_of_large_tables_learn_from_a_sample(
+    iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(most_rows(name, 64) is None or most_rows(name, 64) > 1527 for name in BASELINES), "digits as a whole"
+    assert (most_rows("knn", 784), most_rows("iterative_trees", 100)) == (255, 1000)
+    monkeypatch.setattr("vadtune.evaluation.baselines._FEWEST_ROWS", 30)
+    monkeypatch.setattr("vadtune.evaluation.baselines._KNN_CELLS", 120)
+    part = iris.test_part(0.3, 0)
+    name, impute = fit_baseline("knn", iris.search_data, iris.train)
+    again, _ = fit_baseline("mean", iris.search_data, iris.train)
+    assert (name, again) == ("knn (30 rows)", "mean")
+    sampled = impute(part.x)
+    np.testing.assert_array_equal(sampled, fit_baseline("knn", iris.search_data, iris.train)[1](part.x))
+    assert not np.array_equal(sampled, BASELINES["knn"](iris.search_data, iris.train)(part.x))
+    rows = iris.train.of_rows(np.sort(np.random.default_rng(0).permutation(len(iris.train.x))[:30]))
+    expected = BASELINES["knn"](iris.search_data._replace(train=rows), rows)
+    np.testing.assert_array_equal(sampled, expected(part.x))
+
+
+def test_slow_baselines_are_left_out_on_many_columns() -> None:
+    assert suited_baselines(200) == list(BASELINES)
+    assert suited_baselines(201) == ["mean", "knn"]

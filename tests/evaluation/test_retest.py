@@ -109,7 +109,7 @@ def test_rows_imputed_together_or_apart_score_the_same(
     retest: tuple[Path, Retest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best, together = retest
-    monkeypatch.setattr("vadtune.evaluation.retest._BATCH_CELLS", 1)
+    monkeypatch.setattr("vadtune.evaluation.retest._BATCH_CELLS", 40)  # ten rows
     apart = run_retest(best, RATIOS, SEEDS)
     for one, other in zip(together.methods, apart.methods, strict=True):
         for metric in METRICS:
@@ -327,3 +327,27 @@ def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path:
     for of_method in arrays["x_imputed"]:
         np.testing.assert_array_equal(of_method[1, 2][mask], arrays["x_true"][mask])
     np.testing.assert_allclose(arrays["x_imputed"][2], arrays["x_imputed"][:2].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_that_are_too_large_are_refused_before_any_work(
+    best: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vadtune.evaluation.predictions._MOST_GB", 1e-7)
+    path = best / "x.npz"
+    assert main(["retest", str(best), "--ratios", "0.5", "--seeds", "2", "--save-predictions", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "--save-predictions: takes 1e-07 GB of imputations at most, got 0.0 GB (3 methods x 2 masks x 23" in error
+    assert sorted(entry.name for entry in best.iterdir()) == ["1-a", "2-b"], "not even masks"
+
+
+def test_baselines_that_are_left_out_are_named(
+    best: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("vadtune.evaluation.baselines._ITERATIVE_COLUMNS", 3)
+    assert main(["retest", str(best), "--ratios", "0.5", "--seeds", "1", "--no-log"]) == 0
+    assert (
+        "left out: iterative, iterative_trees, slow on 4 columns; to run them: --baselines mean,knn,iter" in caplog.text
+    )
+    summary = csv.DictReader((best / "retest/retest.csv").read_text().splitlines())
+    assert [row["method"] for row in summary if row["kind"] == "baseline"] == ["mean", "knn"]

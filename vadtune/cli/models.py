@@ -175,7 +175,7 @@ def _check_table_out(table: Path, out: Path) -> None:
     argument("--out", type=Path, default=Path("plot.png"), help="a .png file (default: plot.png)"),
     argument("--ratio", type=float, default=0.5, help="fraction of cells to hide (default: 0.5)"),
     argument("--seed", type=int, default=0, help="seed of the mask and the rows (default: 0)"),
-    argument("--rows", type=int, metavar="N", help="number of test rows (default: 8 images; all of a table)"),
+    argument("--rows", type=int, metavar="N", help="number of test rows (default: 8 images; 2000 of a table)"),
 )
 def plot(args: argparse.Namespace) -> None:
     """Plot what an exported model imputes for test rows.

@@ -29,6 +29,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from vadtune.core.sampling import sample_rows
+from vadtune.core.threads import one_thread
 from vadtune.data import MaskedRows
 
 MOST_COLUMNS = 1024  # more would leave too few support rows within _MOST_SUPPORT_CELLS
@@ -103,6 +104,7 @@ class KernelRegression(NamedTuple):
                 dual[column, known], centre[column] = weights, mean
         return cls(support, dual, centre, scale, 1.0, 1.0)
 
+    @one_thread()  # blocks are too small for several: on busy cores they would wait for each other
     def predict(self, completed: Tensor, cells: np.ndarray) -> np.ndarray:
         """Returns predictions of ``cells``, bool (n, d), in completed rows, float32 (n, d); 0 in all other cells."""
         predicted = np.zeros(completed.shape)

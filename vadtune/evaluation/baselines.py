@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 
 from vadtune.core.metrics import score
-from vadtune.data import MaskedRows, SearchData
+from vadtune.data import HeldOut, MaskedRows, SearchData
 
 Impute = Callable[[np.ndarray], np.ndarray]
 """Maps rows (n, d), NaN where missing, to completed rows, float64 (n, d)."""
 
+# These bound the time of baselines on large tables; tables like digits (1,527 x 64) are below all of them.
+_KNN_CELLS = 200_000  # of the rows that knn fills from: imputing takes as many comparisons for each missing cell
+_KNN_ROWS_TO_SCORE = 2000  # validation rows, over all folds, that its number of neighbours is chosen on
+_ITERATIVE_ROWS = 5000
+_TREE_SPLITS = 10_000_000  # d² · n: every round fits d forests to n rows of d columns
+_ITERATIVE_COLUMNS = 200  # d regressions a round, each with d - 1 others to choose from
+_FEWEST_ROWS = 200
 _NEIGHBOURS = (3, 5, 10, 20, 40)
 _NEAREST_COLUMNS = 20
 _TREES, _TREE_ROUNDS = 10, 3
@@ -73,6 +80,44 @@ BASELINES: dict[str, Callable[[SearchData, MaskedRows], Impute]] = {
     "iterative_trees": fit_iterative_trees,
 }
 """Functions by name: (data to choose hyperparameters on, rows to fit to) -> imputer."""
+
+
+def suited_baselines(columns: int) -> list[str]:
+    """Returns the baselines that run unless others are named: those that take minutes at most."""
+    slow = ("iterative", "iterative_trees") if columns > _ITERATIVE_COLUMNS else ()
+    return [name for name in BASELINES if name not in slow]
+
+
+def most_rows(name: str, columns: int) -> int | None:
+    """Returns the number of rows that a baseline is fitted to at most; None for all."""
+    limits = {"knn": _KNN_CELLS // columns, "iterative": _ITERATIVE_ROWS, "iterative_trees": _TREE_SPLITS // columns**2}
+    return max(_FEWEST_ROWS, limits[name]) if name in limits else None
+
+
+def fit_baseline(name: str, data: SearchData, rows: MaskedRows) -> tuple[str, Impute]:
+    """Fits a baseline to rows, or to a random sample of them where there are more than ``most_rows``.
+
+    Args:
+        name: One of BASELINES.
+        data: To choose hyperparameters on; a sample of it, likewise.
+        rows: Rows (n, d).
+
+    Returns:
+        Its name, with the number of rows where it is fitted to a sample, and the imputer.
+    """
+    n, d = rows.x.shape
+    most = most_rows(name, d)
+    if most is None or n <= most:
+        return name, BASELINES[name](data, rows)
+    visible, truth, cells = data.validation
+    scored = _sample(len(cells), _KNN_ROWS_TO_SCORE)
+    validation = HeldOut(visible.of_rows(scored), truth[scored], cells[scored])
+    train = data.train.of_rows(_sample(len(data.train.x), most))
+    return f"{name} ({most} rows)", BASELINES[name](SearchData(train, validation), rows.of_rows(_sample(n, most)))
+
+
+def _sample(n: int, most: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(n)[:most])
 
 
 def observed_range(train: MaskedRows) -> tuple[np.ndarray, np.ndarray]:

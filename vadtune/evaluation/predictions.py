@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vadtune.data import IncompleteDataset
 from vadtune.data.retest_masks import MaskKey, Masks
 
 _KINDS = (".npz", ".h5")
+_MOST_GB = 4.0  # of imputed values, which are collected in memory, twice while they are written
 
 
 def check_predictions_file(path: Path) -> None:
@@ -33,14 +35,34 @@ class Predictions:
     def __init__(self) -> None:
         self._imputed: dict[str, dict[MaskKey, np.ndarray]] = {}
 
+    def check_size(self, methods: int, masks: int, shape: tuple[int, ...]) -> None:
+        """Checks, before any work is done, that the imputations are not too large.
+
+        Args:
+            methods: Number of methods.
+            masks: Number of masks.
+            shape: Of the test rows, (n, d).
+
+        Raises:
+            ConfigError: They are.
+        """
+        gigabytes = 4e-9 * methods * masks * math.prod(shape)
+        if gigabytes > _MOST_GB:
+            raise ConfigError(
+                f"--save-predictions: takes {_MOST_GB:g} GB of imputations at most, got {gigabytes:.1f} GB "
+                f"({methods} methods x {masks} masks x {shape[0]} rows x {shape[1]} columns); lower --ratios or --seeds"
+            )
+
     def begin(self, dataset: IncompleteDataset, masks: Masks) -> None:
         """Sets the dataset and the masks of the imputations that ``add`` receives."""
         self._dataset, self._masks = dataset, masks
 
-    def add(self, method: str, key: MaskKey, x_hat: np.ndarray) -> None:
-        """Adds a method's reconstruction of the test rows under one mask, (n, d), in the scaler's units."""
-        x = np.where(self._masks[key], self._dataset.test_truth, x_hat)
-        self._imputed.setdefault(method, {})[key] = self._dataset.scaler.inverse(x).astype(np.float32)
+    def add(self, method: str, key: MaskKey, rows: slice, x_hat: np.ndarray) -> None:
+        """Adds a method's reconstruction of some of the test rows under one mask, in the scaler's units."""
+        truth = self._dataset.test_truth
+        by_key = self._imputed.setdefault(method, {})
+        imputed = by_key.setdefault(key, np.empty(truth.shape, np.float32))
+        imputed[rows] = self._dataset.scaler.inverse(np.where(self._masks[key][rows], truth[rows], x_hat))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays to save, by name.

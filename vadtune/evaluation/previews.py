@@ -14,6 +14,7 @@ from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks
 from vadtune.ensemble.model_average import ModelAverage
 
 _SHOWN_IMAGES = 8
+_SHOWN_ROWS = 2000  # of a table: more points in a panel cover each other
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
         path: A model folder, an ensemble, or a folder of model folders.
         ratio: Missing ratio of the mask.
         seed: Seed of the mask and of the choice of rows.
-        rows: Number of rows at most; None for 8 images, or all rows of a table.
+        rows: Number of rows at most; None for 8 images, or 2000 rows of a table.
 
     Raises:
         ConfigError: ``rows`` is below 1, or the mask hides no known value in the chosen rows.
@@ -93,7 +94,7 @@ def make_preview(path: Path, *, ratio: float, seed: int, rows: int | None = None
     average.check_unseen(masks)
     (mask,) = masks.values()
     n, image_shape = len(mask), dataset.layout.image
-    count = min(n, rows or (_SHOWN_IMAGES if image_shape else n))
+    count = min(n, rows or (_SHOWN_IMAGES if image_shape else _SHOWN_ROWS))
     taken = sample_rows(n, count, seed=seed)
     if not cells_to_score(dataset, mask)[taken].any():
         raise ConfigError(

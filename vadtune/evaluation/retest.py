@@ -7,6 +7,7 @@ is how they do at other ratios.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,15 +15,15 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.core.metrics import Score, score
-from vadtune.data import IncompleteDataset, MaskedRows, mask_sha256
-from vadtune.data.retest_masks import MaskKey, cells_to_score, draw_masks, stored_masks
+from vadtune.data import IncompleteDataset, MaskedRows, Scaler, mask_sha256
+from vadtune.data.retest_masks import MaskKey, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
-from vadtune.evaluation.baselines import BASELINES
+from vadtune.evaluation.baselines import BASELINES, Impute, fit_baseline, most_rows, suited_baselines
 from vadtune.evaluation.predictions import Predictions
 from vadtune.evaluation.retest_scores import METRICS, Kind, MethodScores, Retest
 
 MASKS_FILE = "masks.npz"
-_BATCH_CELLS = 2**24  # bounds the memory of the rows that are imputed at once
+_BATCH_CELLS = 2**21  # bounds the memory of the rows that are imputed at once
 
 
 def run_retest(
@@ -31,7 +32,7 @@ def run_retest(
     seeds: Sequence[int],
     *,
     store_masks: bool = True,
-    baselines: Sequence[str] = tuple(BASELINES),
+    baselines: Sequence[str] | None = None,
     predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
@@ -42,7 +43,7 @@ def run_retest(
         ratios: Missing ratios to test.
         seeds: Mask seeds; each pair of ratio and seed is one mask.
         store_masks: Whether masks are read from ``masks.npz`` in ``path``, to which missing ones are added.
-        baselines: Names of BASELINES.
+        baselines: Names of BASELINES; None for those of ``suited_baselines``.
         predictions: Collects the imputations of the models.
         progress: Called with a line of text for each step.
 
@@ -51,12 +52,15 @@ def run_retest(
         ModelFolderError: A model or the stored masks cannot be used, the models do not fit together, or a model was
             trained on cells that a mask hides.
     """
-    for name in baselines:
+    for name in baselines or ():
         if name not in BASELINES:
             raise ConfigError(f"--baselines: {unknown_name('baseline', name, BASELINES)}")
     average = ModelAverage.load(path)
     dataset = average.dataset()
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
+    models = _model_names(average)
+    if predictions is not None:
+        predictions.check_size(len(models), len(keys), dataset.test_truth.shape)
     masks = draw_masks(dataset, keys)
     average.check_unseen(masks)  # before a file is written
     if store_masks:
@@ -64,25 +68,33 @@ def run_retest(
         average.check_unseen(masks)  # stored masks may differ from drawn ones
     if predictions is not None:
         predictions.begin(dataset, masks)
-    rows = dataset.rows_of_refit(average.refit)
-    imputers = []
-    for name in baselines:
-        progress(f"fitting {name}")
-        imputers.append(BASELINES[name](dataset.search_data, rows))
-    methods = [*_model_names(average), *((name, "baseline") for name in baselines)]
+    fitted = _fit_baselines(baselines, dataset, dataset.rows_of_refit(average.refit), progress)
+    methods = [*models, *((name, "baseline") for name, _ in fitted)]
     errors = np.empty((len(methods), len(METRICS), len(keys)))
-    size = max(1, _BATCH_CELLS // dataset.test_truth.size)  # many rows at once are faster
+    n, d = dataset.test_truth.shape
+    size, blocks = max(1, _BATCH_CELLS // (n * d)), math.ceil(n / max(1, _BATCH_CELLS // d))
+    length = math.ceil(n / blocks)  # rows at once of one mask, or all rows of ``size`` masks
     for start in range(0, len(keys), size):
         batch = keys[start : start + size]
-        parts = [MaskedRows.hide(dataset.test_truth, masks[key]) for key in batch]
-        part = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        x_hats = itertools.chain(_reconstructions(average, part), (impute(part.x) for impute in imputers))
-        for method, ((name, kind), x_hat) in enumerate(zip(methods, x_hats, strict=True)):
-            progress(f"{name}: {start + len(batch)} of {len(keys)} masks")
-            for index, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True), start=start):
-                errors[method, :, index] = _errors(of_mask, dataset, masks[key], kind)
-                if predictions is not None and kind != "baseline":
-                    predictions.add(name, key, of_mask)
+        sums = np.zeros((len(methods), len(batch), len(_SUMS)))
+        for first in range(0, n, length):
+            rows = slice(first, first + length)
+            truth = dataset.test_truth[rows]
+            parts = [MaskedRows.hide(truth, masks[key][rows]) for key in batch]
+            part = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            x_hats = itertools.chain(_reconstructions(average, part), (impute(part.x) for _, impute in fitted))
+            done = f"{start + len(batch)} of {len(keys)} masks"
+            if blocks > 1:
+                done += f", row {min(first + length, n)} of {n}"
+            for method, ((name, kind), x_hat) in enumerate(zip(methods, x_hats, strict=True)):
+                progress(f"{name}: {done}")
+                for index, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
+                    sums[method, index] += _sums(of_mask, truth, masks[key][rows], dataset.scaler)
+                    if predictions is not None and kind != "baseline":
+                        predictions.add(name, key, rows, of_mask)
+        for method, (_, kind) in enumerate(methods):
+            for index in range(len(batch)):
+                errors[method, :, start + index] = _errors(sums[method, index], kind)
     by_ratio = errors.reshape(len(methods), len(METRICS), len(ratios), len(seeds))
     return Retest(
         source=dataset.config.source,
@@ -162,14 +174,49 @@ def _reconstructions(average: ModelAverage, part: MaskedRows) -> Iterator[np.nda
         yield average.refine(total, part)
 
 
-def _errors(x_hat: np.ndarray, dataset: IncompleteDataset, mask: np.ndarray, kind: Kind) -> tuple[float, ...]:
+_SUMS = ("missing", "observed", "squares", "magnitudes", "squares_original", "magnitudes_original", "squares_observed")
+"""Sums over the cells of test rows that METRICS are made of: numbers of missing and of observed cells; squared and
+absolute errors of missing cells in the scaler's units and in the source's; squared errors of observed cells."""
+
+
+def _sums(x_hat: np.ndarray, truth: np.ndarray, mask: np.ndarray, scaler: Scaler) -> tuple[float, ...]:
+    """Returns the values of _SUMS for some test rows under one mask."""
+    cells = ~mask & ~np.isnan(truth)
+    error = x_hat[cells].astype(np.float64) - truth[cells]
+    original = (scaler.inverse(x_hat) - scaler.inverse(truth))[cells].astype(np.float64)
+    observed = x_hat[mask].astype(np.float64) - truth[mask]
+    of_missing = (total for values in (error, original) for total in (np.sum(values**2), np.sum(np.abs(values))))
+    return (len(error), len(observed), *of_missing, np.sum(observed**2))
+
+
+def _errors(sums: np.ndarray, kind: Kind) -> tuple[float, ...]:
     """Returns the values of METRICS."""
-    truth = dataset.test_truth
-    reconstructed = kind != "baseline" and bool(mask.any())
-    observed = score(x_hat, truth, mask).rmse if reconstructed else np.nan
-    everything = score(x_hat, truth, ~np.isnan(truth)).rmse if reconstructed else np.nan
-    standardised, original = _both_units(x_hat, dataset, cells_to_score(dataset, mask))
-    return (*standardised, *original, observed, everything, observed**2, everything**2)
+    missing, observed, squares, magnitudes, squares_original, magnitudes_original, squares_observed = sums.tolist()
+    reconstructed = kind != "baseline" and observed > 0
+    observed_mse = squares_observed / observed if reconstructed else math.nan
+    all_mse = (squares + squares_observed) / (missing + observed) if reconstructed else math.nan
+    of_missing = (magnitudes / missing, math.sqrt(squares_original / missing), magnitudes_original / missing)
+    reconstruction = (math.sqrt(observed_mse), math.sqrt(all_mse), observed_mse, all_mse)
+    return (math.sqrt(squares / missing), *of_missing, *reconstruction)
+
+
+def _fit_baselines(
+    names: Sequence[str] | None, dataset: IncompleteDataset, rows: MaskedRows, progress: Callable[[str], None]
+) -> list[tuple[str, Impute]]:
+    """Fits baselines; those that take long on many columns only if they are named."""
+    n, d = rows.x.shape
+    if names is None:
+        names = suited_baselines(d)
+        if slow := [name for name in BASELINES if name not in names]:
+            progress(
+                f"left out: {', '.join(slow)}, slow on {d} columns; to run them: --baselines {','.join(BASELINES)}"
+            )
+    fitted = []
+    for name in names:
+        most = most_rows(name, d) or n
+        progress(f"fitting {name}" + (f" to a sample of {most} of {n} rows" if most < n else ""))
+        fitted.append(fit_baseline(name, dataset.search_data, rows))
+    return fitted
 
 
 def _both_units(x_hat: np.ndarray, dataset: IncompleteDataset, cells: np.ndarray) -> tuple[Score, Score]:
