@@ -28,7 +28,7 @@ class ParquetFile(TableFile):
         self.path = path
         path.open("rb").close()  # for the system's reason if it cannot be opened
         with _reported():
-            self._file = parquet.ParquetFile(path, buffer_size=_STREAM_BYTES)
+            self._file = parquet.ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
             self._schema = self._file.schema_arrow
         self.names = list(self._schema.names)
         self.rows = self._file.metadata.num_rows
