@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vadtune.core.metrics import score
+from vadtune.core.sampling import sample_rows
 from vadtune.data import HeldOut, MaskedRows, SearchData
 
 Impute = Callable[[np.ndarray], np.ndarray]
@@ -110,14 +111,10 @@ def fit_baseline(name: str, data: SearchData, rows: MaskedRows) -> tuple[str, Im
     if most is None or n <= most:
         return name, BASELINES[name](data, rows)
     visible, truth, cells = data.validation
-    scored = _sample(len(cells), _KNN_ROWS_TO_SCORE)
+    scored = sample_rows(len(cells), _KNN_ROWS_TO_SCORE)
     validation = HeldOut(visible.of_rows(scored), truth[scored], cells[scored])
-    train = data.train.of_rows(_sample(len(data.train.x), most))
-    return f"{name} ({most} rows)", BASELINES[name](SearchData(train, validation), rows.of_rows(_sample(n, most)))
-
-
-def _sample(n: int, most: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(0).permutation(n)[:most])
+    train = data.train.of_rows(sample_rows(len(data.train.x), most))
+    return f"{name} ({most} rows)", BASELINES[name](SearchData(train, validation), rows.of_rows(sample_rows(n, most)))
 
 
 def observed_range(train: MaskedRows) -> tuple[np.ndarray, np.ndarray]:
