@@ -17,7 +17,8 @@ from tests.search.test_run import Finished, tiny
 from vadtune.cli import main
 from vadtune.core.errors import SearchError
 from vadtune.search import ray_compat
-from vadtune.search.ray_compat import ADAPTATIONS, Adaptation, check_effect, start_on_loopback
+from vadtune.search.adaptation import Adaptation, warn_once
+from vadtune.search.ray_compat import ADAPTATIONS, check_effect, start_on_loopback
 
 OPTIONAL = [name for name, adaptation in ADAPTATIONS.items() if not adaptation.protective]
 PROTECTIVE = [name for name, adaptation in ADAPTATIONS.items() if adaptation.protective]
@@ -25,7 +26,7 @@ PROTECTIVE = [name for name, adaptation in ADAPTATIONS.items() if adaptation.pro
 
 @pytest.fixture(autouse=True)
 def _forget_warnings() -> None:
-    ray_compat._warn_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def gone(adaptation: Adaptation) -> Adaptation:
@@ -44,7 +45,7 @@ def test_a_search_runs_without_any_optional_adaptation(
 ) -> None:
     for name in OPTIONAL:
         monkeypatch.setitem(ADAPTATIONS, name, gone(ADAPTATIONS[name]))
-    monkeypatch.setattr(ray_compat, "_optional", lambda *args: None)
+    monkeypatch.setattr(ray_compat, "call_optional", lambda *args: None)
     found = Finished(tmp_path, tiny(samples=4))
     assert len(found.trials) == 4
     assert found.outcome.failures == {}

@@ -8,102 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import ipaddress
 import logging
-import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from vadtune.core.errors import SearchError
+from vadtune.search.adaptation import VERSIONS, Adaptation, call_optional, warn_once
 
 if TYPE_CHECKING:
     import optuna
 
 logger = logging.getLogger(__name__)
 
-_VERSIONS = "2.60"  # the Ray versions that all of this was written for
 _CONTROLLER = "ray.tune.execution.tune_controller:TuneController"
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """A function of Ray or Tune that is replaced while a search runs.
-
-    Attributes:
-        target: The function, as ``module:Class.function``.
-        parameters: The parameters it must have, without ``self``.
-        reason: What the search does without it, for the warning or the error.
-        attributes: Names that the class must have or assign in its constructor.
-        uses: Other functions that must exist, each with the parameters it must have.
-        protective: Whether a search must not run without it.
-    """
-
-    target: str
-    parameters: tuple[str, ...]
-    reason: str
-    attributes: tuple[str, ...] = ()
-    uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    protective: bool = False
-
-    def problem(self) -> str:
-        """Returns what this version of Ray lacks or has in another form; empty if all is as needed."""
-        for path, expected in {self.target: self.parameters, **self.uses}.items():
-            try:
-                function = pkgutil.resolve_name(path)
-            except (ImportError, AttributeError):
-                return f"{path} does not exist"
-            found = tuple(inspect.signature(function).parameters)[1:]
-            if found != expected:
-                return f"{path} must take {expected}, got {found}"
-        owner = pkgutil.resolve_name(self.target.rpartition(".")[0])
-        assigned = owner.__init__.__code__.co_names
-        missing = [name for name in self.attributes if not hasattr(owner, name) and name not in assigned]
-        return f"{owner.__name__} has no {', '.join(missing)}" if missing else ""
-
-    @contextlib.contextmanager
-    def applied(self, wrapper: Callable[..., Any]) -> Iterator[None]:
-        """Replaces the function until the block ends.
-
-        Args:
-            wrapper: Called as ``wrapper(original, *args, **kwargs)``; for methods ``args[0]`` is self.
-
-        Raises:
-            SearchError: It is protective, and Ray has changed.
-        """
-        if not self.is_usable():
-            yield
-            return
-        path, _, name = self.target.rpartition(".")
-        owner, original = pkgutil.resolve_name(path), pkgutil.resolve_name(self.target)
-
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            _CALLED.add(self.target)
-            return wrapper(original, *args, **kwargs)
-
-        setattr(owner, name, replacement)
-        try:
-            yield
-        finally:
-            setattr(owner, name, original)
-            _CALLED.discard(self.target)
-
-    def is_usable(self) -> bool:
-        """Returns whether Ray has what it needs; if not, warns once, or raises SearchError where it is protective."""
-        if not (problem := self.problem()):
-            return True
-        message = f"Ray {ray.__version__}: {problem} (expected: Ray {_VERSIONS}); without it {self.reason}"
-        if self.protective:
-            raise SearchError(f"{message}; install ray=={_VERSIONS}.*")
-        _warn_once(message)
-        return False
 
 
 ADAPTATIONS = {
@@ -172,19 +95,16 @@ ADAPTATIONS = {
 }
 
 
-_CALLED: set[str] = set()  # targets of adaptations that are applied, once Ray has called the replacement
-
-
 def check_effect(name: str) -> None:
     """Checks that Ray has called the replacement of a protective adaptation.
 
     Raises:
         SearchError: It has not, so this Ray does without the function that was replaced.
     """
-    if ADAPTATIONS[name].target not in _CALLED:
+    if not ADAPTATIONS[name].was_called():
         raise SearchError(
             f"Ray {ray.__version__} must call {ADAPTATIONS[name].target} and did not; without it "
-            f"{ADAPTATIONS[name].reason}; install ray=={_VERSIONS}.*"
+            f"{ADAPTATIONS[name].reason}; install ray=={VERSIONS}.*"
         )
 
 
@@ -315,13 +235,13 @@ def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
             rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"
-            raise SearchError(f"{rule}; install ray=={_VERSIONS}.*") from error
+            raise SearchError(f"{rule}; install ray=={VERSIONS}.*") from error
         raise
     exposed = sorted({address for _, address in _listening() - before if not _is_loopback(address)})
     if exposed:
         ray.shutdown()
         rule = f"Ray {ray.__version__} must listen on loopback addresses only, got {', '.join(exposed)}"
-        raise SearchError(f"{rule}; install ray=={_VERSIONS}.*")
+        raise SearchError(f"{rule}; install ray=={VERSIONS}.*")
 
 
 def _listening() -> set[tuple[int, str]]:
@@ -334,7 +254,7 @@ def _listening() -> set[tuple[int, str]]:
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         except psutil.AccessDenied:
-            _warn_once("the addresses that Ray listens on cannot be checked: this system does not show them")
+            warn_once("the addresses that Ray listens on cannot be checked: this system does not show them")
             continue
         found |= {(process.pid, c.laddr.ip) for c in connections if c.status == psutil.CONN_LISTEN}
     return found
@@ -359,26 +279,18 @@ def address_of_this_node() -> str | None:
 
     ``ray.init(address="auto")`` would take any Ray on this machine, such as the one of another search.
     """
-    address = _optional("ray._private.utils:read_ray_address", "--address auto finds no cluster, name its host:port")
+    address = call_optional(
+        "ray._private.utils:read_ray_address", "--address auto finds no cluster, name its host:port"
+    )
     return str(address) if address else None
 
 
 def accelerator_type() -> str | None:
     """Returns Ray's name for the type of this machine's GPUs, such as ``A100``; None without any."""
     path = "ray._private.accelerators:get_accelerator_manager_for_resource"
-    manager = _optional(path, "search.accelerator_type needs a running cluster", "GPU")
+    manager = call_optional(path, "search.accelerator_type needs a running cluster", "GPU")
     kind = manager and manager.get_current_node_accelerator_type()
     return str(kind) if kind else None
-
-
-def _optional(path: str, without: str, *args: Any) -> Any:
-    """Calls a function of Ray; returns None, with one warning, if it does not exist."""
-    try:
-        function = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError):
-        _warn_once(f"Ray {ray.__version__}: {path} does not exist; without it {without}")
-        return None
-    return function(*args)
 
 
 def actor_of(trial: Any) -> Any:
@@ -386,7 +298,7 @@ def actor_of(trial: Any) -> Any:
     try:
         return trial.temporary_state.ray_actor
     except AttributeError:
-        _warn_once(f"Ray {ray.__version__}: Trial has no temporary_state.ray_actor; trials that hang are not ended")
+        warn_once(f"Ray {ray.__version__}: Trial has no temporary_state.ray_actor; trials that hang are not ended")
         return None
 
 
@@ -398,10 +310,5 @@ def optuna_state(searcher: Any) -> tuple[optuna.Study, dict[str, optuna.trial.Tr
     try:
         return searcher._ot_study, searcher._ot_trials, searcher._completed_trials
     except AttributeError as error:
-        _warn_once(f"Ray {ray.__version__}: {error}; without it Optuna counts stopped trials as complete")
+        warn_once(f"Ray {ray.__version__}: {error}; without it Optuna counts stopped trials as complete")
         return None
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
