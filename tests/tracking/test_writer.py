@@ -107,6 +107,23 @@ def test_a_resumed_search_logs_nothing_twice_and_forgets_lost_trials(store: tupl
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.4)]
 
 
+def test_a_trial_that_goes_on_with_other_parameters_keeps_those_it_was_begun_with(
+    store: tuple[MlflowClient, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = started(store, "changed", "changed-1")
+    tracker.start_trial("t0", "trial-0000", {"train.lr": 0.1})
+    finish(tracker)
+    again = Tracker(*store, "changed", "changed-1", folder_of(store, "changed-1"))
+    again.reopen(tracker.run_id, tracker.experiment_id)
+    again.start_trial("t0", "trial-0000", {"train.lr": 0.2, "infer.start": "auto"})
+    again.log_metrics("t0", {"val_missing_rmse": 0.5}, epoch=3)
+    finish(again)
+    (trial,) = list_trials(store[0], resolve_search(store[0], store[1], "changed"))
+    assert trial.params == {"train.lr": "0.1", "infer.start": "auto"}
+    assert trial.metrics["val_missing_rmse"] == 0.5
+    assert "trial-0000 goes on with other parameters" in caplog.text
+
+
 def test_the_latest_search_of_an_experiment_is_meant(store: tuple[MlflowClient, str]) -> None:
     client, uri = store
     for name in ("twice-1", "twice-2"):

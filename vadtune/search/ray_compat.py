@@ -191,6 +191,7 @@ def adapted_tune(
         bounded_retries,
         rare_snapshots,
         quick_interrupts,
+        no_result_files,
     ]
     with contextlib.ExitStack() as stack:
         for wrapper in wrappers + [inherited_environment] * is_local:

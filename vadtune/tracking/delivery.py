@@ -121,8 +121,10 @@ class Delivery:
             name = self._names[trial]
             run = self._client.create_run(self._experiment_id, start_time=change.time, tags=tags, run_name=name)
             runs[trial] = run.info.run_id
-        elif change.status == "RUNNING":
-            self._client.update_run(runs[trial], status="RUNNING")
+        elif change.params:  # it goes on
+            change.params = self._new_params(trial, change.params)
+            if change.status == "RUNNING":
+                self._client.update_run(runs[trial], status="RUNNING")
         run_id = runs[trial]
         params = [Param(key, str(value)) for key, value in change.params.items()]
         tags_ = [RunTag(key, value) for key, value in change.tags.items()]
@@ -133,6 +135,16 @@ class Delivery:
             params, tags_ = [], []
         if change.status not in (None, "RUNNING"):
             self._client.set_terminated(run_id, status=change.status, end_time=change.time)
+
+    def _new_params(self, trial: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those parameters of a trial that goes on that its run lacks; MLflow refuses to change a parameter."""
+        logged = self._client.get_run(self._trial_runs()[trial]).data.params
+        changed = [key for key, value in params.items() if logged.get(key, str(value)) != str(value)]
+        if changed:
+            old = ", ".join(f"{key} {logged[key]}" for key in changed[:3])
+            name = self._names[trial]
+            logger.warning("%s goes on with other parameters, its run keeps those it was begun with: %s", name, old)
+        return {key: value for key, value in params.items() if key not in logged}
 
     def _trial_runs(self) -> dict[str, str]:
         if self._runs is None:

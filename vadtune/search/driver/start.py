@@ -1,4 +1,4 @@
-"""Starts a search: checks what can be checked at once, then loads the data, Tune and MLflow while Ray starts."""
+"""Starts a search: checks everything that can be wrong first, then imports Tune and MLflow while Ray starts."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def start_search(
         check_writable(local_folder(storage))
         if is_uri(storage) or (address and len(nodes()) > 1):
             check_shared(storage)
+        data = TrialData(load_dataset(search.data))
+        check_heads(search, len(data.feature_names))
         with pending_ray() as pending:
-            data = TrialData(load_dataset(search.data))
-            check_heads(search, len(data.feature_names))
             if pending.cores is not None:
                 check_trial_memory(search, data.train_rows, len(data.feature_names), pending.cores)
             from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
