@@ -89,6 +89,7 @@ def test_the_uniform_share_grows_with_the_missing_ratio() -> None:
     for ratio, share in ((0.1, 0.0), (0.5, 0.0), (0.75, 0.5), (0.9, 0.8), (1.0, 1.0)):
         np.testing.assert_allclose(greedy_by_ratio(gram, ratio), (1 - share) * chosen + share * uniform)
     assert np.count_nonzero(greedy_by_ratio(gram, 0.9)) <= MOST_MEMBERS + 5
+    assert np.array_equal(greedy_by_ratio(gram, 0.5001), chosen), "a share that small adds no model"
 
 
 def test_unseen_scores_are_cross_validated() -> None:

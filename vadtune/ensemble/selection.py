@@ -139,9 +139,12 @@ def greedy_by_ratio(gram: np.ndarray, missing_ratio: float) -> np.ndarray:
     """Returns greedy weights (m,), shrunk towards equal weights of the best 5 where much is missing.
 
     The more cells are missing, the fewer and noisier are the cells the weights are chosen on. The share of the equal
-    weights is 0 up to a missing ratio of 0.5 and grows linearly to 1 at a ratio of 1.
+    weights is 0 up to a missing ratio of 0.5 and grows linearly to 1 at a ratio of 1. A share that gives
+    models less than half a pick is left out, since each of them would have to be trained.
     """
-    share = max(0.0, (missing_ratio - 0.5) / 0.5)
+    share = (missing_ratio - 0.5) / 0.5
+    if share / _UNIFORM_TOP < 0.5 / PICKS:
+        share = 0.0
     return (1 - share) * greedy(gram) + share * top(gram, _UNIFORM_TOP)
 
 
