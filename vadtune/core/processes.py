@@ -1,4 +1,4 @@
-"""CPU cores this process may use, and the server that worker processes are forked from.
+"""CPU cores this process may use, its imports, and the server that worker processes are forked from.
 
 Importing PyTorch takes seconds. A fork server imports it once for all workers, in the background; it computes nothing,
 so forking it copies no thread and no lock.
@@ -6,8 +6,11 @@ so forking it copies no thread and no lock.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
@@ -19,6 +22,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def large_imports() -> Iterator[None]:
+    """Collects no garbage during a block that imports a lot.
+
+    What is imported stays; to look through it again and again takes more than a second of a search's start.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def worker_context() -> ForkServerContext:

@@ -30,8 +30,8 @@ class Adaptation:
     """A function of Ray or Tune that is replaced while a search runs.
 
     Attributes:
-        target: The function, as ``module:Class.function``.
-        parameters: The parameters it must have, without ``self``.
+        target: The function, as ``module:Class.function`` or ``module:function``.
+        parameters: The parameters it must have, without the first.
         reason: What the search does without it, for the warning or the error.
         attributes: Names that the class must have or assign in its constructor.
         uses: Other functions that must exist, each with the parameters it must have.
@@ -55,6 +55,8 @@ class Adaptation:
             found = tuple(inspect.signature(function).parameters)[1:]
             if found != expected:
                 return f"{path} must take {expected}, got {found}"
+        if not self.attributes:
+            return ""
         owner = pkgutil.resolve_name(self.target.rpartition(".")[0])
         assigned = owner.__init__.__code__.co_names
         missing = [name for name in self.attributes if not hasattr(owner, name) and name not in assigned]

@@ -21,6 +21,7 @@ from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder,
 from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
+from vadtune.core.processes import large_imports
 from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
@@ -93,7 +94,8 @@ def run_search(
     """
     check_protective()
     uri = tracking_uri(store)
-    client = connect(uri)  # after all other checks, since it creates a store that is a file
+    with large_imports():  # of the store's database library
+        client = connect(uri)  # after all other checks, since it creates a store that is a file
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vadtune.artifacts.run_folder import is_uri, local_folder
 from vadtune.config import SearchFile
 from vadtune.core.files import check_writable
+from vadtune.core.processes import large_imports
 from vadtune.data import load_dataset
 from vadtune.search.cluster.join import check_shared, joined, nodes
 from vadtune.search.driver.model_checks import check_heads, check_trial_memory
@@ -50,6 +51,7 @@ def start_search(
         with pending_ray() as pending:
             if pending.cores is not None:
                 check_trial_memory(search, data.train_rows, len(data.feature_names), pending.cores)
-            from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
+            with large_imports():
+                from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
 
             return run_search(search, data, storage, tracking_uri, pending)

@@ -2,5 +2,11 @@
 
 from __future__ import annotations
 
-import vadtune.search.trials.trainable
-import vadtune.training.scoring  # noqa: F401  # imports PyTorch
+from vadtune.core.processes import large_imports
+
+with large_imports():
+    import vadtune.search.trials.trainable
+    import vadtune.training.scoring  # noqa: F401  # imports PyTorch
+    from vadtune import native
+
+    native.is_available()  # imports Numba and the kernels
