@@ -18,8 +18,11 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextlib.contextmanager
-def local_ray() -> Iterator[None]:
+def local_ray(data_bytes: int = 0) -> Iterator[None]:
     """Starts a Ray that listens on loopback only and shuts it down at the end; uses a running Ray and leaves it.
+
+    Args:
+        data_bytes: Size of the data that trials share.
 
     Raises:
         SearchError: A process of Ray listens on an address that other machines can reach.
@@ -33,7 +36,7 @@ def local_ray() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.CRITICAL,
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=_OBJECT_STORE_BYTES + data_bytes,
         preloaded="vadtune.search.trials.preloaded",
     )
     try:
@@ -55,12 +58,12 @@ class PendingRay(NamedTuple):
 
 
 @contextlib.contextmanager
-def pending_ray() -> Iterator[PendingRay]:
+def pending_ray(data_bytes: int = 0) -> Iterator[PendingRay]:
     """Starts a local Ray in a thread while the block runs, see ``local_ray``."""
     cores = None if ray.is_initialized() else available_cores()
     # The processes of Ray die with the thread that started them, so the thread must outlive them.
     with ThreadPoolExecutor(1) as thread:
-        context = local_ray()
+        context = local_ray(data_bytes)
         started = thread.submit(context.__enter__)
         try:
             yield PendingRay(cores, started.result)

@@ -145,7 +145,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         data = TrialData(load_dataset(search.data))
-        with pending_ray() as pending:
+        with pending_ray(data.size) as pending:
             known = restore_snapshot(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)

@@ -48,7 +48,7 @@ def start_search(
             check_shared(storage)
         data = TrialData(load_dataset(search.data))
         check_heads(search, len(data.feature_names))
-        with pending_ray() as pending:
+        with pending_ray(data.size) as pending:
             if pending.cores is not None:
                 check_trial_memory(search, data.train_rows, len(data.feature_names), pending.cores)
             with large_imports():

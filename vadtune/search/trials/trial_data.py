@@ -22,6 +22,7 @@ class TrialData:
         scaler: Scaler of the data.
         feature_names: One name per column.
         train_rows: Number of train rows.
+        size: Of the arrays that ``place`` puts into the object store, in bytes.
         mask_hashes: See ``IncompleteDataset.mask_hashes``.
         scored: The validation rows and cells that are scored, in words.
     """
@@ -32,6 +33,8 @@ class TrialData:
         self.train_rows = len(dataset.train.x)
         self.mask_hashes = dataset.mask_hashes
         self._data: SearchData | None = dataset.search_data
+        visible, truth, held_out = self._data.validation
+        self.size = sum(array.nbytes for array in (*self._data.train, *visible, truth, held_out))
         cells = int(self._data.validation.cells.sum())
         self.scored = f"{cells} observed cells of {len(dataset.scored_rows)} of {len(dataset.validation.x)} rows"
 
