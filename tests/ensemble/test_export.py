@@ -14,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from tests.conftest import trial_config
-from tests.finished_search import TRIALS, FinishedSearch
+from tests.finished_search import TRIALS, FinishedSearch, finished_search
 from vadtune.artifacts.held_out_predictions import load_held_out
 from vadtune.artifacts.model_folder import MANIFEST, MODEL_FILES, find_model_folders, load_model, read_manifest
 from vadtune.cli import main
@@ -414,6 +414,20 @@ def test_one_model_and_its_mean_with_a_regression_are_scored_separately(
     assert (single.name, whole.name) == (folder.name, "1 model + regression")
     assert single.scores["missing_rmse"][0, 0] != whole.scores["missing_rmse"][0, 0]
     assert single.scores["observed_rmse"][0, 0] == pytest.approx(whole.scores["observed_rmse"][0, 0], rel=1e-6)
+
+
+def test_models_that_keep_a_sample_of_latents_are_exported(
+    tmp_path: Path, iris: IncompleteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("vadtune.training.population", "vadtune.ensemble.candidates"):
+        monkeypatch.setattr(f"{module}.MOST_LATENTS", 40)
+    monkeypatch.setattr("vadtune.ensemble.member_choice.FEW_ROWS", 0)  # as it is where rows are many
+    monkeypatch.setattr("vadtune.ensemble.kernel_regression._MOST_SUPPORT_CELLS", 4 * 30)
+    search = finished_search(tmp_path, iris)
+    best = tmp_path / "best"
+    assert export(search, best) == 0
+    assert {len(load_model(folder).latents) for folder in find_model_folders(best)} == {40}
+    assert run_retest(best, [0.5], [1], store_masks=False, baselines=[]).headline.scores["missing_rmse"].shape == (1, 1)
 
 
 def test_an_export_from_before_there_were_regressions_is_read(search: FinishedSearch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vadtune.core.files import fetch_folder
 from vadtune.data import IncompleteDataset
 from vadtune.ensemble.shared_dataset import shared_dataset
 from vadtune.tracking.queries import Trial, ranked
+from vadtune.training.inference import MOST_LATENTS
 from vadtune.training.refit import Fit, same_steps
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,14 @@ def find_candidates(
 
 
 def _check_train_rows(name: str, trained: int, dataset: IncompleteDataset) -> None:
-    """Raises a ModelFolderError if a search trained on another number of rows than its data section gives now."""
-    if trained != len(dataset.train.x):
+    """Raises a ModelFolderError if a search trained on another number of rows than its data section gives now.
+
+    Args:
+        name: Name of the search.
+        trained: Number of rows whose latents a model has: all train rows, or a sample of MOST_LATENTS.
+        dataset: The dataset of the search.
+    """
+    if trained not in (rows := len(dataset.train.x), min(rows, MOST_LATENTS)):
         raise ModelFolderError(
             f"{name}: its models must be of the {len(dataset.train.x)} train rows that its data section gives, got "
             f"models of {trained} rows, of an earlier version without data.sample; search again"
