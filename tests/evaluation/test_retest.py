@@ -16,9 +16,11 @@ from tests.finished_search import FinishedSearch
 from vadtune.artifacts.model_folder import find_model_folders, load_model, save_model
 from vadtune.cli import main
 from vadtune.config import TrialConfig
-from vadtune.core.errors import ModelFolderError
+from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.metrics import score
+from vadtune.core.sampling import sample_rows
 from vadtune.data import IncompleteDataset, MaskedRows, load_dataset, mask_sha256
+from vadtune.data.retest_masks import MaskKey
 from vadtune.evaluation.baselines import BASELINES
 from vadtune.evaluation.retest import run_retest
 from vadtune.evaluation.retest_scores import METRICS, Retest
@@ -94,7 +96,15 @@ def test_rows_hold_mean_and_standard_error_over_masks(retest: tuple[Path, Retest
         assert row["masks"] == len(values) == len(SEEDS)
         assert row["missing_rmse"] == pytest.approx(np.mean(values))
         assert row["missing_rmse_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)))
-    assert set(rows[0]) == {"method", "kind", "missing_ratio", "masks", *METRICS, *(f"{name}_se" for name in METRICS)}
+    assert set(rows[0]) == {
+        "method",
+        "kind",
+        "missing_ratio",
+        "masks",
+        "test_rows",
+        *METRICS,
+        *(f"{name}_se" for name in METRICS),
+    }
 
 
 def test_all_methods_meet_the_same_masks(retest: tuple[Path, Retest], iris: IncompleteDataset) -> None:
@@ -114,6 +124,26 @@ def test_rows_imputed_together_or_apart_score_the_same(
     for one, other in zip(together.methods, apart.methods, strict=True):
         for metric in METRICS:
             np.testing.assert_allclose(one.scores[metric], other.scores[metric], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_of_the_test_rows_is_the_same_for_all_methods(best: Path, iris: IncompleteDataset) -> None:
+    result = run_retest(best, [0.5], [7], baselines=["mean"], rows=8)
+    assert result.rows == (8, len(iris.test_truth))
+    assert result.summary()[0]["test_rows"] == 8
+    mask, taken = iris.test_mask(0.5, 7), sample_rows(len(iris.test_truth), 8)
+    assert result.mask_sha256[MaskKey(0.5, 7)] == mask_sha256(mask)
+    part, truth = iris.test_part(0.5, 7).of_rows(taken), iris.test_truth[taken]
+    model = load_model(best / "1-a").impute(part)
+    mean = BASELINES["mean"](iris.search_data, iris.train)(part.x)
+    for name, x_imputed in (("1-a", model), ("mean", mean)):
+        (method,) = (method for method in result.methods if method.name == name)
+        expected = score(x_imputed, truth, ~part.mask).rmse
+        assert method.scores["missing_rmse"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_mask_that_hides_nothing_of_the_scored_rows_is_refused(best: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--rows: a mask must hide a cell of the scored rows.*of 1 rows; score more"):
+        run_retest(best, [0.05], [0], rows=1)
 
 
 def test_a_single_model_has_no_mean_and_a_single_mask_no_error(best: Path) -> None:

@@ -29,7 +29,7 @@ def made_up(models: int = 3, ratios: int = 4, seeds: int = 2, worst: float = 1.0
     methods += [MethodScores("mean", "baseline", scores(0.3)), MethodScores("iterative", "baseline", scores(worst))]
     tested = [round(0.1 * (i + 1), 1) for i in range(ratios)]
     keys = {MaskKey(ratio, seed): "0" * 64 for ratio in tested for seed in range(seeds)}
-    return Retest("iris", 0.3, tested, list(range(seeds)), keys, methods)
+    return Retest("iris", 0.3, tested, list(range(seeds)), (30, 30), keys, methods)
 
 
 def test_csv_quotes_and_leaves_unknown_values_empty() -> None:

@@ -27,6 +27,7 @@ from vadtune.core.files import check_writable, write_atomically
     argument(
         "--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all, beyond 200 columns mean,knn)"
     ),
+    argument("--rows", metavar="N", help="score a random sample of N test rows, or all (default: 10000)"),
     argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)"),
     argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)"),
     FORMAT,
@@ -59,13 +60,13 @@ def retest(args: argparse.Namespace) -> int:
 
 
 def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
-    from vadtune.evaluation.mask_options import parse_ratios
+    from vadtune.evaluation.mask_options import parse_ratios, parse_rows
     from vadtune.evaluation.predictions import Predictions, check_predictions_file
     from vadtune.evaluation.retest import run_retest
     from vadtune.reports.retest_figure import retest_plot
     from vadtune.reports.tables import retest_text, to_csv
 
-    ratios, seeds = parse_ratios(args.ratios or "0.1:0.9:0.1"), _mask_seeds(args)
+    ratios, seeds, rows = parse_ratios(args.ratios or "0.1:0.9:0.1"), _mask_seeds(args), parse_rows(args.rows)
     names = None if args.baselines is None else [name.strip() for name in args.baselines.split(",")]
     predictions = None
     if args.save_predictions is not None:
@@ -82,6 +83,7 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
             seeds,
             store_masks=mode == "fixed",
             baselines=[] if names == ["none"] else names,
+            rows=rows,
             predictions=predictions,
             progress=progress,
         )
@@ -109,11 +111,12 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
 
 
 def _run_clean(models: Sequence[Path], out: Path, args: argparse.Namespace) -> int:
+    from vadtune.evaluation.mask_options import parse_rows
     from vadtune.evaluation.retest import run_clean_retest
     from vadtune.reports.tables import to_csv
 
     with progress_line("reading the models") as progress:
-        rows = run_clean_retest(args.folder, progress=progress)
+        rows = run_clean_retest(args.folder, rows=parse_rows(args.rows), progress=progress)
     file = out / "clean.csv"
     write_atomically(file, to_csv(rows).encode())
     emit(rows, args.format)

@@ -26,6 +26,7 @@ _ITERATIVE_ROWS = 5000
 _TREE_SPLITS = 10_000_000  # d² · n: every round fits d forests to n rows of d columns
 _ITERATIVE_COLUMNS = 200  # d regressions a round, each with d - 1 others to choose from
 _FEWEST_ROWS = 200
+_WORKING_MEMORY = 64  # MiB of distances at once; scikit-learn would take 1,024
 _NEIGHBOURS = (3, 5, 10, 20, 40)
 _NEAREST_COLUMNS = 20
 _TREES, _TREE_ROUNDS = 10, 3
@@ -137,6 +138,7 @@ def _iterative(train: MaskedRows, **settings: Any) -> Impute:
 
 
 def _fitted(imputer: Any, train: MaskedRows) -> Impute:
+    from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -146,7 +148,7 @@ def _fitted(imputer: Any, train: MaskedRows) -> Impute:
         imputer.fit(train.x)
 
     def impute(x: np.ndarray) -> np.ndarray:
-        with threadpool_limits(1):
+        with threadpool_limits(1), config_context(working_memory=_WORKING_MEMORY):
             return np.asarray(imputer.transform(x), dtype=np.float64)
 
     return impute

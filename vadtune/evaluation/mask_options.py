@@ -1,4 +1,4 @@
-"""Masks that a command line asks for: missing ratios and mask seeds."""
+"""What a command line asks a retest for: missing ratios, mask seeds, test rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import Decimal, InvalidOperation
 
 from vadtune.core.errors import ConfigError
 
+MOST_ROWS = 10_000  # test rows that are scored unless more are asked for: as many as MNIST has
 _MOST_RATIOS = 99
 _RANDOM_SEEDS = 2**22  # masks are drawn from 1000 · seed + ..., which must stay below 2**32
 
@@ -36,6 +37,21 @@ def parse_ratios(text: str) -> list[float]:
             raise ConfigError(f"--ratios: takes at most {_MOST_RATIOS} ratios, got '{part}'; use a larger step")
         ratios |= {first + i * step for i in range(int((last - first) / step) + 1)}
     return [float(ratio) for ratio in sorted(ratios)]
+
+
+def parse_rows(text: str | None) -> int | None:
+    """Returns the number of test rows to score, 10,000 for None; None for ``all``.
+
+    Raises:
+        ConfigError: It is neither a number of rows nor ``all``.
+    """
+    if text == "all":
+        return None
+    if text is None:
+        return MOST_ROWS
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text)):
+        raise ConfigError(f"--rows: takes a number of test rows above 0, or all, got '{text}'; try {MOST_ROWS}")
+    return int(text)
 
 
 def random_seed() -> int:

@@ -53,13 +53,13 @@ class Predictions:
                 f"({methods} methods x {masks} masks x {shape[0]} rows x {shape[1]} columns); lower --ratios or --seeds"
             )
 
-    def begin(self, dataset: IncompleteDataset, masks: Masks) -> None:
-        """Sets the dataset and the masks of the imputations that ``add`` receives."""
-        self._dataset, self._masks = dataset, masks
+    def begin(self, dataset: IncompleteDataset, truth: np.ndarray, masks: Masks) -> None:
+        """Sets the dataset, the test rows that are imputed, (n, d), and the masks of the imputations to ``add``."""
+        self._dataset, self._truth, self._masks = dataset, truth, masks
 
     def add(self, method: str, key: MaskKey, rows: slice, x_hat: np.ndarray) -> None:
         """Adds a method's reconstruction of some of the test rows under one mask, in the scaler's units."""
-        truth = self._dataset.test_truth
+        truth = self._truth
         by_key = self._imputed.setdefault(method, {})
         imputed = by_key.setdefault(key, np.empty(truth.shape, np.float32))
         imputed[rows] = self._dataset.scaler.inverse(np.where(self._masks[key][rows], truth[rows], x_hat))
@@ -79,7 +79,7 @@ class Predictions:
             "ratios": np.array(ratios),
             "mask_seeds": np.array(seeds, dtype=np.int64),
             "feature_names": np.array(self._dataset.feature_names),
-            "x_true": self._dataset.scaler.inverse(self._dataset.test_truth).astype(np.float32),
+            "x_true": self._dataset.scaler.inverse(self._truth).astype(np.float32),
             "masks": np.array([[self._masks[key] for key in row] for row in keys]),
             "x_imputed": np.array([[[by_key[key] for key in row] for row in keys] for by_key in imputed]),
         }

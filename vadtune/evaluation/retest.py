@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from vadtune.core.errors import ConfigError, DataError, unknown_name
-from vadtune.core.metrics import Score, score
+from vadtune.core.metrics import score
+from vadtune.core.sampling import sample_rows
 from vadtune.data import IncompleteDataset, MaskedRows, Scaler, mask_sha256
 from vadtune.data.retest_masks import MaskKey, draw_masks, stored_masks
 from vadtune.ensemble.model_average import ModelAverage
 from vadtune.evaluation.baselines import BASELINES, Impute, fit_baseline, most_rows, suited_baselines
+from vadtune.evaluation.mask_options import MOST_ROWS
 from vadtune.evaluation.predictions import Predictions
 from vadtune.evaluation.retest_scores import METRICS, Kind, MethodScores, Retest
 
@@ -33,6 +35,7 @@ def run_retest(
     *,
     store_masks: bool = True,
     baselines: Sequence[str] | None = None,
+    rows: int | None = MOST_ROWS,
     predictions: Predictions | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Retest:
@@ -44,6 +47,7 @@ def run_retest(
         seeds: Mask seeds; each pair of ratio and seed is one mask.
         store_masks: Whether masks are read from ``masks.npz`` in ``path``, to which missing ones are added.
         baselines: Names of BASELINES; None for those of ``suited_baselines``.
+        rows: Score a random sample of so many test rows, the same for all methods and masks; None for all rows.
         predictions: Collects the imputations of the models.
         progress: Called with a line of text for each step.
 
@@ -59,28 +63,36 @@ def run_retest(
     dataset = average.dataset()
     keys = [MaskKey(ratio, seed) for ratio in ratios for seed in seeds]
     models = _model_names(average)
+    taken = _scored_rows(dataset, rows, progress)
     if predictions is not None:
-        predictions.check_size(len(models), len(keys), dataset.test_truth.shape)
+        predictions.check_size(len(models), len(keys), dataset.test_truth[taken].shape)
     masks = draw_masks(dataset, keys)
     average.check_unseen(masks)  # before a file is written
     if store_masks:
         masks = stored_masks(path / MASKS_FILE, dataset, keys)
         average.check_unseen(masks)  # stored masks may differ from drawn ones
+    hashes = {key: mask_sha256(mask) for key, mask in masks.items()}
+    truth, masks = dataset.test_truth[taken], {key: mask[taken] for key, mask in masks.items()}
+    for key, mask in masks.items():
+        if not (~mask & ~np.isnan(truth)).any():
+            raise ConfigError(
+                f"--rows: a mask must hide a cell of the scored rows, but ratio {key.ratio} with mask seed {key.seed} "
+                f"hides none of those of {len(taken)} rows; score more rows"
+            )
     if predictions is not None:
-        predictions.begin(dataset, masks)
+        predictions.begin(dataset, truth, masks)
     fitted = _fit_baselines(baselines, dataset, dataset.rows_of_refit(average.refit), progress)
     methods = [*models, *((name, "baseline") for name, _ in fitted)]
     errors = np.empty((len(methods), len(METRICS), len(keys)))
-    n, d = dataset.test_truth.shape
+    n, d = truth.shape
     size, blocks = max(1, _BATCH_CELLS // (n * d)), math.ceil(n / max(1, _BATCH_CELLS // d))
     length = math.ceil(n / blocks)  # rows at once of one mask, or all rows of ``size`` masks
     for start in range(0, len(keys), size):
         batch = keys[start : start + size]
         sums = np.zeros((len(methods), len(batch), len(_SUMS)))
         for first in range(0, n, length):
-            rows = slice(first, first + length)
-            truth = dataset.test_truth[rows]
-            parts = [MaskedRows.hide(truth, masks[key][rows]) for key in batch]
+            block = slice(first, first + length)
+            parts = [MaskedRows.hide(truth[block], masks[key][block]) for key in batch]
             part = MaskedRows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
             x_hats = itertools.chain(_reconstructions(average, part), (impute(part.x) for _, impute in fitted))
             done = f"{start + len(batch)} of {len(keys)} masks"
@@ -89,9 +101,9 @@ def run_retest(
             for method, ((name, kind), x_hat) in enumerate(zip(methods, x_hats, strict=True)):
                 progress(f"{name}: {done}")
                 for index, (key, of_mask) in enumerate(zip(batch, np.split(x_hat, len(batch)), strict=True)):
-                    sums[method, index] += _sums(of_mask, truth, masks[key][rows], dataset.scaler)
+                    sums[method, index] += _sums(of_mask, truth[block], masks[key][block], dataset.scaler)
                     if predictions is not None and kind != "baseline":
-                        predictions.add(name, key, rows, of_mask)
+                        predictions.add(name, key, block, of_mask)
         for method, (_, kind) in enumerate(methods):
             for index in range(len(batch)):
                 errors[method, :, start + index] = _errors(sums[method, index], kind)
@@ -101,7 +113,8 @@ def run_retest(
         training_ratio=dataset.config.missing_in_train.ratio,
         ratios=list(ratios),
         seeds=list(seeds),
-        mask_sha256={key: mask_sha256(mask) for key, mask in masks.items()},
+        rows=(n, len(dataset.test_truth)),
+        mask_sha256=hashes,
         methods=[
             MethodScores(name, kind, dict(zip(METRICS, scores, strict=True)))
             for (name, kind), scores in zip(methods, by_ratio, strict=True)
@@ -109,7 +122,9 @@ def run_retest(
     )
 
 
-def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda line: None) -> list[dict[str, object]]:
+def run_clean_retest(
+    path: Path, *, rows: int | None = MOST_ROWS, progress: Callable[[str], None] = lambda line: None
+) -> list[dict[str, object]]:
     """Scores how well models and their mean reconstruct complete test rows.
 
     Only cells that are missing in the source itself stay hidden; they are not scored. Baselines are left out, since
@@ -117,6 +132,7 @@ def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda lin
 
     Args:
         path: A model folder, an ensemble, or a folder of model folders.
+        rows: Score a random sample of so many test rows; None for all rows.
         progress: Called with a line of text for each method.
 
     Returns:
@@ -129,17 +145,19 @@ def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda lin
     """
     average = ModelAverage.load(path)
     dataset = average.dataset()
-    truth = dataset.test_truth
-    known = ~np.isnan(truth)
+    known = ~np.isnan(dataset.test_truth)
     if not known.any():
         raise DataError(f"{dataset.config.source}: needs a test cell of known value, got none; get more rows")
     average.check_unseen({MaskKey(0.0, 0): known})
-    rows: list[dict[str, object]] = []
+    taken = _scored_rows(dataset, rows, progress)
+    truth, known = dataset.test_truth[taken], known[taken]
+    table: list[dict[str, object]] = []
     x_hats = _reconstructions(average, MaskedRows.hide(truth, known))
     for (name, kind), x_hat in zip(_model_names(average), x_hats, strict=True):
         progress(f"{name}: complete test rows")
-        errors, original = _both_units(x_hat, dataset, known)
-        rows.append(
+        errors = score(x_hat, truth, known)
+        original = score(dataset.scaler.inverse(x_hat), dataset.scaler.inverse(truth), known)
+        table.append(
             {
                 "method": name,
                 "kind": kind,
@@ -150,7 +168,16 @@ def run_clean_retest(path: Path, *, progress: Callable[[str], None] = lambda lin
                 "all_mae_original": original.mae,
             }
         )
-    return rows
+    return table
+
+
+def _scored_rows(dataset: IncompleteDataset, rows: int | None, progress: Callable[[str], None]) -> np.ndarray:
+    """Returns the indices of the test rows to score, and says how many if they are not all."""
+    n = len(dataset.test_truth)
+    taken = sample_rows(n, rows or n)
+    if len(taken) < n:
+        progress(f"scoring a sample of {len(taken)} of {n} test rows; to score all: --rows all")
+    return taken
 
 
 def _model_names(average: ModelAverage) -> list[tuple[str, Kind]]:
@@ -217,9 +244,3 @@ def _fit_baselines(
         progress(f"fitting {name}" + (f" to a sample of {most} of {n} rows" if most < n else ""))
         fitted.append(fit_baseline(name, dataset.search_data, rows))
     return fitted
-
-
-def _both_units(x_hat: np.ndarray, dataset: IncompleteDataset, cells: np.ndarray) -> tuple[Score, Score]:
-    """Returns the errors over cells of the test rows in the scaler's units and in the source's units."""
-    truth, inverse = dataset.test_truth, dataset.scaler.inverse
-    return score(x_hat, truth, cells), score(inverse(x_hat), inverse(truth), cells)

@@ -57,7 +57,8 @@ class Retest:
         training_ratio: The missing ratio of the train rows.
         ratios: The missing ratios tested, ascending.
         seeds: The mask seeds; each pair of ratio and seed is one mask.
-        mask_sha256: SHA-256 of each mask.
+        rows: Number of test rows that were scored, and of all test rows.
+        mask_sha256: SHA-256 of each mask of all test rows.
         methods: Models in the order of their folders (of an ensemble the best one alone), their mean, baselines.
     """
 
@@ -65,6 +66,7 @@ class Retest:
     training_ratio: float
     ratios: list[float]
     seeds: list[int]
+    rows: tuple[int, int]
     mask_sha256: dict[MaskKey, str]
     methods: list[MethodScores]
 
@@ -89,7 +91,13 @@ class Retest:
                 values[metric], values[f"{metric}_se"] = method.mean(metric), method.standard_error(metric)
             for i, ratio in enumerate(self.ratios):
                 row = {"method": method.name, "kind": method.kind, "missing_ratio": ratio, "masks": len(self.seeds)}
-                rows.append({**row, **{name: float(by_ratio[i]) for name, by_ratio in values.items()}})
+                rows.append(
+                    {
+                        **row,
+                        "test_rows": self.rows[0],
+                        **{name: float(by_ratio[i]) for name, by_ratio in values.items()},
+                    }
+                )
         return rows
 
     def per_mask(self) -> list[dict[str, object]]:

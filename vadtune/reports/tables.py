@@ -100,8 +100,10 @@ def _retest_table(retest: Retest, metric: str, console: Console) -> str:
         greatest = np.max([method.standard_error(metric) for method in retest.methods])
         spread = "± standard error " if with_error else f"(standard errors up to {greatest:.3f}) "
         spread = f"; mean {spread}over {len(retest.seeds)} masks"
+    scored, rows = retest.rows
+    sample = f" of {scored} of {rows} rows" if scored < rows else ""
     heading = (
-        f"{retest.source}: {ERROR_NAMES[metric]} over missing test cells in {retest.units}, by missing ratio; "
+        f"{retest.source}: {ERROR_NAMES[metric]} over missing test cells{sample} in {retest.units}, by missing ratio; "
         f"fitted at {retest.training_ratio:g}{spread}\n"
     )
     return heading + _render(table, console)

@@ -138,7 +138,7 @@ class CsvFile(TableFile):
 
     def _is_plain(self, content: bytes) -> bool:
         """Returns whether quotes enclose whole fields only, without delimiters, line ends or quotes in them."""
-        quotes = content.count(b'"')
+        quotes = content.count(b'"') if b'"' in content else 0
         return quotes == 0 or quotes == 2 * sum(1 for _ in self._plain_quoted.finditer(content))
 
     def _numbers(self, block: _Block, columns: Sequence[int], cells: Cells, first: int) -> np.ndarray:
@@ -165,8 +165,8 @@ class CsvFile(TableFile):
         import pyarrow as pa
         from pyarrow import csv
 
-        # Lines of a single column may be blank; fast_float reads nan(...) as a number.
-        strange = b"n(" in content or b"N(" in content or content.startswith(_BOM)
+        # Lines of a single column may be blank; fast_float reads nan(...) as a number. Looking for one byte is fast.
+        strange = (b"(" in content and (b"n(" in content or b"N(" in content)) or content.startswith(_BOM)
         if len(self.names) == 1 or not columns or strange or not self._is_plain(content):
             return None
         names = [str(index) for index in range(len(self.names))]
