@@ -33,7 +33,7 @@ from ray.cluster_utils import Cluster
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vadtune.config import parse_search
+from vadtune.config import REPORTED_METRICS, parse_search
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search.driver.start import start_search
 from vadtune.search.resume.retries import Recoverable
@@ -84,8 +84,7 @@ class IdleTrial(Recoverable):
     def step(self) -> dict[str, Any]:
         """Returns as many numbers as a trial reports."""
         self._epoch = next_report(self._due, self._epoch)
-        names = ("val_missing_rmse", "val_missing_mae", "val_missing_nll", "train_loss", "train_kl", "train_rmse")
-        scores = dict.fromkeys(names, self._score + 1 / self._epoch)
+        scores = dict.fromkeys(REPORTED_METRICS, self._score + 1 / self._epoch)
         return {**scores, EPOCH: self._epoch, "done": self._epoch >= self._due[-1]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
