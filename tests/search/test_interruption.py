@@ -92,6 +92,34 @@ def test_a_resumed_search_finishes_every_sample_once(folder: Path, number: signa
     assert "trial-0001" in done.stdout
 
 
+def told(folder: Path) -> list[tuple[object, ...]]:
+    """Returns what a search found, without times: configurations, ends and metric values of all trials."""
+    return [
+        (trial.name, trial.end, sorted(trial.params.items()), {
+            name: value for name, value in trial.metrics.items() if not name.endswith("seconds")
+        })
+        for trial in trials_of(folder)
+    ]  # fmt: skip
+
+
+def test_a_search_repeats_whatever_ends_first_and_also_killed_and_resumed(folder: Path, tmp_path: Path) -> None:
+    tree = tiny(samples=26, cpus_per_trial=1, grace_epochs=20, concurrency=3)
+    tree["train"]["epochs"] = 540
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    for place in (undisturbed, folder):
+        (place / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    subprocess.run(
+        command("search", "tiny.yaml"), cwd=undisturbed, env=environment(), capture_output=True, timeout=300, check=True
+    )
+    expected = told(undisturbed)
+    assert len({end for _, end, *_ in expected}) > 1, "no trial was stopped early"
+    interrupt(folder, signal.SIGKILL, lambda: finished_trials(folder) >= 12)
+    (run,) = [path.name for path in (folder / "runs").iterdir()]
+    subprocess.run(command("resume", run), cwd=folder, env=environment(), capture_output=True, timeout=300, check=True)
+    assert told(folder) == expected
+
+
 def test_an_interruption_before_the_first_trial_ends_quietly(folder: Path) -> None:
     process = interrupt(folder, signal.SIGINT, lambda: "8 trials" in (folder / "log.txt").read_text())
     log = (folder / "log.txt").read_text()

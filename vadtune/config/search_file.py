@@ -255,6 +255,10 @@ def _check_search(file: SearchFile) -> list[str]:
     search, problems = file.search, []
     if search.grace_epochs is not None and search.grace_epochs > file.epochs:
         problems.append(f"search.grace_epochs: must be at most train.epochs ({file.epochs}), got {search.grace_epochs}")
+    if search.order == "logical" and search.scheduler == "hyperband":
+        problems.append("search.order: hyperband waits for whole brackets by itself, got logical; leave it out")
+    if search.order == "arrival" and search.concurrency is not None:
+        problems.append("search.concurrency: belongs to search.order logical, got order arrival; leave one out")
     for key, domain in file.domains.items():
         if search.sampler == "grid" and domain.finite_values() is None:
             problems.append(f"{key}: the sampler 'grid' needs finite domains, got {domain.kind}; use choice")

@@ -30,6 +30,7 @@ COMPILE = ("auto", "on", "off")
 STARTS = ("auto", "nearest", "linear", "train", "normal", "zeros")
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+ORDERS = ("logical", "arrival")
 
 REPORTED_METRICS = {
     "val_missing_rmse": "root mean squared error over held-out observed validation cells, in the scaler's units",
@@ -164,6 +165,8 @@ class SearchConfig(Section):
     trial_timeout: _Duration = None  # the longest time between two reports of a trial
     cpus_per_trial: Annotated[Real, Field(gt=0)] = 1
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0
+    order: Annotated[str, one_of("order", ORDERS)] | None = None  # None: logical for unpacked trials of one machine
+    concurrency: Annotated[Whole, Field(ge=1)] | None = None  # trials at once in logical order; None: as many as fit
     gpu_hours: Annotated[Real, Field(gt=0)] | None = None  # budget: GPUs held by the search, times hours
     pack: Annotated[Any, word_or_count("auto", "trials")] = "auto"  # most trials trained together; auto: 1 on a CPU
     accelerator_type: str | None = None  # such as A10G, on a cluster that has several

@@ -23,6 +23,9 @@ from vadtune.search.adaptation import VERSIONS, Adaptation, call_optional, warn_
 
 if TYPE_CHECKING:
     import optuna
+    from ray.tune.schedulers import TrialScheduler
+
+    from vadtune.search.algorithms.logical_order import LogicalOrder
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,13 @@ ADAPTATIONS = {
         "the processes of trials start one after another",
         attributes=("_running_trials",),
         uses={f"{_CONTROLLER}.update_max_pending_trials": ("max_pending_trials",)},
+    ),
+    # Results that are held back until they are due, see algorithms/logical_order.py.
+    "ordered_results": Adaptation(
+        f"{_CONTROLLER}._on_training_result",
+        ("trial", "result"),
+        "a search does not repeat: results count as they arrive",
+        attributes=("_pending_trials", "scheduler_alg", "get_trials"),
     ),
     # A snapshot holds all trials, so writing one takes the longer the more there are. Tune would write one each second.
     "rare_snapshots": Adaptation(
@@ -145,6 +155,8 @@ def check_protective() -> None:
 def adapted_tune(
     *,
     slots: int,
+    order: LogicalOrder | None,
+    on_begin: Callable[[TrialScheduler], None],
     is_local: bool,
     is_interrupted: Callable[[], bool],
     is_transient: Callable[[BaseException], bool],
@@ -154,6 +166,8 @@ def adapted_tune(
 
     Args:
         slots: Number of trials that can run at once.
+        order: The order in which results count; None to take them as they arrive.
+        on_begin: Called with the scheduler before the first trial is proposed.
         is_local: Whether this process has started the Ray that trials run in.
         is_interrupted: Whether the search ends early and is resumed later from what Tune has saved.
         is_transient: Whether a retry may succeed after a failure; a trial with another failure is not retried.
@@ -162,8 +176,10 @@ def adapted_tune(
     Raises:
         SearchError: Ray has changed so that a protective one cannot be applied.
     """
+    if not all(ADAPTATIONS[name].is_usable() for name in ("ordered_results", "parallel_actor_starts")):
+        order = None
     last_failure: dict[str, BaseException] = {}
-    due = 0.0
+    due, begun = 0.0, False
 
     def keep_starting_actors(original: Any, controller: Any, trial: Any) -> bool:
         actor = controller._trial_to_actor.get(trial)
@@ -171,7 +187,26 @@ def adapted_tune(
             return False
         return bool(original(controller, trial))
 
+    def ordered_results(original: Any, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if order is None:
+            original(controller, trial, result)
+        else:
+            order.arrived(trial, int(result["epoch"]), lambda: original(controller, trial, result))
+
     def parallel_actor_starts(original: Any, controller: Any) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            on_begin(controller.scheduler_alg)
+        if order is not None:
+
+            def propose(count: int) -> None:
+                controller.update_max_pending_trials(len(controller._pending_trials) + count)
+                original(controller)
+
+            order.proceed(controller.get_trials(), propose)
+            controller.update_max_pending_trials(max(1, len(controller._pending_trials)))
+            return
         # Once all have started, Tune again chooses each next trial when it is needed, from all results so far.
         controller.update_max_pending_trials(max(1, slots - len(controller._running_trials)))
         original(controller)
@@ -185,7 +220,10 @@ def adapted_tune(
         controller._resetting_trials.discard(trial)
         if not is_transient(exception):
             trial.max_failures = 0
-        original(controller, trial, exception)
+        if order is None or trial.num_failures < trial.max_failures:
+            original(controller, trial, exception)
+        else:
+            order.arrived(trial, None, lambda: original(controller, trial, exception))
 
     def rare_snapshots(original: Any, controller: Any, force: bool = False, wait: bool = False) -> None:
         nonlocal due
@@ -209,6 +247,7 @@ def adapted_tune(
 
     wrappers: list[Any] = [
         keep_starting_actors,
+        ordered_results,
         parallel_actor_starts,
         bounded_retries,
         rare_snapshots,
@@ -339,6 +378,18 @@ def actor_of(trial: Any) -> Any:
     except AttributeError:
         warn_once(f"Ray {ray.__version__}: Trial has no temporary_state.ray_actor; trials that hang are not ended")
         return None
+
+
+def asha_rungs(scheduler: TrialScheduler) -> list[dict[str, float]]:
+    """Returns what an ASHAScheduler has recorded, by trial id for each rung, highest first; empty for other schedulers.
+
+    Changing the result changes what the scheduler knows: Tune saves nothing of it for a resume.
+    """
+    try:
+        return [recorded for bracket in getattr(scheduler, "_brackets", ()) for _, recorded in bracket._rungs]
+    except (AttributeError, TypeError, ValueError):
+        warn_once(f"Ray {ray.__version__}: ASHA has no rungs; after a resume it begins without scores")
+        return []
 
 
 def optuna_state(searcher: Any) -> tuple[optuna.Study, dict[str, optuna.trial.Trial], set[str]] | None:

@@ -49,11 +49,20 @@ class SearchCallback(Callback):
 
     def get_state(self) -> dict[str, Any] | None:
         """Returns the state that Tune saves for a resume."""
-        return {"gpu_seconds": self._session.gpus.seconds}
+        rungs = [dict(recorded) for recorded in self._session.rungs]
+        state: dict[str, Any] = {"gpu_seconds": self._session.gpus.seconds, "rungs": rungs}
+        if (order := self._session.order) is not None:
+            state["order"] = order.state()
+            last = next((recorded for recorded in rungs if order.ending in recorded), {})
+            last.pop(order.ending or "", None)  # a trial that is ending will report again
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the saved state."""
         self._session.gpus.seconds += state["gpu_seconds"]
+        self._session.rungs = state.get("rungs", [])
+        if self._session.order is not None:
+            self._session.order.restore(state.get("order", {}))
 
     @property
     def _session(self) -> Session:
@@ -207,6 +216,8 @@ class SearchCallback(Callback):
             last = self._session.alive.get(trial.trial_id)
             actor = actor_of(trial)
             if trial.status != Trial.RUNNING or actor is None or last is None or trial.trial_id in self._session.hung:
+                continue
+            if self._session.order is not None and self._session.order.is_holding(trial.trial_id):
                 continue
             if time.monotonic() - last > limit:
                 text = f"hung: nothing reported within {limit:g} seconds (search.trial_timeout)"

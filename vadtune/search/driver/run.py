@@ -32,10 +32,10 @@ from vadtune.search.driver.ray_start import PendingRay, pending_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.session import SESSIONS, GpuMeter, Session
 from vadtune.search.driver.signals import stop_signals
-from vadtune.search.ray_compat import adapted_tune, check_protective
+from vadtune.search.ray_compat import adapted_tune, asha_rungs, check_protective
 from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
-from vadtune.search.trials.placement import pack_size, place_trials
+from vadtune.search.trials.placement import order_of, pack_size, place_trials, with_order
 from vadtune.search.trials.trial_data import TrialData
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.spool import is_finished
@@ -99,6 +99,8 @@ def run_search(
     run = f"{search.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = local_folder(storage).absolute() / run
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
+    size = pack_size(search, pending.cores)
+    search = with_order(search, size, pending.cores)
     write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
     tracker = Tracker(client, uri, search.name, run, folder)
     fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
@@ -116,7 +118,7 @@ def run_search(
     where = f"{kept}/{_TUNE}"
     write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
-        return _run(search, data, tracker, folder, where, set(), pending)
+        return _run(search, data, tracker, folder, where, set(), pending, size)
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -149,7 +151,8 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             known = restore_snapshot(folder, run.tune)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
-            return _run(search, data, tracker, folder, run.tune, known, pending)
+            size = pack_size(search, pending.cores)
+            return _run(search, data, tracker, folder, run.tune, known, pending, size)
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -174,6 +177,7 @@ def _run(
     where: str,
     known: set[str],
     pending: PendingRay,
+    size: int,
 ) -> SearchOutcome:
     """Runs a search, or the rest of one restored with the trials ``known``; Tune keeps its state at ``where``."""
     run = tracker.search
@@ -186,12 +190,14 @@ def _run(
         deadline = None if budget is None else start + budget
         SESSIONS[run] = session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
         try:
-            size = pack_size(search, pending.cores)
             pending.wait()
+            session.order = order_of(search, data)
             with (
                 place_trials(search, data, size) as (trainable, slots),
                 adapted_tune(
                     slots=slots,
+                    order=session.order,
+                    on_begin=lambda scheduler: session.share_rungs(asha_rungs(scheduler)),
                     is_local=pending.cores is not None,
                     is_interrupted=lambda: bool(interrupted),
                     is_transient=is_transient_failure,

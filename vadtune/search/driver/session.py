@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vadtune.artifacts.run_folder import drop_training_states
 from vadtune.config import SearchFile
+from vadtune.search.algorithms.logical_order import LogicalOrder
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.tracking.writer import Tracker
 
@@ -68,6 +69,8 @@ class Session:
         hung: Trial id -> why it was ended as hanging.
         estimated: Whether the time of a trial has been estimated.
         spent: Last checkpoint of an ended trial whose training states are kept -> when it ended, by ``time.time``.
+        order: The order in which results count; None to take them as they arrive.
+        rungs: What ASHA knows: for each rung, highest first, trial id -> score.
         start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
@@ -89,12 +92,20 @@ class Session:
     hung: dict[str, str] = field(default_factory=dict)
     estimated: bool = False
     spent: dict[Path, float] = field(default_factory=dict)
+    order: LogicalOrder | None = None
+    rungs: list[dict[str, float]] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
 
     @property
     def best(self) -> tuple[float, str] | None:
         """The best of the latest scores and the name of its trial; None without a score."""
         return min(((score, name) for name, score in self.scores.items()), default=None)
+
+    def share_rungs(self, rungs: list[dict[str, float]]) -> None:
+        """Adds what was restored to ASHA's own records, and keeps those."""
+        for recorded, restored in zip(rungs, self.rungs, strict=False):
+            recorded.update(restored)
+        self.rungs = rungs
 
     def drop_training_states(self, saved: float) -> None:
         """Deletes the training states of trials that had ended at a time, by ``time.time``.

@@ -11,8 +11,10 @@ import ray
 from ray import tune
 
 from vadtune import native
-from vadtune.config import SearchFile
+from vadtune.config import SearchConfig, SearchFile, parse_search
+from vadtune.search.algorithms.logical_order import LogicalOrder
 from vadtune.search.algorithms.samplers import sample_count
+from vadtune.search.algorithms.trial_clock import trial_clock
 from vadtune.search.driver.resources import resources_of
 from vadtune.search.trials.packed_trial import PackedTrial
 from vadtune.search.trials.trainable import TrainTrial
@@ -41,6 +43,32 @@ def pack_size(search: SearchFile, cores: int | None) -> int:
     return 1
 
 
+def with_order(search: SearchFile, size: int, cores: int | None) -> SearchFile:
+    """Returns a search file that says in which order results count, and how many trials a logical order runs at once.
+
+    Args:
+        search: The search file.
+        size: How many trials train as one stack.
+        cores: Number of cores of a Ray that is being started; None for the Ray that runs.
+    """
+    settings = search.search
+    suited = cores is not None and size == 1 and settings.scheduler != "hyperband"
+    order = settings.order or ("logical" if suited else "arrival")
+    section = {**(search.tree.get("search") or {}), "order": order}
+    if order == "logical":
+        section["concurrency"] = settings.concurrency or (size if size > 1 else _slots(settings, cores))
+    return parse_search({**search.tree, "search": section})
+
+
+def order_of(search: SearchFile, data: TrialData) -> LogicalOrder | None:
+    """Returns the order in which the results of a search count; None to take them as they arrive."""
+    if search.search.order != "logical" or search.search.concurrency is None:
+        return None
+    return LogicalOrder(
+        search.search.concurrency, trial_clock(search, data.train_rows, data.inferred_rows, len(data.feature_names))
+    )
+
+
 def _gpus(cores: int | None) -> int:
     if cores is None:
         return int(ray.cluster_resources().get("GPU", 0))
@@ -59,7 +87,8 @@ def place_trials(search: SearchFile, data: TrialData, size: int) -> Iterator[tup
         size: How many trials train as one stack.
     """
     if size == 1:
-        yield _unpacked(search, data), _slots(search)
+        slots = _slots(search.search)
+        yield _unpacked(search, data, min(1.0, slots / (search.search.concurrency or slots))), slots
         return
     gpus = int(ray.cluster_resources().get("GPU", 0)) if search.search.gpus_per_trial else 0
     reference = [data.place()]
@@ -71,17 +100,23 @@ def place_trials(search: SearchFile, data: TrialData, size: int) -> Iterator[tup
             ray.kill(pack)
 
 
-def _slots(search: SearchFile) -> int:
-    """Returns how many unpacked trials can run at once."""
-    total = ray.cluster_resources()
-    return max(1, min(int(total.get(name, 0) / need) for name, need in resources_of(search.search).items() if need))
+def _slots(settings: SearchConfig, cores: int | None = None) -> int:
+    """Returns how many unpacked trials can run at once, of a running Ray or of one that is being started."""
+    total = (
+        ray.cluster_resources()
+        if cores is None
+        else {"CPU": cores, "GPU": _gpus(cores) if settings.gpus_per_trial else 0}
+    )
+    needs = {name: need for name, need in resources_of(settings).items() if need and name in ("CPU", "GPU")}
+    return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items()))
 
 
-def _unpacked(search: SearchFile, data: TrialData) -> Any:
+def _unpacked(search: SearchFile, data: TrialData, share: float) -> Any:
     with_data = tune.with_parameters(
         TrainTrial, search=search, data=data.place(), scaler=data.scaler, feature_names=data.feature_names
     )
-    return tune.with_resources(with_data, resources_of(search.search))
+    # More trials at once than there are cores share these.
+    return tune.with_resources(with_data, {name: share * need for name, need in resources_of(search.search).items()})
 
 
 def _packs(search: SearchFile, data: TrialData, reference: list[Any], size: int, gpus: int) -> list[Any]:

@@ -22,6 +22,7 @@ class TrialData:
         scaler: Scaler of the data.
         feature_names: One name per column.
         train_rows: Number of train rows.
+        inferred_rows: Number of validation rows that a score infers, over all folds.
         size: Of the arrays that ``place`` puts into the object store, in bytes.
         mask_hashes: See ``IncompleteDataset.mask_hashes``.
         scored: The validation rows and cells that are scored, in words.
@@ -34,6 +35,7 @@ class TrialData:
         self.mask_hashes = dataset.mask_hashes
         self._data: SearchData | None = dataset.search_data
         visible, truth, held_out = self._data.validation
+        self.inferred_rows = len(visible.x)
         self.size = sum(array.nbytes for array in (*self._data.train, *visible, truth, held_out))
         cells = int(self._data.validation.cells.sum())
         self.scored = f"{cells} observed cells of {len(dataset.scored_rows)} of {len(dataset.validation.x)} rows"
