@@ -52,7 +52,10 @@ def test_every_sampler_proposes_existing_parameters_from_their_domains(sampler: 
     searcher = Searcher(search)
     for index in range(sample_count(search)):
         sample = searcher.suggest(f"t{index}")
-        assert sample is not None
+        if sample == Searcher.FINISHED:
+            assert index == 3, "cmaes has three configurations here"
+            break
+        assert isinstance(sample, dict)
         for key, domain in search.domains.items():
             assert (key in sample) == search.active(sample, key)
             assert key not in sample or domain.contains(sample[key])
@@ -73,6 +76,53 @@ def test_same_seed_same_proposals(sampler: str) -> None:
 
     assert proposals(3) == proposals(3)
     assert proposals(3) != proposals(4)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_configuration_is_proposed_twice_and_a_space_that_is_tried_out_ends_the_search(sampler: str) -> None:
+    model = {
+        "latent": {"int": [1, 3]},
+        "layers": {"int": [0, 1]},
+        "hidden": {"choice": [4, 8], "when": {"layers": ">0"}},
+    }
+    search = parse_search(
+        {"name": "few", "data": {"source": "iris"}, "model": model, "search": {"sampler": sampler, "samples": 40}}
+    )
+    searcher, proposed = Searcher(search), []
+    for index in range(40):
+        sample = searcher.suggest(f"t{index}")
+        if sample == Searcher.FINISHED:
+            break
+        proposed.append(sample)
+        running = index % 3 == 0
+        if not running:
+            searcher.on_trial_complete(
+                f"t{index}", {METRIC: float(index), "epoch": 1 if index % 3 == 1 else search.epochs}
+            )
+    assert len(proposed) == len({repr(sample) for sample in proposed}) == 3 + 3 * 2
+
+
+def test_a_configuration_drawn_again_is_told_as_it_ended_before() -> None:
+    point = {"model.latent": 2}
+    search = parse_search(
+        {
+            "name": "again",
+            "data": {"source": "iris"},
+            "model": {"latent": {"int": [1, 9]}},
+            "search": {"initial": [point, point, point]},
+        }
+    )
+    searcher = Searcher(search)
+    assert searcher.suggest("a") == point
+    other = searcher.suggest("b")
+    assert other != point, "the two other points were told as failed while the first one ran"
+    states = [trial.state for trial in searcher.study.trials]
+    assert states[1:3] == [TrialState.FAIL, TrialState.FAIL]
+    searcher.on_trial_complete("a", {METRIC: 0.25, "epoch": search.epochs})
+    searcher.study.enqueue_trial(point)
+    assert searcher.suggest("c") not in (point, other)
+    again = [trial for trial in searcher.study.trials if trial.params == point][-1]
+    assert (again.state, again.value) == (TrialState.COMPLETE, 0.25)
 
 
 def test_a_grid_is_tried_whole_and_each_point_once() -> None:

@@ -5,6 +5,7 @@ To add a sampler: one factory here, one line in SAMPLERS, its name in config.SAM
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from vadtune.config import SearchFile
@@ -32,6 +33,8 @@ def _cmaes(seed: int) -> optuna.samplers.BaseSampler:
 
     return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
+
+logger = logging.getLogger(__name__)
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
@@ -62,21 +65,30 @@ def sample_count(search: SearchFile) -> int:
     return search.search.samples
 
 
-class Searcher(OptunaSearch):
-    """OptunaSearch that reports stopped trials to Optuna as PRUNED and failed trials as FAIL.
+_DRAWS, _RANDOM_DRAWS = 10, 1000
+"""How often the sampler, and then chance, is asked for a configuration before a space counts as tried out."""
 
-    Tune's OptunaSearch reports both as COMPLETE, a stopped trial with the score of its low budget. Here a pruned trial
-    has its intermediate values by epoch.
+
+class Searcher(OptunaSearch):
+    """OptunaSearch that proposes no configuration twice, and tells Optuna how trials ended.
+
+    Training a configuration again would give the same score, so a sampler that draws it again is told that score at
+    once and asked for another. Tune's OptunaSearch reports stopped and failed trials as COMPLETE, a stopped one with
+    the score of its low budget. Here they are PRUNED, with their intermediate values by epoch, and FAIL.
     """
+
+    _tried: dict[str, FrozenTrial | None] | None = None  # None after a resume of a search of version 0.1.0
 
     def __init__(self, search: SearchFile) -> None:
         self._epochs = search.epochs
+        self._tried = {}  # configuration -> how its trial ended, None before that
+        self._draw = partial(suggest, search)
         self._last_epoch: dict[str, int] = {}  # a retried trial may report an epoch twice
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = SAMPLERS[search.search.sampler](search.search.seed)
         super().__init__(
-            space=partial(suggest, search),
+            space=self._draw,
             metric=search.search.metric,
             mode="min",
             sampler=sampler,
@@ -90,6 +102,28 @@ class Searcher(OptunaSearch):
         state = optuna_state(self)
         assert state is not None
         return state[0]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Proposes a configuration that was not tried; ends the search if there is none. See tune.search.Searcher."""
+        state, tried = optuna_state(self), self._tried
+        if state is None or tried is None:
+            proposed: dict[str, Any] | str | None = super().suggest(trial_id)
+            return proposed
+        study, trials, _ = state
+        for _ in range(_DRAWS):
+            sample = super().suggest(trial_id)
+            if (key := _key(sample)) not in tried:
+                tried[key] = None
+                return dict(sample)
+            _tell_again(study, trials.pop(trial_id), tried[key])
+        random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=len(tried)))
+        for _ in range(_RANDOM_DRAWS):
+            self._draw(drawn := random.ask())
+            if _key(drawn.params) not in tried:
+                study.enqueue_trial(drawn.params)
+                return self.suggest(trial_id)
+        logger.info("no configuration is left that was not tried: the search ends after %d trials", len(tried))
+        return str(self.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports an intermediate value to Optuna, with the epoch as step."""
@@ -110,13 +144,32 @@ class Searcher(OptunaSearch):
         if trial_id in completed or trial_id not in trials:
             return
         if error:
-            study.tell(trials[trial_id], state=TrialState.FAIL)
+            ended = study.tell(trials[trial_id], state=TrialState.FAIL)
         elif result and self.metric in result and result["epoch"] >= self._epochs:
-            study.tell(trials[trial_id], result[self.metric])
+            ended = study.tell(trials[trial_id], result[self.metric])
         else:
             if result and self.metric in result:
                 self.on_trial_result(trial_id, result)
-            study.tell(trials[trial_id], state=TrialState.PRUNED)
+            ended = study.tell(trials[trial_id], state=TrialState.PRUNED)
+        if self._tried is not None:
+            self._tried[_key(ended.params)] = ended
         completed.add(trial_id)
         del trials[trial_id]  # the study has its own copy
         self._last_epoch.pop(trial_id, None)
+
+
+def _key(sample: dict[str, Any]) -> str:
+    return repr(sorted(sample.items()))
+
+
+def _tell_again(study: optuna.Study, trial: optuna.Trial, known: FrozenTrial | None) -> None:
+    """Tells Optuna of a trial that it ends as one of the same configuration did; as failed while that one runs."""
+    if known is None or known.state == TrialState.FAIL:
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    for step, value in known.intermediate_values.items():
+        trial.report(value, step)
+    if known.state == TrialState.COMPLETE:
+        study.tell(trial, known.value)
+    else:
+        study.tell(trial, state=TrialState.PRUNED)
