@@ -16,8 +16,9 @@ from vadtune.artifacts.held_out_predictions import HELD_OUT_FILE
 from vadtune.artifacts.model_folder import MODEL_FILES, load_model
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
 from vadtune.config import SearchFile, parse_search
-from vadtune.core.errors import TrialDiverged
+from vadtune.core.errors import CheckpointError, TrialDiverged
 from vadtune.data import IncompleteDataset, load_dataset
+from vadtune.search.resume.retries import is_transient_failure
 from vadtune.search.trials import packing
 from vadtune.search.trials.packing import Pack
 from vadtune.search.trials.placement import pack_size
@@ -183,6 +184,59 @@ def test_out_of_memory_makes_the_pack_smaller_and_goes_on(
         results = asyncio.run(run())
     assert "packs of at most 2 from now on" in caplog.text
     for sample, scores in zip(samples, results, strict=True):
+        assert_same_scores(alone(search, dataset, sample, 9), scores)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("cuda"), RuntimeError("can't allocate memory: 640 GB")])
+def test_a_configuration_that_fits_nowhere_fails_alone(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searched()
+    pack, dataset = pack_of(search, 100)
+    samples = [{**SAMPLES[0], "model.latent": latent} for latent in (1, 3, 2)]
+    original = Population.__init__
+
+    def limited(population: Population, configs: Any, *args: Any) -> None:
+        if configs[0].model.latent == 3:
+            raise error
+        original(population, configs, *args)
+
+    async def run() -> list[Any]:
+        trials = [pack.advance(f"t{i}", sample, 9) for i, sample in enumerate(samples)]
+        return await asyncio.gather(*trials, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Population, "__init__", limited)
+        small, large, other = asyncio.run(run())
+    assert isinstance(large, MemoryError)
+    assert "not enough memory on cpu for this configuration" in str(large)
+    assert asyncio.run(pack.load()) == 2
+    for sample, scores in ((samples[0], small), (samples[2], other)):
+        assert_same_scores(alone(search, dataset, sample, 9), scores)
+
+
+def test_of_a_population_that_fails_only_the_culprit_fails_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are told to go on from their last checkpoint, which Tune then does."""
+    search = searched()
+    pack, dataset = pack_of(search, 100)
+    samples = [{**SAMPLES[0], "train.kl_weight": weight} for weight in (0.1, 0.2, 0.3)]
+    original = Population.train_epoch
+
+    def broken(population: Population) -> None:
+        if any(member.config.train.kl_weight == 0.2 for member in population.members):
+            raise RuntimeError("this one cannot be trained")
+        original(population)
+
+    async def run() -> list[Any]:
+        trials = [pack.advance(f"t{i}", sample, 9) for i, sample in enumerate(samples)]
+        return await asyncio.gather(*trials, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Population, "train_epoch", broken)
+        first, second = asyncio.run(run()), asyncio.run(run())
+    assert all(isinstance(error, CheckpointError) and is_transient_failure(error) for error in first)
+    good, culprit, other = second
+    assert str(culprit) == "this one cannot be trained"
+    assert not is_transient_failure(culprit)
+    for sample, scores in ((samples[0], good), (samples[2], other)):
         assert_same_scores(alone(search, dataset, sample, 9), scores)
 
 

@@ -1,4 +1,4 @@
-"""The memory that this process may still take, and a check of it before large work begins."""
+"""The memory that this process may still take, a check of it before large work begins, and what says it ran out."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def check_memory(needed: float, what: str, remedy: str) -> None:
     there = available_memory()
     if there is not None and needed > there:
         raise DataError(f"{what} needs about {_gigabytes(needed)} of memory, {_gigabytes(there)} are free; {remedy}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception says that memory ran out, on a GPU or in PyTorch's allocator on a CPU."""
+    by_name = type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
+    return by_name or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _free_of_machine() -> Iterator[int]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from vadtune.artifacts.training_state import parse_state
 from vadtune.config import SearchFile, TrialConfig
 from vadtune.core.errors import CheckpointError, TrialDiverged
+from vadtune.core.memory import is_out_of_memory
 from vadtune.core.threads import use_threads
 from vadtune.data import Scaler, SearchData
 from vadtune.search.algorithms.schedulers import next_report, report_epochs
@@ -78,9 +79,11 @@ class Pack:
         device: str = "cpu",
     ) -> None:
         self._search, self._data, self._scaler = search, data, scaler
-        self._feature_names, self._capacity, self._device = feature_names, capacity, device
+        self._feature_names, self._device = feature_names, device
+        self._capacity = self._asked_capacity = capacity
         self._due = report_epochs(search.search, search.epochs)
         self._populations: list[Population] = []
+        self._alone: set[str] = set()  # trials whose population failed: in one of their own the culprit fails alone
         self._jobs: dict[str, _Job] = {}
         self._paused: dict[str, _PausedTrial] = {}
         self._restored: dict[str, State] = {}  # states of trials restored from a checkpoint
@@ -165,17 +168,21 @@ class Pack:
             paused = self._paused.pop(job.trial_id, None)
             state = self._restored.pop(job.trial_id, paused.state if paused else None)
             try:
-                job.member = self._add_member(job.config, state)
+                job.member = self._add_member(job, state)
                 job.posteriors = None if state is None else state.get(POSTERIORS)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._populations:
+                    self._give_up(job, error)
+                    continue
                 if state is not None:
                     self._restored[job.trial_id] = state
                 self._limit(sum(len(population.members) for population in self._populations))
                 return
 
-    def _add_member(self, config: TrialConfig, state: State | None) -> Member:
-        for population in self._populations:
-            if population.has_room_for(config):
+    def _add_member(self, job: _Job, state: State | None) -> Member:
+        config, alone = job.config, [other.member for other in self._jobs.values() if other.trial_id in self._alone]
+        for population in self._populations if job.trial_id not in self._alone else []:
+            if population.has_room_for(config) and population.members[0] not in alone:
                 return population.join(config, state)
         population = Population([config], self._data.train, self._device)
         if state is not None:
@@ -187,8 +194,17 @@ class Pack:
         """Trains a population for one epoch and answers the trials that reached their next report."""
         try:
             await asyncio.to_thread(population.train_epoch)
-        except torch.OutOfMemoryError:
-            self._shrink(population)
+        except Exception as error:
+            jobs = [job for job in self._jobs.values() if job.member in population.members]
+            if len(population.members) > 1 and is_out_of_memory(error):
+                self._shrink(population)
+                return
+            self._populations.remove(population)
+            for job in jobs:
+                if len(jobs) > 1:  # one of them is to blame, so each is tried again alone
+                    self._alone.add(job.trial_id)
+                    error = CheckpointError(f"a configuration that trained together with it failed: {error}")
+                self._give_up(job, error)
             return
         arrived, answered = [], []
         for job in list(self._jobs.values()):
@@ -208,18 +224,16 @@ class Pack:
         self._remove(population, answered)
 
     async def _answer(self, population: Population, jobs: Sequence[_Job]) -> None:
-        """Scores trials together and resolves their futures; in halves where one diverges or memory runs out."""
+        """Scores trials together and resolves their futures; in halves where one fails or memory runs out."""
         members, start = [job.member for job in jobs if job.member is not None], [job.posteriors for job in jobs]
         try:
             evaluations = await asyncio.to_thread(evaluate, population, self._data, members, start=start)
-        except (TrialDiverged, torch.OutOfMemoryError) as error:
+        except Exception as error:
             if len(jobs) > 1:
                 for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
                     await self._answer(population, half)
-            elif isinstance(error, TrialDiverged):
-                self._fail(jobs[0], error)
             else:
-                raise
+                self._fail(jobs[0], error)
             return
         for job, member, model, evaluation in zip(jobs, members, population.models(members), evaluations, strict=True):
             if job.done.done():  # the trial left meanwhile
@@ -229,6 +243,15 @@ class Pack:
                 state[POSTERIORS] = evaluation.posteriors.cpu()
             self._paused[job.trial_id] = _PausedTrial(state, model, evaluation)
             job.done.set_result(evaluation.scores)
+
+    def _give_up(self, job: _Job, error: Exception) -> None:
+        """Fails a trial that cannot go on; others that waited for the memory it could not have get it back."""
+        if is_out_of_memory(error):
+            rule = f"not enough memory on {self._device} for this configuration"
+            error = MemoryError(f"{rule} ({str(error).splitlines()[0]}); lower the sizes that model.* may take")
+            self._capacity = self._asked_capacity
+        self._fail(job, error)
+        del self._jobs[job.trial_id]
 
     @staticmethod
     def _fail(job: _Job, error: Exception) -> None:
@@ -255,8 +278,6 @@ class Pack:
 
     def _limit(self, capacity: int) -> None:
         """Lowers the capacity after memory ran out."""
-        if capacity == 0:
-            raise MemoryError(f"not enough memory on {self._device} for one configuration; lower the model's sizes")
         self._capacity = capacity
         logger.warning("out of memory on %s: packs of at most %d from now on", self._device, capacity)
         if self._device != "cpu":
