@@ -177,6 +177,30 @@ def test_a_driver_ended_at_ten_random_moments_finishes_every_sample_once(tmp_pat
     assert told == pytest.approx(sorted(trial.metrics["val_missing_rmse"] for trial in trials))
 
 
+@pytest.mark.parametrize("victim", ["gcs_server", "RuntimeEnvAgent", "driver"])
+def test_when_a_process_of_ray_or_the_driver_dies_the_last_line_says_how_to_resume(tmp_path: Path, victim: str) -> None:
+    search_file(tmp_path, 6)
+    log = tmp_path / "log.txt"
+    process = started(tmp_path, "search", "tiny.yaml")
+    wait_for(lambda: finished_trials(tmp_path) > 0, process, log)
+    (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    if victim == "driver":
+        process.kill()
+    else:
+        (pid,) = (pid for pid in descendants(process.pid) if victim in Path(f"/proc/{pid}/cmdline").read_text()[:200])
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(30) == (-signal.SIGKILL if victim == "driver" else 1)
+    words = (
+        f"vadtune: error: search {run}: its process was ended from outside, or Ray's; resume it: vadtune resume {run}"
+    )
+    deadline = time.monotonic() + 10
+    while log.read_text().splitlines()[-1] != words:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    ended(started(tmp_path, "resume", run), tmp_path)
+    check_every_sample_once(trials_of(tmp_path), 6)
+
+
 def sampler_history(folder: Path) -> list[Any]:
     """Returns what Optuna was told, by the snapshot of a search."""
     with zipfile.ZipFile(folder / SNAPSHOT_FILE) as archive:

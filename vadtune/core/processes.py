@@ -1,4 +1,4 @@
-"""CPU cores this process may use, its imports, and the server that worker processes are forked from.
+"""CPU cores this process may use, its imports, its last words, and the server that worker processes are forked from.
 
 Importing PyTorch takes seconds. A fork server imports it once for all workers, in the background; it computes nothing,
 so forking it copies no thread and no lock.
@@ -10,10 +10,13 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
+_SHELL = Path("/bin/sh")
 _PRELOADED = ["vadtune.training.refit"]
 
 
@@ -38,6 +41,21 @@ def large_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Prints a line to stderr if this process is killed or exited within the block, so that it cannot do so itself."""
+    if not _SHELL.exists():  # Windows
+        yield
+        return
+    script = 'read -r end || printf "%s\\n" "$0" >&2'  # no line before the end of its input: this process is gone
+    watcher = subprocess.Popen([_SHELL, "-c", script, text], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            watcher.communicate(b"end\n")
 
 
 def worker_context() -> ForkServerContext:

@@ -1,9 +1,12 @@
-"""Starts a Ray on this machine, for one search or for the tests."""
+"""Starts a Ray on this machine, for one search or for the tests, and ends with it."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -14,6 +17,7 @@ from vadtune.core.processes import available_cores
 from vadtune.search.cluster.join import silence_logs
 from vadtune.search.ray_compat import start_on_loopback
 
+_SERVERS = ("gcs_server", "raylet")
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -43,6 +47,30 @@ def local_ray(data_bytes: int = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def ended_with_ray() -> Iterator[None]:
+    """Ends this process during a block, without exit handlers, if a server of the Ray of this machine dies.
+
+    Some of Tune's calls would wait without end for a server that is gone, others end the process themselves.
+    """
+    psutil = importlib.import_module("psutil")
+    servers = [child for child in psutil.Process().children(recursive=True) if child.name() in _SERVERS]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if not all(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers):
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class PendingRay(NamedTuple):

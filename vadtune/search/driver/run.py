@@ -21,14 +21,14 @@ from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder,
 from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
-from vadtune.core.processes import large_imports
+from vadtune.core.processes import large_imports, last_words
 from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
 from vadtune.search.driver.callbacks import GpuBudgetStopper, SearchCallback
 from vadtune.search.driver.progress import ProgressDisplay, duration
-from vadtune.search.driver.ray_start import PendingRay, pending_ray
+from vadtune.search.driver.ray_start import PendingRay, ended_with_ray, pending_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.session import SESSIONS, GpuMeter, Session
 from vadtune.search.driver.signals import stop_signals
@@ -185,7 +185,11 @@ def _run(
     budget, total = search.search.time_budget_s, sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     logger.info("scored on %s", data.scored)
-    with ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
+    name = run if folder.parent == Path("runs").absolute() else folder
+    words = (
+        f"vadtune: error: search {run}: its process was ended from outside, or Ray's; resume it: vadtune resume {name}"
+    )
+    with last_words(words), ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
         meter = GpuMeter(search.search.gpu_hours)
         deadline = None if budget is None else start + budget
         SESSIONS[run] = session = Session(search, tracker, display, total, interrupted, deadline, meter, known)
@@ -193,6 +197,7 @@ def _run(
             pending.wait()
             session.order = order_of(search, data)
             with (
+                ended_with_ray(),
                 place_trials(search, data, size) as (trainable, slots),
                 adapted_tune(
                     slots=slots,
