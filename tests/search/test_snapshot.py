@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.core.errors import SearchError, VadtuneError
-from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
+from vadtune.search.resume.retries import Recoverable
+from vadtune.search.resume.snapshot import atomic_snapshots, check_trusted, restore_snapshot
 
 TRIALS = "experiment_state.json"
 
@@ -126,3 +131,49 @@ def test_a_damaged_snapshot_is_one_error(content: bytes, tmp_path: Path) -> None
     (tmp_path / SNAPSHOT_FILE).write_bytes(content)
     with pytest.raises(VadtuneError, match=r"snapshot\.zip: cannot be read \(.*\); start the search again"):
         restore_snapshot(tmp_path, str(tmp_path / "tune"))
+
+
+@pytest.mark.parametrize("name", ["snapshot.zip", "tune/tuner.pkl", "tune/abc/error.pkl", "."])
+def test_a_resume_refuses_state_that_others_may_have_written(name: str, tmp_path: Path) -> None:
+    for path in ("snapshot.zip", "tune/tuner.pkl", "tune/abc/error.pkl"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    check_trusted(tmp_path)
+    path = tmp_path / name
+    path.chmod(path.stat().st_mode | 0o002)
+    with pytest.raises(SearchError, match=r"executes what is in it, so it must be yours.*chmod -R go-w"):
+        check_trusted(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_a_resume_refuses_state_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "snapshot.zip").write_bytes(b"")
+    os.chown(tmp_path / "snapshot.zip", 12345, -1)
+    with pytest.raises(SearchError, match="owner 12345"):
+        restore_snapshot(tmp_path, str(tmp_path / "tune"))
+
+
+def test_a_pickle_in_a_checkpoint_is_not_loaded(tmp_path: Path) -> None:
+    """Ray would load it before the trainable sees the checkpoint."""
+
+    class Executed:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return Path.touch, (tmp_path / "executed",)  # type: ignore[return-value]
+
+    class Trial(Recoverable):
+        def load_checkpoint(self, checkpoint_dir: Any) -> None: ...
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+    for number in range(2):
+        (tmp_path / f"checkpoint_{number}").mkdir()
+        (tmp_path / f"checkpoint_{number}" / "_dict_checkpoint.pkl").write_bytes(pickle.dumps(Executed()))
+    trial = Trial.__new__(Trial)
+    trial.config = {}
+    result = type(
+        "Result", (), {"checkpoint": tune.Checkpoint.from_directory(tmp_path / "checkpoint_1"), "metrics": {}}
+    )
+    trial.restore(result())
+    assert not (tmp_path / "executed").exists()
+    assert "began again at epoch 0" in trial._note

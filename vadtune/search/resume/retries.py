@@ -62,6 +62,7 @@ class Recoverable(tune.Trainable):
         problems = []
         for candidate in (checkpoint_path, *_others(latest.filesystem, latest.path)):
             try:
+                _check_no_pickle(getattr(candidate, "checkpoint", candidate))
                 super().restore(candidate)
             except (OSError, ValueError, VadtuneError) as error:
                 problems.append(" ".join(str(error).split()))
@@ -71,6 +72,13 @@ class Recoverable(tune.Trainable):
         self._iteration = 0
         self.reset_config(self.config)
         self._note = f"began again at epoch 0, no checkpoint could be used: {problems[0]}"
+
+
+def _check_no_pickle(checkpoint: tune.Checkpoint) -> None:
+    """Raises CheckpointError if Ray would execute a file of a checkpoint when it loads it; vadtune writes none."""
+    files = checkpoint.filesystem.get_file_info(fs.FileSelector(checkpoint.path, recursive=True, allow_not_found=True))
+    if pickles := [info.path for info in files if info.path.endswith((".pkl", ".pickle"))]:
+        raise CheckpointError(f"{pickles[0]} is not of vadtune: loading it could execute code")
 
 
 def _others(filesystem: fs.FileSystem, path: str) -> Iterator[tune.Checkpoint]:

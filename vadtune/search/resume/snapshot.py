@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -36,6 +38,29 @@ def saved_at(folder: Path) -> float:
         return (folder / SNAPSHOT_FILE).stat().st_mtime
     except OSError:
         return 0.0
+
+
+def check_trusted(folder: Path) -> None:
+    """Checks that nobody else can have written the files of a search that Ray loads with pickle.
+
+    Args:
+        folder: The folder of the search.
+
+    Raises:
+        SearchError: One belongs to another user, or others may write it or its folder.
+    """
+    for path in (folder, folder / SNAPSHOT_FILE, *folder.rglob("*.pkl"), *folder.glob(f"tune/{_TRIALS}*")):
+        try:
+            state = path.lstat()
+        except OSError:
+            continue
+        own_group = state.st_gid == os.getgid()
+        if state.st_uid != os.getuid() or state.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP):
+            owner = f"owner {state.st_uid}, mode {stat.filemode(state.st_mode)}"
+            raise SearchError(
+                f"{path}: a resume executes what is in it, so it must be yours and no other user may write it, got "
+                f"{owner}; if you trust it: chown -R $USER {folder} && chmod -R go-w {folder}"
+            )
 
 
 @contextlib.contextmanager
@@ -82,7 +107,9 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
 
     Raises:
         VadtuneError: The snapshot is damaged, or ``tune`` cannot be written.
+        SearchError: Others may have written it, see ``check_trusted``.
     """
+    check_trusted(folder)
     path = folder / SNAPSHOT_FILE
     try:
         with zipfile.ZipFile(path) as archive:
