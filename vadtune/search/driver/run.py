@@ -217,8 +217,10 @@ def _run(
                     tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
                 if not interrupted:  # before Tune listens for signals
                     tuner.fit()
-        except BaseException:
+        except BaseException as error:
             tracker.abandon()
+            if isinstance(error, KeyboardInterrupt):
+                logger.info("resume it: vadtune resume %s", name)
             raise
         finally:
             del SESSIONS[run]

@@ -1,4 +1,4 @@
-"""Stops a search cleanly on Ctrl-C or SIGTERM."""
+"""Stops a search cleanly on Ctrl-C, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Makes the first Ctrl-C or SIGTERM stop Tune cleanly: it saves its state and returns.
+    """Makes the first signal stop Tune cleanly: it saves its state and returns.
 
+    Signals are Ctrl-C, SIGTERM, and the SIGHUP of a terminal that is closed.
     Tune stops on SIGUSR1, which is sent here, so that the search knows that it was interrupted. A signal that arrives
     before Tune listens is sent again later, see SearchCallback. A second Ctrl-C raises KeyboardInterrupt.
 
@@ -32,7 +33,8 @@ def stop_signals() -> Iterator[list[int]]:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: lambda number, frame: None}
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {**dict.fromkeys(stopping, stop), signal.SIGUSR1: lambda number, frame: None}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield received
