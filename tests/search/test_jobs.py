@@ -41,6 +41,9 @@ class Head:
 def head() -> Iterator[Head]:
     port = free_port()
     with cluster("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}") as here:
+        alone = here.env.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        here.start_node()  # as in README: a second node of the same machine
+        here.env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = alone
         yield Head(here, port)
 
 

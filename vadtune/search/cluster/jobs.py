@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -41,18 +39,15 @@ class Jobs:
 
     def submit(self, search: SearchFile, *, storage: str, tracking_uri: str | None) -> str:
         """Submits a search to the cluster; returns the id of its job."""
-        command = ["python", "-m", "vadtune", "search", SEARCH_FILE, "--address", "auto", "--storage", storage]
+        options = ["--address", "auto", "--storage", storage]
         if tracking_uri is not None:
-            command += ["--tracking-uri", tracking_uri]
-        with tempfile.TemporaryDirectory(prefix="vadtune-", ignore_cleanup_errors=True) as folder:
-            (Path(folder) / SEARCH_FILE).write_text(search.to_yaml())
-            job = self._ask(
-                self._client.submit_job,
-                entrypoint=shlex.join(command),
-                runtime_env={"working_dir": folder},
-                metadata={"search": search.name},
-            )
-            return str(job)
+            options += ["--tracking-uri", tracking_uri]
+        # Not in a working_dir of Ray's: with two nodes on one machine, the second one deletes that of the first.
+        entrypoint = (
+            f"folder=$(mktemp -d) && printf %s {shlex.quote(search.to_yaml())} > $folder/{SEARCH_FILE} && "
+            f"exec python -m vadtune search $folder/{SEARCH_FILE} {shlex.join(options)}"
+        )
+        return str(self._ask(self._client.submit_job, entrypoint=entrypoint, metadata={"search": search.name}))
 
     def status(self, job: str | None = None) -> list[dict[str, object]]:
         """Returns a row for each submitted job, or for one job, newest first."""
