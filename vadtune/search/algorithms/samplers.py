@@ -10,10 +10,10 @@ import random
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from vadtune.config import SearchFile
@@ -69,6 +69,14 @@ _DRAWS, _RANDOM_DRAWS = 10, 1000
 """How often the sampler, and then chance, is asked for a configuration before a space counts as tried out."""
 
 
+class _End(NamedTuple):
+    """How a trial ended: its state, its score if it is complete, and its scores by epoch."""
+
+    state: TrialState
+    score: float | None
+    scores: dict[int, float]
+
+
 class Searcher(OptunaSearch):
     """OptunaSearch that proposes no configuration twice, and tells Optuna how trials ended.
 
@@ -77,7 +85,7 @@ class Searcher(OptunaSearch):
     the score of its low budget. Here they are PRUNED, with their intermediate values by epoch, and FAIL.
     """
 
-    _tried: dict[str, FrozenTrial | None] | None = None  # None after a resume of a search of version 0.1.0
+    _tried: dict[str, _End | None] | None = None  # None after a resume of a search of version 0.1.0
 
     def __init__(self, search: SearchFile) -> None:
         self._epochs = search.epochs
@@ -152,7 +160,7 @@ class Searcher(OptunaSearch):
                 self.on_trial_result(trial_id, result)
             ended = study.tell(trials[trial_id], state=TrialState.PRUNED)
         if self._tried is not None:
-            self._tried[_key(ended.params)] = ended
+            self._tried[_key(ended.params)] = _End(ended.state, ended.value, ended.intermediate_values)
         completed.add(trial_id)
         del trials[trial_id]  # the study has its own copy
         self._last_epoch.pop(trial_id, None)
@@ -162,14 +170,14 @@ def _key(sample: dict[str, Any]) -> str:
     return repr(sorted(sample.items()))
 
 
-def _tell_again(study: optuna.Study, trial: optuna.Trial, known: FrozenTrial | None) -> None:
+def _tell_again(study: optuna.Study, trial: optuna.Trial, known: _End | None) -> None:
     """Tells Optuna of a trial that it ends as one of the same configuration did; as failed while that one runs."""
     if known is None or known.state == TrialState.FAIL:
         study.tell(trial, state=TrialState.FAIL)
         return
-    for step, value in known.intermediate_values.items():
+    for step, value in known.scores.items():
         trial.report(value, step)
     if known.state == TrialState.COMPLETE:
-        study.tell(trial, known.value)
+        study.tell(trial, known.score)
     else:
         study.tell(trial, state=TrialState.PRUNED)

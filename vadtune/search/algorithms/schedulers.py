@@ -18,12 +18,31 @@ EPOCH = "epoch"
 """The result key that counts a trial's budget."""
 
 
+def trial_number(trial: Trial) -> int:
+    """Returns the number of a trial, from 1 in the order of proposal; a resume does not change it."""
+    return int(trial.experiment_tag.partition("_")[0])  # followed by the configuration
+
+
 def _grace(search: SearchConfig, epochs: int) -> int:
     """Returns the epochs before a trial may be stopped: by default a ninth, where ranks are close to the final ones."""
     return search.grace_epochs or math.ceil(epochs / 9)
 
 
-class AshaSkippingClosedForm(ASHAScheduler):
+class _FirstWaiting(TrialScheduler):
+    """Runs the waiting trial that was proposed first; Tune's schedulers look through all trials at every step."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Returns the trial to run next. See TrialScheduler."""
+        ranks = {Trial.PENDING: 0, Trial.PAUSED: 1}
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status in ranks]
+        return min(waiting, key=lambda trial: (ranks[trial.status], trial_number(trial)), default=None)
+
+
+class Fifo(_FirstWaiting, FIFOScheduler):
+    """Stops no trial."""
+
+
+class AshaSkippingClosedForm(_FirstWaiting, ASHAScheduler):
     """ASHA that neither stops nor counts trials with a linear decoder in closed form.
 
     Such a trial has its final score before the first decision and costs little; ranked against it, ASHA would stop
@@ -70,7 +89,7 @@ SCHEDULERS: dict[str, Callable[[SearchFile], TrialScheduler]] = {
     "asha": AshaSkippingClosedForm,
     "hyperband": _hyperband,
     "median": _median,
-    "none": lambda file: FIFOScheduler(),
+    "none": lambda file: Fifo(),
 }
 
 
