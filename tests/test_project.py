@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import vadtune
+from vadtune.search.adaptation import VERSIONS
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -58,6 +59,11 @@ def test_the_lowest_versions_are_the_lower_ends_of_the_ranges() -> None:
     lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert set(lowest) == set(ranges)
     assert all(f"{lowest[name]}.".startswith(f"{end}.") for name, end in ranges.items())
+
+
+def test_messages_name_the_range_of_ray() -> None:
+    extras = project()["optional-dependencies"]
+    assert {f"ray[tune]{VERSIONS}", f"ray[default]{VERSIONS}"} <= {*project()["dependencies"], *extras["cluster"]}
 
 
 def test_the_version_is_written_in_one_place_and_repeated_truly() -> None:

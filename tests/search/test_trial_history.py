@@ -11,6 +11,9 @@ from optuna.trial import TrialState
 from vadtune.search.algorithms import trial_history
 from vadtune.search.algorithms.trial_history import RecentTrials
 
+# Optuna 4 warns that `multivariate` is experimental.
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
 
 def studies(monkeypatch: pytest.MonkeyPatch, recent: int) -> tuple[optuna.Study, optuna.Study]:
     """Returns a study with the storage of a search and one with Optuna's own, with samplers of one seed."""

@@ -20,8 +20,8 @@ from vadtune.core.errors import SearchError
 
 logger = logging.getLogger(__name__)
 
-VERSIONS = "2.60"
-"""The Ray versions that the adaptations were written for."""
+VERSIONS = ">=2.58,<2.61"
+"""The Ray versions that the adaptations were written for and tested with: the range in pyproject.toml."""
 _CALLED: set[str] = set()  # targets of adaptations that are applied, once Ray has called the replacement
 
 
@@ -99,7 +99,7 @@ class Adaptation:
             return True
         message = f"Ray {ray.__version__}: {problem} (expected: Ray {VERSIONS}); without it {self.reason}"
         if self.protective:
-            raise SearchError(f"{message}; install ray=={VERSIONS}.*")
+            raise SearchError(f"{message}; install 'ray{VERSIONS}'")
         warn_once(message)
         return False
 

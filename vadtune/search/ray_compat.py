@@ -136,7 +136,7 @@ def check_effect(name: str) -> None:
     if not ADAPTATIONS[name].was_called():
         raise SearchError(
             f"Ray {ray.__version__} must call {ADAPTATIONS[name].target} and did not; without it "
-            f"{ADAPTATIONS[name].reason}; install ray=={VERSIONS}.*"
+            f"{ADAPTATIONS[name].reason}; install 'ray{VERSIONS}'"
         )
 
 
@@ -303,13 +303,13 @@ def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
             rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"
-            raise SearchError(f"{rule}; install ray=={VERSIONS}.*") from error
+            raise SearchError(f"{rule}; install 'ray{VERSIONS}'") from error
         raise
     exposed = sorted({address for _, address in _listening() - before if not _is_loopback(address)})
     if exposed:
         ray.shutdown()
         rule = f"Ray {ray.__version__} must listen on loopback addresses only, got {', '.join(exposed)}"
-        raise SearchError(f"{rule}; install ray=={VERSIONS}.*")
+        raise SearchError(f"{rule}; install 'ray{VERSIONS}'")
 
 
 def _get_node(original: Any, gcs_address: str, node_id: str) -> Any:

@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import SearchError, VadtuneError
+from vadtune.search.adaptation import VERSIONS
 from vadtune.search.ray_compat import saved_states
 from vadtune.search.resume.upgrade import upgrade_state
 
@@ -89,7 +90,7 @@ def atomic_snapshots(folder: Path) -> Iterator[None]:
             return
         if f"{_TRIALS}.json" not in files:
             message = f"Ray {ray.__version__} must save {_TRIALS}.json, got {sorted(files)}"
-            raise SearchError(f"{message}; install ray==2.60.*")
+            raise SearchError(f"{message}; install 'ray{VERSIONS}'")
 
     with saved_states(save):
         yield
