@@ -5,7 +5,6 @@ To add a scheduler: one factory here, one line in SCHEDULERS, its name in config
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +15,6 @@ from vadtune.config import SearchConfig, SearchFile
 
 EPOCH = "epoch"
 """The result key that counts a trial's budget."""
-
-
-def _grace(search: SearchConfig, epochs: int) -> int:
-    """Returns the epochs before a trial may be stopped: by default a ninth, where ranks are close to the final ones."""
-    return search.grace_epochs or math.ceil(epochs / 9)
 
 
 class AshaSkippingClosedForm(ASHAScheduler):
@@ -35,7 +29,7 @@ class AshaSkippingClosedForm(ASHAScheduler):
             time_attr=EPOCH,
             # Beyond the last epoch, so that a finished trial does not end as stopped.
             max_t=file.epochs + 1,
-            grace_period=_grace(file.search, file.epochs),
+            grace_period=file.search.grace(file.epochs),
             reduction_factor=file.search.reduction_factor,
         )
         self._file = file
@@ -62,7 +56,7 @@ def _hyperband(file: SearchFile) -> TrialScheduler:
 
 
 def _median(file: SearchFile) -> TrialScheduler:
-    grace = _grace(file.search, file.epochs)
+    grace = file.search.grace(file.epochs)
     return MedianStoppingRule(time_attr=EPOCH, grace_period=grace, min_samples_required=3)
 
 
@@ -81,7 +75,7 @@ def report_epochs(search: SearchConfig, epochs: int) -> list[int]:
     """
     due = {epochs}
     if search.scheduler == "asha":
-        rung = _grace(search, epochs)
+        rung = search.grace(epochs)
         while rung < epochs:
             due.add(rung)
             rung *= search.reduction_factor

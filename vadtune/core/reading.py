@@ -1,0 +1,80 @@
+"""Reading of files that others may have made: regular files only, within a bound, and inside the folder they belong to.
+
+What a file declares is compared with its size before anything is reserved for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+SMALL_FILE = 2**20
+"""Bytes that a file of settings may have."""
+_MOST_EXPANSION = 100  # bytes per byte of a file: real tables and masks stay well below
+_ALWAYS_FINE = 2**28  # bytes, which any machine has
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; it never waits for a pipe and never reads a device.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(number, os.strerror(number) if number == errno.EISDIR else "not a regular file", str(path))
+
+
+def check_regular(path: Path) -> int:
+    """Checks that a path is a regular file that can be read, and returns its size; raises as ``open_regular`` does."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def read_bounded(path: Path, most: int = SMALL_FILE) -> bytes:
+    """Returns the content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: As for ``open_regular``, or it has more bytes.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""  # files of /proc have size 0, and content
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"at most {most} bytes expected, got {max(size, len(content))}", str(path))
+    return content
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Checks that a path below a folder does not leave it by a symbolic link.
+
+    Raises:
+        OSError: It does.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OSError(errno.EPERM, "a symbolic link that leaves its folder", str(path))
+
+
+def check_expansion(declared: float, there: int) -> None:
+    """Checks that a compressed file does not unpack to far more than its size, before it is unpacked.
+
+    Args:
+        declared: Bytes that it says it unpacks to.
+        there: Bytes of the file.
+
+    Raises:
+        ValueError: It does.
+    """
+    if declared > max(_ALWAYS_FINE, _MOST_EXPANSION * there):
+        raise ValueError(
+            f"it unpacks to {declared / 1e9:,.1f} GB, more than {_MOST_EXPANSION} times its {there / 1e6:,.1f} MB; "
+            "store it without compression if that is meant"
+        )
