@@ -13,10 +13,9 @@ from vadtune.core.errors import ConfigError
 from vadtune.core.reading import SMALL_FILE, check_regular, read_bounded
 from vadtune.core.text import one_line, quoted
 
-_MOST_NODES, _MOST_DEPTH = 50_000, 50  # keys and values of a file, and levels of nesting
-_SECTIONS = ("name", "data", "model", "train", "infer", "search")
+_MOST_NODES, _MOST_DEPTH = 20_000, 50  # keys and values of a file, and levels of nesting
+_SECTIONS = {"name", "data", "model", "train", "infer", "search"}
 _QUOTED = re.compile(r"(?<=[ ,(])['\"].*['\"]")
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C parses ten times as fast, where PyYAML includes it
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,60 +33,51 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing search file") from error
     try:
-        text = content.decode()
-        kind, top = _outline(text)
-        if kind == "keys" and not top.isdisjoint(_SECTIONS):
-            return dict(_load(text))
+        loader = _StrictLoader(content.decode())
+        root = loader.get_single_node()
+        got = {yaml.SequenceNode: "list", yaml.ScalarNode: "text"}.get(type(root), "none of them")
+        if isinstance(root, yaml.MappingNode) and any(key.value in _SECTIONS for key, _ in root.value if _is_text(key)):
+            return dict(loader.construct_document(root))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {_reason(error)}") from error
-    got = "none of them" if kind == "keys" else kind
     raise ConfigError(f"{path}: needs sections (name, data, model, ...), got {got}; name a search file")
 
 
-class _StrictLoader(_Base):  # type: ignore[misc]
-    """Safe YAML loader that also refuses duplicate keys."""
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML loader that also refuses duplicate keys, aliases, and more or deeper values than a search needs.
+
+    A few lines of aliases can expand to more than fits into memory, or contain themselves.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ValueError(f"an alias{_line(mark)}; repeat what it stands for")
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
+            what = f"at most {_MOST_NODES} keys and values in {_MOST_DEPTH} levels"
+            raise ValueError(f"{what} expected, got more; name a search file")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
+            if _is_text(key_node):
                 if key_node.value in lines:
                     raise ValueError(f"key {quoted(key_node.value)} twice (line {lines[key_node.value]})")
                 lines[key_node.value] = key_node.start_mark.line + 1
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return mapping
+        return super().construct_mapping(node, deep)
 
 
-def _load(text: str) -> Any:
-    """Returns what a YAML text holds; raises as ``_outline`` does, or ValueError if a key is there twice."""
-    _outline(text)
-    return yaml.load(text, Loader=_StrictLoader)
-
-
-def _outline(text: str) -> tuple[str, set[str]]:
-    """Returns of what kind a YAML text is (``keys``, ``list``, ``text``), and what stands at its top level.
-
-    Raises:
-        yaml.YAMLError: It is not valid YAML.
-        ValueError: It is too large, too deep, or has aliases: a few lines of these can expand to more than fits into
-            memory, or contain themselves.
-    """
-    nodes, depth, kind, found = 0, 0, "", set[str]()
-    for event in yaml.parse(text, Loader=_Base):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"an alias{_line(event.start_mark)}; repeat what it stands for")
-        nodes += isinstance(event, yaml.NodeEvent)
-        if nodes == 1 and not kind:
-            kinds = {yaml.MappingStartEvent: "keys", yaml.SequenceStartEvent: "list"}
-            kind = kinds.get(type(event), "text")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if nodes > _MOST_NODES:
-            raise ValueError(f"at most {_MOST_NODES} keys and values expected, got more; name a search file")
-        if depth > _MOST_DEPTH:
-            raise ValueError(f"at most {_MOST_DEPTH} levels expected, got more; name a search file")
-        if depth == 1 and isinstance(event, yaml.ScalarEvent):
-            found.add(event.value)
-    return kind or "nothing", found
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode)
 
 
 def _reason(error: Exception) -> str:
@@ -116,7 +106,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if not equals or not path:
             raise ConfigError(f"an override has the form key.path=value, got {quoted(override)}")
         try:
-            value = _load(text)
+            value = yaml.load(text, Loader=_StrictLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that does not exist
             raise ConfigError(f"{one_line(path, 100)}: the value must be YAML, got {quoted(text)}") from error
         *parents, last = path.split(".")
