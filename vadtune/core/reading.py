@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
 SMALL_FILE = 2**20
 """Bytes that a file of settings may have."""
+_MOST_MEMBERS = 10_000  # of an archive
 _MOST_EXPANSION = 100  # bytes per byte of a file: real tables and masks stay well below
 _ALWAYS_FINE = 2**28  # bytes, which any machine has
 
@@ -61,6 +63,18 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OSError(errno.EPERM, "a symbolic link that leaves its folder", str(path))
+
+
+def check_archive(archive: zipfile.ZipFile, there: int) -> None:
+    """Checks the members of a zip file of ``there`` bytes before one is unpacked.
+
+    Raises:
+        ValueError: They are too many, or unpack to far more than the size of the file.
+    """
+    members = archive.infolist()
+    if len(members) > _MOST_MEMBERS:
+        raise ValueError(f"it must have at most {_MOST_MEMBERS} members, got {len(members)}")
+    check_expansion(sum(member.file_size for member in members), there)
 
 
 def check_expansion(declared: float, there: int) -> None:
