@@ -6,11 +6,12 @@ What a file declares is compared with its size before anything is reserved for i
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import zipfile
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 SMALL_FILE = 2**20
 """Bytes that a file of settings may have."""
@@ -19,7 +20,7 @@ _MOST_EXPANSION = 100  # bytes per byte of a file: real tables and masks stay we
 _ALWAYS_FINE = 2**28  # bytes, which any machine has
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file for reading; it never waits for a pipe and never reads a device.
 
     Raises:
@@ -48,11 +49,15 @@ def read_bounded(path: Path, most: int = SMALL_FILE) -> bytes:
         OSError: As for ``open_regular``, or it has more bytes.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""  # files of /proc have size 0, and content
-    if max(size, len(content)) > most:
-        raise OSError(errno.EFBIG, f"at most {most} bytes expected, got {max(size, len(content))}", str(path))
+        _check_size(path, os.fstat(file.fileno()).st_size, most)
+        content = file.read(most + 1)
+    _check_size(path, len(content), most)  # files of /proc have size 0, and content
     return content
+
+
+def _check_size(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise OSError(errno.EFBIG, f"at most {most} bytes expected, got {size}", str(path))
 
 
 def check_inside(folder: Path, path: Path) -> None:
@@ -63,6 +68,13 @@ def check_inside(folder: Path, path: Path) -> None:
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OSError(errno.EPERM, "a symbolic link that leaves its folder", str(path))
+
+
+def sha256_of(path: Path, most: int) -> str:
+    """Returns the SHA-256 of a regular file of at most ``most`` bytes; raises as ``read_bounded`` does."""
+    with open_regular(path) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, most)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_archive(archive: zipfile.ZipFile, there: int) -> None:

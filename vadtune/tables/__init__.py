@@ -140,7 +140,9 @@ def check_columns(path: Path, table: TableFile, expected: Collection[str]) -> li
     twice = sorted(name for name, count in counts.items() if count > 1)
     missing = [name for name in expected if name not in counts]
     extra = [name for name in table.names if name not in known]
-    if len(table.names) == 1 and len(known) > 1:  # perhaps no table at all, whose content is not repeated
+    if (
+        isinstance(table, CsvFile) and len(table.names) == 1 and len(known) > 1
+    ):  # perhaps no table at all, whose content is not repeated
         raise DataError(f"{path}: must have the {len(known)} columns of the model, got one; name a table of these")
     found = [
         f"{what} {_listed(names)}"
