@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.hostile import refused
+from tests.hostile import ROOT, SECONDS, refused, run
 
 HEAD = "name: tiny\ndata: {source: iris}\n"
 
@@ -126,3 +127,112 @@ def test_a_table_beyond_all_bounds_is_refused(
 ) -> None:
     make(tmp_path / name)
     assert message in refused("init", name, "--out", "x.yaml", folder=tmp_path)
+
+
+def many_keys(path: Path) -> None:
+    path.write_text(HEAD + "".join(f"k{i}: 1\n" for i in range(90_000)))
+
+
+def unknown_keys(path: Path) -> None:
+    path.write_text(HEAD + "model:\n" + "".join(f"  k{i}: 1\n" for i in range(9_000)))
+
+
+def no_search(path: Path) -> None:
+    path.write_text("root:$6$salt$SECRET:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\n")
+
+
+def other_yaml(path: Path) -> None:
+    path.write_text("token: SECRET\nSECRET: [1, 2]\n")
+
+
+def fine_grid(path: Path) -> None:
+    path.write_text(HEAD + "model: {dropout: {quniform: [0, 0.9, 1.0e-12]}}\nsearch: {sampler: grid}\n")
+
+
+def large_grid(path: Path) -> None:
+    domain = "{int: [1, 1000]}"
+    path.write_text(HEAD + f"model: {{latent: {domain}, hidden: {domain}}}\nsearch: {{sampler: grid}}\n")
+
+
+def many_steps(path: Path) -> None:
+    path.write_text(HEAD + "infer: {steps: 1000000000000000}\n")
+
+
+SEARCH_FILES: list[tuple[Callable[[Path], None], str]] = [
+    (many_keys, "at most 20000 keys and values in 50 levels expected, got more"),
+    (no_search, "not valid YAML"),
+    (other_yaml, "needs sections (name, data, model, ...), got none of them"),
+    (fine_grid, "quniform has at most 1000000000 values, got a step of 1e-12"),
+    (large_grid, "a grid has at most 100,000 points, got 1,000,000 up to model.hidden"),
+    (many_steps, "infer.steps: must be less than or equal to 1000000, got 1000000000000000"),
+    (pipe, "cannot be read (not a regular file)"),
+    (device, "cannot be read (not a regular file)"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), SEARCH_FILES, ids=lambda value: getattr(value, "__name__", None))
+def test_a_search_file_beyond_all_bounds_is_refused(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "search.yaml")
+    line = refused("validate", "search.yaml", folder=tmp_path)
+    assert message in line
+    assert "SECRET" not in line
+
+
+def test_thousands_of_unknown_keys_are_told_soon_and_some_of_them_only(tmp_path: Path) -> None:
+    unknown_keys(tmp_path / "search.yaml")
+    ended = run("validate", "search.yaml", folder=tmp_path)
+    assert (ended.code, ended.errors.count("\n")) == (2, 20)
+    assert ended.seconds < SECONDS
+
+
+@pytest.mark.parametrize("make", [pipe, device])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("config_0.json", ["import-config", "config_0.json", "--source", "iris"]),
+        ("tiny/run.json", ["resume", "tiny"]),
+        ("model/manifest.json", ["retest", "model", "--no-log"]),
+        ("best/ensemble.json", ["impute", "best", "x.csv", "--out", "y.csv"]),
+        ("data.h5", ["train", "published.yaml"]),
+        ("mask.npy", ["train", "masked.yaml"]),
+    ],
+)
+def test_no_command_waits_for_a_pipe_or_reads_a_device(
+    name: str, command: list[str], make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    make(tmp_path / name)
+    (tmp_path / "published.yaml").write_text("name: tiny\ndata: {source: mosi, path: data}\n")
+    (tmp_path / "masked.yaml").write_text(
+        "name: tiny\ndata: {source: iris, missing: {mechanism: file, path: mask.npy}}\n"
+    )
+    assert "not a regular file" in refused(*command, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["root:$6$SECRET:19000:0\nbin:*:19000:0\n", '{"token": "SECRET", "more": "SECRET"}\n', "SECRET,\nSECRET,b\n"],
+)
+def test_what_is_no_table_is_not_repeated(content: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(content)
+    assert "SECRET" not in refused("init", "table.csv", "--out", "x.yaml", folder=tmp_path)
+
+
+READS = re.compile(r"\.read_text\(|\.read_bytes\(|\.open\(|(?<![\w.])open\(|np\.load\(")
+KNOWN = {  # places that read only what vadtune or its libraries installed, or what a bounded reader returned
+    *("core/memory.py", "core/processes.py", "core/shipped.py", "core/reading.py", "cli/search_files.py"),
+    *("cli/__init__.py", "data/sources/bundled.py", "artifacts/held_out_predictions.py", "data/retest_masks.py"),
+    *("tables/arrays.py", "tables/text.py", "artifacts/run_folder.py", "training/refit.py"),
+}
+
+
+def test_files_of_others_are_opened_in_one_place() -> None:
+    package = ROOT / "vadtune"
+    folders = ("core", "tables", "config", "data", "training", "artifacts", "ensemble", "evaluation", "compat", "cli")
+    readers = {
+        str(path.relative_to(package))
+        for name in folders
+        for path in (package / name).rglob("*.py")
+        if READS.search(path.read_text())
+    }
+    assert readers <= KNOWN, "use core/reading.py"

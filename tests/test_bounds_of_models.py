@@ -164,7 +164,7 @@ def test_images_are_regular_files(change: Callable[[Path], None], tmp_path: Path
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{name}-ubyte").write_bytes(b"")
     change(raw / "t10k-images-idx3-ubyte")
-    with pytest.raises(DataError, match="not a regular file|is damaged there"):
+    with pytest.raises(DataError, match=r"not a regular file|is damaged there"):
         load_dataset(SOURCES["mnist"].model_validate({"source": "mnist", "data_dir": str(tmp_path)}))
 
 

@@ -21,7 +21,13 @@ DIGITS = str(Path(__file__).parent.parent.parent / "search_spaces" / "digits.yam
 
 # command, and what its one line says: the rule, the value, the next step
 MISTAKES = [
-    ("serch", "invalid choice: 'serch'"),
+    ("serch", "unknown command 'serch': did you mean 'search'? valid: compare, configs, "),
+    ("export {experiment} --tracking-uri {store} --trial trial-0009", "--trial: unknown trial 'trial-0009'"),
+    ("export {experiment} --tracking-uri {store} --trial trial-0004", "--trial: needs a trial with a score, got"),
+    ("export {experiment} --trial trial-0001 --ensemble best", "--trial: takes one trial and no ensemble"),
+    ("results {experiment} --tracking-uri {store} --sort latnt", "--sort: unknown column 'latnt'"),
+    ("results {experiment} --tracking-uri {store} --columns trial,x", "--columns: unknown column 'x'"),
+    ("results {experiment} --tracking-uri {store} --top 0", "--top: takes a number of trials above 0, got 0"),
     ("results", "the following arguments are required: EXPERIMENT"),
     ("search digit", "FILE: unknown search file 'digit': did you mean 'digits'? valid: breast_cancer, digits, "),
     ("compare digits digit --out cmp", "FILE: unknown search file 'digit': did you mean 'digits'? valid: "),

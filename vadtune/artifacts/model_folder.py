@@ -33,6 +33,7 @@ from vadtune.config import load_trial
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import new_folder
 from vadtune.core.reading import SMALL_FILE, check_inside, read_bounded, sha256_of
+from vadtune.core.text import one_line
 from vadtune.data import Scaler
 from vadtune.models import Architecture, Family, build_family
 from vadtune.training.inference import FittedModel
@@ -58,7 +59,12 @@ _PACKAGES = ("torch", "numpy", "safetensors")
 
 
 def save_model(
-    folder: Path, model: FittedModel, *, metrics: Mapping[str, float], provenance: Mapping[str, str] | None = None
+    folder: Path,
+    model: FittedModel,
+    *,
+    metrics: Mapping[str, float],
+    provenance: Mapping[str, str] | None = None,
+    heading: str = "",
 ) -> None:
     """Writes a model folder, which appears complete or not at all.
 
@@ -67,6 +73,7 @@ def save_model(
         model: A model with scaler and feature names, see ``FittedModel.with_metadata``.
         metrics: Scores to record in metrics.json.
         provenance: Origin of the model (``mlflow_run_id``, for example), recorded in the manifest.
+        heading: A line about the configuration, the first comment of config.yaml.
 
     Raises:
         ModelFolderError: The model has no scaler, or the folder is not empty or cannot be written.
@@ -78,7 +85,7 @@ def save_model(
     family = build_family(Architecture.of(model.config.model, len(model.feature_names)))
     packages = {name: version(name) for name in _PACKAGES}
     contents = {
-        "config.yaml": model.config.to_yaml().encode(),
+        "config.yaml": (f"# {one_line(heading)}\n" * bool(heading) + model.config.to_yaml()).encode(),
         "weights.safetensors": save_tensors(_parameters(family, model.weights.cpu())),
         "latents.safetensors": save_tensors({_LATENTS: model.latents.cpu().contiguous()}),
         "scaler.json": _json({"feature_names": list(model.feature_names), **model.scaler.to_dict()}),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadtune.core.errors import ConfigError, TrackingError
+from vadtune.core.errors import ConfigError, TrackingError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.core.shipped import find_search_file
 
 if TYPE_CHECKING:
     from vadtune.config import SearchFile
-    from vadtune.tracking.queries import SearchResults
+    from vadtune.tracking.queries import SearchResults, Trial
 
 Argument = Callable[[argparse.ArgumentParser], object]
 """Adds an argument to the parser of a command."""
@@ -122,6 +123,21 @@ def find_search(args: argparse.Namespace) -> SearchResults:
             "pass the experiment it belongs to"
         )
     return found
+
+
+def find_trial(trials: Sequence[Trial], name: str, metric: str) -> Trial:
+    """Returns the trial of a search that has this name and a score.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    by_name = {trial.name: trial for trial in trials}
+    if name not in by_name:
+        raise ConfigError(f"--trial: {unknown_name('trial', name, by_name)}")
+    trial = by_name[name]
+    if trial.status == "FAILED" or not math.isfinite(trial.score(metric)):
+        raise ConfigError(f"--trial: needs a trial with a score, got {name} ({trial.end}); see `vadtune results`")
+    return trial
 
 
 def check_device(device: str) -> None:
