@@ -160,7 +160,7 @@ def many_steps(path: Path) -> None:
 
 SEARCH_FILES: list[tuple[Callable[[Path], None], str]] = [
     (many_keys, "at most 20000 keys and values in 50 levels expected, got more"),
-    (no_search, "not valid YAML"),
+    (no_search, "needs sections (name, data, model, ...), got text"),
     (other_yaml, "needs sections (name, data, model, ...), got none of them"),
     (fine_grid, "quniform has at most 1000000000 values, got a step of 1e-12"),
     (large_grid, "a grid has at most 100,000 points, got 1,000,000 up to model.hidden"),
@@ -206,7 +206,8 @@ def test_no_command_waits_for_a_pipe_or_reads_a_device(
     (tmp_path / "masked.yaml").write_text(
         "name: tiny\ndata: {source: iris, missing: {mechanism: file, path: mask.npy}}\n"
     )
-    assert "not a regular file" in refused(*command, folder=tmp_path)
+    line = refused(*command, folder=tmp_path)
+    assert "not a regular file" in line or "a symbolic link that leaves its folder" in line
 
 
 @pytest.mark.parametrize(
