@@ -160,7 +160,7 @@ def many_steps(path: Path) -> None:
 
 SEARCH_FILES: list[tuple[Callable[[Path], None], str]] = [
     (many_keys, "at most 20000 keys and values in 50 levels expected, got more"),
-    (no_search, "needs sections (name, data, model, ...), got text"),
+    (no_search, "needs sections (name, data, model, ...), got none of them"),
     (other_yaml, "needs sections (name, data, model, ...), got none of them"),
     (fine_grid, "quniform has at most 1000000000 values, got a step of 1e-12"),
     (large_grid, "a grid has at most 100,000 points, got 1,000,000 up to model.hidden"),
