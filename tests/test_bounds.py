@@ -219,6 +219,23 @@ def test_what_is_no_table_is_not_repeated(content: str, tmp_path: Path) -> None:
     assert "SECRET" not in refused("init", "table.csv", "--out", "x.yaml", folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.latent=65536 model.layers=0 model.posterior=learned",
+        "model.latent=65536 model.hidden=65536 model.layers=100",
+        "data.source=synthetic data.rows=1000000000000",
+        "data.source=synthetic data.rows=1000000000 data.width=50000",
+        "data.source=synthetic data.width=100000000",
+        "data.source=synthetic data.depth=1000000000",
+        "data.sample=100000000000000000000",
+    ],
+)
+def test_what_needs_too_much_memory_or_time_is_refused(override: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(HEAD + "train: {epochs: 2}\n")
+    refused("train", "config.yaml", *override.split(), folder=tmp_path)
+
+
 READS = re.compile(r"\.read_text\(|\.read_bytes\(|\.open\(|(?<![\w.])open\(|np\.load\(")
 KNOWN = {  # places that read only what vadtune or its libraries installed, or what a bounded reader returned
     *("core/memory.py", "core/processes.py", "core/shipped.py", "core/reading.py", "cli/search_files.py"),

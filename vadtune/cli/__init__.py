@@ -122,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
             say_error(problem)
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as PyTorch reports it
+            raise
         say_error("needs more memory than this process may take; take a smaller model, or fewer rows or columns")
         return 2
     except BrokenPipeError:  # the reader of stdout ended, as in `vadtune results digits | head`

@@ -43,7 +43,16 @@ def command(*arguments: Argument) -> Callable[[_Run], Command]:
 
 
 def argument(*names: str, **settings: Any) -> Argument:
-    """Returns an argument; takes what ``argparse.ArgumentParser.add_argument`` takes."""
+    """Returns an argument; takes what ``argparse.ArgumentParser.add_argument`` takes, numbers in ASCII digits only."""
+    kind = settings.get("type")
+    if kind in (int, float):
+
+        def number(text: str) -> int | float:
+            if not text.isascii() or "_" in text:
+                raise ValueError
+            return int(text) if kind is int else float(text)
+
+        settings["type"] = number
     return lambda parser: parser.add_argument(*names, **settings)
 
 
@@ -175,8 +184,10 @@ def check_ratio(ratio: float) -> None:
         raise ConfigError(f"--ratio: takes a share of cells above 0 and below 1, got {ratio}; pass 0.5, for example")
 
 
-def check_count(option: str, count: int, what: str) -> None:
-    """Checks that a number of things is at least 1."""
+def check_count(option: str, count: int, what: str, most: int = 10**6) -> None:
+    """Checks that a number of things is at least 1 and at most ``most``."""
+    if count > most:
+        raise ConfigError(f"{option}: takes at most {most} {what}, got {count}; pass fewer")
     if count < 1:
         raise ConfigError(f"{option}: takes a number of {what} above 0, got {count}; pass 1 or more")
 

@@ -135,7 +135,7 @@ def _mask_seeds(args: argparse.Namespace) -> list[int]:
     from vadtune.evaluation.mask_options import random_seed
 
     count = 5 if args.seeds is None else args.seeds
-    check_count("--seeds", count, "masks")
+    check_count("--seeds", count, "masks", 10_000)
     if args.missing_mode != "random":
         if args.seed is not None:
             raise ConfigError("--seed: belongs to --missing-mode random, got --missing-mode fixed; leave one out")

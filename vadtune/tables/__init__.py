@@ -23,11 +23,11 @@ from vadtune.core.memory import check_memory
 from vadtune.core.reading import check_regular
 from vadtune.core.text import quoted
 from vadtune.tables.arrays import NpyFile, NpzFile
-from vadtune.tables.base import Cells, NotNumericError, TableFile, check_columns_count
+from vadtune.tables.base import MOST_COLUMNS, Cells, NotNumericError, TableFile, check_columns_count
 from vadtune.tables.parquet import ParquetFile
 from vadtune.tables.text import CsvFile, TsvFile
 
-__all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
+__all__ = ["MOST_COLUMNS", "TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
 
 _MAX_NAMED = 5
 _MOST_PROPOSED = 100
