@@ -12,12 +12,14 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vadtune.config import SearchFile, TrialConfig
+from vadtune.core.errors import ConfigError
 from vadtune.core.files import cache_folder
 
 T = TypeVar("T")
@@ -122,7 +124,8 @@ def _may_use_kernels(search: SearchFile) -> bool:
     """Returns whether a configuration of a search may be computed by a kernel."""
     choices = {key: search.domains[key].probes() for key in _DECIDE if key in search.domains}
     for values in product(*choices.values()):
-        config = search.trial_config(dict(zip(choices, values, strict=True)))
-        if config.model.closed_form or _suit(config):
-            return True
+        with suppress(ConfigError):  # some combinations exclude each other
+            config = search.trial_config(dict(zip(choices, values, strict=True)))
+            if config.model.closed_form or _suit(config):
+                return True
     return False
