@@ -21,7 +21,13 @@ DIGITS = str(Path(__file__).parent.parent.parent / "search_spaces" / "digits.yam
 
 # command, and what its one line says: the rule, the value, the next step
 MISTAKES = [
-    ("serch", "invalid choice: 'serch'"),
+    ("serch", "unknown command 'serch': did you mean 'search'? valid: compare, configs, "),
+    ("export {experiment} --tracking-uri {store} --trial trial-0009", "--trial: unknown trial 'trial-0009'"),
+    ("export {experiment} --tracking-uri {store} --trial trial-0004", "--trial: needs a trial with a score, got"),
+    ("export {experiment} --trial trial-0001 --ensemble best", "--trial: takes one trial and no ensemble"),
+    ("results {experiment} --tracking-uri {store} --sort latnt", "--sort: unknown column 'latnt'"),
+    ("results {experiment} --tracking-uri {store} --columns trial,x", "--columns: unknown column 'x'"),
+    ("results {experiment} --tracking-uri {store} --top 0", "--top: takes a number of trials above 0, got 0"),
     ("results", "the following arguments are required: EXPERIMENT"),
     ("search digit", "FILE: unknown search file 'digit': did you mean 'digits'? valid: breast_cancer, digits, "),
     ("compare digits digit --out cmp", "FILE: unknown search file 'digit': did you mean 'digits'? valid: "),
@@ -111,6 +117,10 @@ MISTAKES = [
     ("retest nowhere", "nowhere: does not exist; write one with `vadtune export EXPERIMENT --out nowhere`"),
     ("retest {export} --ratios 0:1:0.1", "--ratios: takes ratios above 0 and below 1"),
     ("retest {export} --seeds 0", "--seeds: takes a number of masks above 0, got 0"),
+    ("retest {export} --seeds 1000000000000", "--seeds: takes at most 10000 masks, got 1000000000000; pass fewer"),
+    ("retest {export} --seeds \uff13", "argument --seeds: invalid number value: '\uff13'"),
+    ("retest {export} --ratios 0.\uff15", "--ratios: takes ratios above 0 and below 1"),
+    ("configs {digits} --out configs --samples 1000000000000", "--samples: takes at most 1000000 configurations, got"),
     ("retest {export} --baselines tree", "--baselines: unknown baseline 'tree'"),
     ("retest {export} --clean --seeds 3", "--clean: hides nothing and takes nothing about masks, got --seeds; leave"),
     ("retest {export} --save-predictions x.txt", "takes a file that ends in .npz or .h5, got x.txt; name it so"),

@@ -270,3 +270,36 @@ def test_kernels_work_where_nothing_can_be_cached(tmp_path: Path) -> None:
         "print(double(4))"
     )
     assert run(code, NUMBA_CACHE_DIR="/dev/null/nowhere")[0] == ["8"]
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "uses"),
+    [
+        ({}, {}, True),
+        ({"activation": "gelu"}, {}, False),
+        ({"activation": {"choice": ["gelu", "relu"]}}, {}, True),
+        ({}, {"compile": "off"}, False),
+        ({"layers": {"int": [0, 1]}}, {"compile": "off"}, True),  # linear decoders have a kernel of their own
+    ],
+)
+def test_a_search_announces_kernels_only_if_it_may_use_them(
+    model: dict[str, object],
+    train: dict[str, object],
+    uses: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from vadtune.config import parse_search
+
+    monkeypatch.setattr(native, "cache_path", lambda: tmp_path)
+    native.log_compilation.cache_clear()
+    tree = {"name": "tiny", "data": {"source": "iris"}, "model": {"layers": 1, **model}, "train": train}
+    with caplog.at_level("INFO"):
+        native.announce_compilation_by_workers(parse_search(tree))
+        assert ("compiling" in caplog.text) is uses
+        (tmp_path / "kernel.nbi").write_bytes(b"")
+        caplog.clear()
+        native.log_compilation.cache_clear()
+        native.announce_compilation_by_workers(parse_search(tree))
+    assert "compiling" not in caplog.text

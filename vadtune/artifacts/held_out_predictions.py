@@ -10,6 +10,7 @@ import numpy as np
 
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.files import NOT_ARRAYS
+from vadtune.core.reading import read_bounded
 from vadtune.data import HeldOut, mask_sha256
 
 HELD_OUT_FILE = "held_out.npz"
@@ -37,10 +38,11 @@ def load_held_out(folder: Path, held_out: HeldOut) -> np.ndarray:
     """
     path, count = folder / HELD_OUT_FILE, int(held_out.cells.sum())
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = read_bounded(path, 8 * count + 4 * _HEADERS)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > 4 * count + _HEADERS:
                 raise ValueError("it unpacks to more than the predictions")
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             cells_hash, predictions = str(file["cells"]), np.asarray(file["predictions"])
         if cells_hash != mask_sha256(held_out.cells):
             raise ValueError("it is about other held-out cells than those of this data")

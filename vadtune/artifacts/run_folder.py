@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vadtune.core.errors import SearchError, unknown_name
 from vadtune.core.files import write_atomically
+from vadtune.core.reading import read_bounded
 
 SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
 STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
@@ -74,11 +75,13 @@ def read_run(folder: Path) -> Run:
         SearchError: It is missing or damaged.
     """
     try:
-        run = Run(**json.loads((folder / RUN_FILE).read_text()))
+        run = Run(**json.loads(read_bounded(folder / RUN_FILE)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} cannot be read: {error})") from error
+        # Without the error's text, which may repeat what a file holds that is no run.json.
+        reason = error.strerror if isinstance(error, OSError) else "it is not what a search wrote"
+        raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} cannot be read: {reason})") from error
     if not all(isinstance(value, str) for value in asdict(run).values()):
-        raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} must hold texts, got {asdict(run)})")
+        raise SearchError(f"{folder}: holds no search to resume ({RUN_FILE} must hold texts, got others)")
     return run
 
 

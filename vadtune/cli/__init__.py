@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from vadtune import __version__
 from vadtune.cli import cluster, compare, models, retest, search_files, searches
-from vadtune.core.errors import ConfigError, VadtuneError
+from vadtune.cli.output import PrintableFormatter, say_error
+from vadtune.core.errors import ConfigError, VadtuneError, unknown_name
 
 COMMANDS = {
     "spaces": search_files.spaces,
@@ -52,7 +53,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2."""
-        self.exit(2, f"vadtune: error: {message}; see {self.prog} --help\n")
+        say_error(f"{message}; see {self.prog} --help")
+        self.exit(2)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the arguments; overrides may follow options, which argparse alone does not support."""
     parser = build_parser()
+    name = next(iter(sys.argv[1:] if argv is None else argv), "-")
+    if not name.startswith("-") and name not in COMMANDS:
+        parser.error(unknown_name("command", name, COMMANDS))
     args, left = parser.parse_known_args(argv)
     if hasattr(args, "overrides"):
         args.overrides = [*args.overrides, *(word for word in left if _is_override(word))]
@@ -102,8 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Usage statistics of Ray and MLflow are off unless the user turns them on.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.umask(os.umask(0o077) | 0o002)  # nothing that is created here can be written by everyone
     args = _parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         code = int(args.run(args) or 0)
         sys.stdout.flush()  # inside the try: this may raise BrokenPipeError
@@ -112,13 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             logging.getLogger(__name__).exception("traceback of the error below")
         for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            print(f"vadtune: error: {problem}", file=sys.stderr)
+            say_error(problem)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as PyTorch reports it
+            raise
+        say_error("needs more memory than this process may take; take a smaller model, or fewer rows or columns")
         return 2
     except BrokenPipeError:  # the reader of stdout ended, as in `vadtune results digits | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("vadtune: interrupted", file=sys.stderr)
+        sys.stderr.write("vadtune: interrupted\n")
         return 130
 
 

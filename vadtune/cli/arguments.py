@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vadtune.core.errors import ConfigError, TrackingError
+from vadtune.core.errors import ConfigError, TrackingError, unknown_name
 from vadtune.core.files import check_writable
 from vadtune.core.shipped import find_search_file
 
 if TYPE_CHECKING:
     from vadtune.config import SearchFile
-    from vadtune.tracking.queries import SearchResults
+    from vadtune.tracking.queries import SearchResults, Trial
 
 Argument = Callable[[argparse.ArgumentParser], object]
 """Adds an argument to the parser of a command."""
@@ -42,7 +43,16 @@ def command(*arguments: Argument) -> Callable[[_Run], Command]:
 
 
 def argument(*names: str, **settings: Any) -> Argument:
-    """Returns an argument; takes what ``argparse.ArgumentParser.add_argument`` takes."""
+    """Returns an argument; takes what ``argparse.ArgumentParser.add_argument`` takes, numbers in ASCII digits only."""
+    kind = settings.get("type")
+    if kind in (int, float):
+
+        def number(text: str) -> int | float:
+            if not text.isascii() or "_" in text:
+                raise ValueError
+            return int(text) if kind is int else float(text)
+
+        settings["type"] = number
     return lambda parser: parser.add_argument(*names, **settings)
 
 
@@ -124,6 +134,21 @@ def find_search(args: argparse.Namespace) -> SearchResults:
     return found
 
 
+def find_trial(trials: Sequence[Trial], name: str, metric: str) -> Trial:
+    """Returns the trial of a search that has this name and a score.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    by_name = {trial.name: trial for trial in trials}
+    if name not in by_name:
+        raise ConfigError(f"--trial: {unknown_name('trial', name, by_name)}")
+    trial = by_name[name]
+    if trial.status == "FAILED" or not math.isfinite(trial.score(metric)):
+        raise ConfigError(f"--trial: needs a trial with a score, got {name} ({trial.end}); see `vadtune results`")
+    return trial
+
+
 def check_device(device: str) -> None:
     """Checks that torch can use a device.
 
@@ -159,8 +184,10 @@ def check_ratio(ratio: float) -> None:
         raise ConfigError(f"--ratio: takes a share of cells above 0 and below 1, got {ratio}; pass 0.5, for example")
 
 
-def check_count(option: str, count: int, what: str) -> None:
-    """Checks that a number of things is at least 1."""
+def check_count(option: str, count: int, what: str, most: int = 10**6) -> None:
+    """Checks that a number of things is at least 1 and at most ``most``."""
+    if count > most:
+        raise ConfigError(f"{option}: takes at most {most} {what}, got {count}; pass fewer")
     if count < 1:
         raise ConfigError(f"{option}: takes a number of {what} above 0, got {count}; pass 1 or more")
 

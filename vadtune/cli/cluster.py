@@ -6,7 +6,7 @@ import argparse
 
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
-from vadtune.cli.output import emit, logger
+from vadtune.cli.output import emit, logger, say
 from vadtune.core.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     all_ok = True
     for check in examine(address=args.address, storage=args.storage, tracking_uri=tracking_uri(args.tracking_uri)):
-        print(f"{'ok' if check.ok else 'PROBLEM':<8} {check.name}: {check.text}", flush=True)
+        say(f"{'ok' if check.ok else 'PROBLEM':<8} {check.name}: {check.text}")
         all_ok = all_ok and check.ok
     return 0 if all_ok else 1
 
@@ -54,7 +54,7 @@ def submit(args: argparse.Namespace) -> None:
     from vadtune.search.cluster.jobs import Jobs
 
     job = Jobs(args.address).submit(search, storage=args.storage, tracking_uri=args.tracking_uri)
-    print(job)
+    say(job)
     logger.info("next: vadtune logs %s --follow --address %s", job, args.address)
 
 
@@ -88,7 +88,7 @@ def logs(args: argparse.Namespace) -> None:
     from vadtune.search.cluster.jobs import Jobs
 
     for text in Jobs(args.address).logs(args.job, follow=args.follow):
-        print(text, end="", flush=True)
+        say(text, end="")
 
 
 @command(shared.JOB, shared.JOB_SERVER)

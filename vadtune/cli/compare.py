@@ -44,7 +44,7 @@ def compare(args: argparse.Namespace) -> int:
     example: vadtune compare digits digits_vae search.samples=16 --ratios 0.1:0.9:0.2 --out comparison
     example: vadtune compare digits --vary model.family=vad,vae+infer.steps=0 --out families
     """
-    check_count("--seeds", args.seeds, "masks")
+    check_count("--seeds", args.seeds, "masks", 10_000)
     overrides = [text for text in args.files if "=" in text and not Path(text).exists()]
     files = [find_search_file(text) for text in args.files if text not in overrides]
     if not files:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
-from vadtune.cli.output import logger, print_table, progress_line
+from vadtune.cli.output import logger, print_table, progress_line, say
 from vadtune.core.errors import ConfigError, DataError
 from vadtune.core.files import check_new_folder, new_file, write_atomically
 from vadtune.core.processes import start_server
@@ -18,6 +18,7 @@ from vadtune.core.shipped import find_search_file
 @command(
     *shared.EXPERIMENT,
     shared.ENSEMBLE,
+    argument("--trial", metavar="TRIAL", help="only this trial, such as trial-0007 (default: an ensemble)"),
     argument(
         "--refit",
         default="train+validation",
@@ -44,6 +45,7 @@ def export(args: argparse.Namespace) -> None:
 
     example: vadtune export digits --out best/
     example: vadtune export digits --ensemble top:3 --refit all-observed --out best/
+    example: vadtune export digits --trial trial-0007 --refit none --out one/
     """
     if args.refit != "none" and args.device == "cpu":
         start_server()  # before this process imports large libraries
@@ -52,16 +54,20 @@ def export(args: argparse.Namespace) -> None:
     from vadtune.tracking.table_rows import main_columns, trial_rows
 
     parse_ensemble(args.ensemble)  # before connecting to a store
+    if args.trial is not None and args.ensemble != "greedy":
+        raise ConfigError(f"--trial: takes one trial and no ensemble, got --ensemble {args.ensemble}; leave one out")
     check_refit(args.refit)
     shared.check_device(args.device)
     check_out(args.out, overwrite=args.overwrite)
     search, trials, metric = shared.find_search(args)
+    if args.trial is not None:
+        trials = [shared.find_trial(trials, args.trial, metric)]
     exported = export_best(
         search,
         trials,
         metric=metric,
         out=args.out,
-        ensemble=args.ensemble,
+        ensemble=args.ensemble if args.trial is None else "best",
         refit=args.refit,
         regress=not args.no_regression,
         device=args.device,
@@ -79,7 +85,7 @@ def export(args: argparse.Namespace) -> None:
         for member in exported.ensemble.members
     ]
     print_table(rows)
-    print(f"ensemble: {exported.ensemble.line()}")
+    say(f"ensemble: {exported.ensemble.line()}")
     logger.info("next: vadtune retest %s", args.out)
 
 
@@ -119,7 +125,7 @@ def train(args: argparse.Namespace) -> None:
         (model,) = population.models()
         save_model(args.out, model.with_metadata(dataset.scaler, dataset.feature_names), metrics=scores)
         logger.info("wrote %s; retest it: vadtune retest %s", args.out, args.out)
-    print(json.dumps(scores, indent=1))
+    say(json.dumps(scores, indent=1))
 
 
 @command(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vadtune.core.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +17,25 @@ if TYPE_CHECKING:
     from vadtune.reports.tables import Rows
 
 logger = logging.getLogger("vadtune.cli")
+_LINES = "\n\t"
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records without the control characters of names and messages that come from files and stores."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return printable(super().format(record), keep=_LINES)
+
+
+def say(text: object, *, end: str = "\n") -> None:
+    """Prints a text to stdout without control characters, except ends of lines; the only way that commands print."""
+    print(printable(str(text), keep=_LINES), end=end, flush=True)
+
+
+def say_error(message: str) -> None:
+    """Prints an error to stderr on one line."""
+    print(f"vadtune: error: {one_line(message)}", file=sys.stderr)
 
 
 def table_console(*, to_file: bool = False) -> Console:
@@ -50,8 +72,10 @@ def emit(rows: Rows, kind: str, table: Callable[[Console], str] | None = None, o
     else:
         console = table_console(to_file=out is not None)
         text = table(console) if table else to_text(rows, console)
-    if out is None:
-        print(text, end="")
+    if out is None and kind == "table":
+        print(text, end="")  # its cells are printable, its headings may be bold
+    elif out is None:
+        say(text, end="")
     else:
         write_atomically(out, text.encode())
 
@@ -65,8 +89,10 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         yield logger.info
         return
-    with console.status(first) as status:
-        yield status.update
+    from rich.text import Text
+
+    with console.status(Text(printable(first))) as status:
+        yield lambda line: status.update(Text(printable(line)))
 
 
 def print_failures(failures: dict[str, str]) -> int:

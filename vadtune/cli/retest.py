@@ -12,6 +12,7 @@ from vadtune.cli.arguments import FORMAT, MODEL_FOLDER, argument, check_count, c
 from vadtune.cli.output import emit, logger, progress_line
 from vadtune.core.errors import ConfigError
 from vadtune.core.files import check_writable, write_atomically
+from vadtune.core.reading import check_inside
 
 
 @command(
@@ -55,6 +56,11 @@ def retest(args: argparse.Namespace) -> int:
         )
     models = find_model_folders(args.folder)
     out: Path = args.out or args.folder / "retest"
+    try:
+        if args.out is None:  # the folder may be of others, and no link of theirs says where to write
+            check_inside(args.folder, out)
+    except OSError as error:
+        raise ConfigError(f"{out}: {error.strerror}; pass --out") from error
     check_writable(out)
     return _run_clean(models, out, args) if args.clean else _run_masked(models, out, args)
 
@@ -132,7 +138,7 @@ def _mask_seeds(args: argparse.Namespace) -> list[int]:
     from vadtune.evaluation.mask_options import random_seed
 
     count = 5 if args.seeds is None else args.seeds
-    check_count("--seeds", count, "masks")
+    check_count("--seeds", count, "masks", 10_000)
     if args.missing_mode != "random":
         if args.seed is not None:
             raise ConfigError("--seed: belongs to --missing-mode random, got --missing-mode fixed; leave one out")

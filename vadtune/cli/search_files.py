@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.cli.arguments import argument, check_count, check_out_file, check_ratio, command, read_search, search_file
-from vadtune.cli.output import logger
+from vadtune.cli.output import logger, say
 from vadtune.core.errors import ConfigError, DataError, unknown_name
 from vadtune.core.files import new_folder, write_atomically
 from vadtune.core.shipped import description_of, shipped_search_files
@@ -28,9 +28,9 @@ def spaces(args: argparse.Namespace) -> None:
     if args.name is None:
         width = max(map(len, files), default=0)
         for name, path in files.items():
-            print(f"{name:<{width}}  {description_of(path)}")
+            say(f"{name:<{width}}  {description_of(path)}")
     elif args.name in files:
-        print(files[args.name].read_text(), end="")
+        say(files[args.name].read_text(), end="")
     else:
         raise ConfigError(f"NAME: {unknown_name('search file', args.name, files)}")
 
@@ -89,7 +89,7 @@ def init(args: argparse.Namespace) -> None:
     parse_search({"name": name, "data": section, **space})  # never write an invalid file
     write_atomically(args.out, text.encode())
     logger.info("next: vadtune search %s", args.out)
-    print(args.out)
+    say(args.out)
 
 
 def _check_init(args: argparse.Namespace, sources: Any) -> None:
@@ -123,7 +123,7 @@ def validate(args: argparse.Namespace) -> None:
             check_heads(search, len(load_dataset(search.data).feature_names))
         except DataError as error:  # the data may be on another machine
             logger.warning("could not check whether model.head fits the columns: %s", error)
-    print(f"{args.file}: ok, {len(search.domains)} searched parameters")
+    say(f"{args.file}: ok, {len(search.domains)} searched parameters")
 
 
 @command(
@@ -151,7 +151,7 @@ def configs(args: argparse.Namespace) -> None:
         for name, text in texts.items():
             (folder / name).write_text(text)
     for name in texts:
-        print(args.out / name)
+        say(args.out / name)
     if args.samples is not None and len(texts) < args.samples:
         logger.warning("%s has only %d configurations, fewer than --samples %d", args.file, len(texts), args.samples)
     logger.info("next: vadtune train %s --out model", args.out / "config_0.yaml")
@@ -204,7 +204,7 @@ def import_config(args: argparse.Namespace) -> None:
     for note in imported.notes:
         logger.info("%s", note)
     if args.out is None:
-        print(imported.config.to_yaml(), end="")
+        say(imported.config.to_yaml(), end="")
     else:
         write_atomically(args.out, imported.config.to_yaml().encode())
         logger.info("wrote %s; train it: vadtune train %s", args.out, args.out)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vadtune.artifacts.run_folder import find_run, is_running, local_folder, read_run, run_folders, run_lock
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
-from vadtune.cli.output import emit, logger, print_failures, print_table
+from vadtune.cli.output import emit, logger, print_failures, print_table, say
 from vadtune.core.errors import ConfigError, TrackingError
 from vadtune.core.files import check_writable
 
@@ -97,7 +97,7 @@ def _list_unfinished(storage: Path) -> int:
 
     unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
     for name in unfinished:
-        print(name)
+        say(name)
     logger.info("to resume: %d searches in %s%s", len(unfinished), storage, "" if unfinished else ", nothing to do")
     if unfinished:
         logger.info("next: vadtune resume %s", unfinished[-1])
@@ -155,6 +155,10 @@ def sync(args: argparse.Namespace) -> None:
 @command(
     *shared.EXPERIMENT,
     argument("--format", choices=shared.FORMATS, help="output format (default: the ending of --out, else table)"),
+    argument("--sort", metavar="COLUMN", help="sort by this column, ascending (default: rank)"),
+    argument("--reverse", action="store_true", help="sort in descending order (default: off)"),
+    argument("--top", type=int, metavar="N", help="only the first N trials (default: all)"),
+    argument("--columns", metavar="A,B,...", help="these columns, such as trial,latent,epoch (default: see above)"),
     argument("--out", type=Path, metavar="FILE", help="write to this file (default: print)"),
 )
 def results(args: argparse.Namespace) -> None:
@@ -164,19 +168,25 @@ def results(args: argparse.Namespace) -> None:
 
     example: vadtune results digits
     example: vadtune results digits --out digits.csv
+    example: vadtune results digits --sort epoch --reverse --top 10 --columns trial,epoch,val_missing_rmse,latent
     """
     from vadtune.reports.tables import to_text
     from vadtune.tracking.queries import ENSEMBLE_TAG
-    from vadtune.tracking.table_rows import main_columns, trial_rows
+    from vadtune.tracking.table_rows import chosen_columns, main_columns, sorted_rows, trial_rows
 
+    if args.top is not None:
+        shared.check_count("--top", args.top, "trials")
     out: Path | None = args.out
     ending = out.suffix.removeprefix(".") if out else ""
     if out is not None:
         check_writable(out.absolute().parent)
     found, trials, metric = shared.find_search(args)
-    rows = trial_rows(trials, metric)
+    rows = sorted_rows(trial_rows(trials, metric), args.sort, reverse=args.reverse)[: args.top]
+    shown = main_columns(rows, metric)
+    if args.columns is not None:
+        rows = shown = chosen_columns(rows, args.columns)
     kind = args.format or (ending if ending in shared.FORMATS else "table")
-    emit(rows, kind, lambda console: to_text(main_columns(rows, metric), console), out)
+    emit(rows, kind, lambda console: to_text(shown, console), out)
     if ENSEMBLE_TAG in found.tags:
         logger.info("its ensemble, last exported: %s", found.tags[ENSEMBLE_TAG])
     if out is not None:
@@ -202,7 +212,7 @@ def ui(args: argparse.Namespace) -> None:
 
     uri = tracking_uri(args.tracking_uri)
     if uri.startswith(("http://", "https://")):
-        print(without_secrets(uri))
+        say(without_secrets(uri))
         logger.info("the store is a server with its own UI: open the address above")
         return
     exposed = args.host not in (_LOOPBACK, "localhost")

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from vadtune.config import TrialConfig, parse_trial, unflatten
 from vadtune.core.errors import ConfigError, unknown_name
+from vadtune.core.reading import read_bounded
+from vadtune.core.text import one_line
 from vadtune.data import load_dataset
 
 FLAG_DEFAULTS: dict[str, Any] = {
@@ -63,7 +65,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, is not a JSON object, or lacks a setting that every such file has.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_bounded(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing file") from error
     except (ValueError, RecursionError) as error:
@@ -114,7 +116,9 @@ def import_settings(
     values |= _posterior(settings) | _training(settings)
     notes = [f"{key}: no effect here, left out" for key in settings if key in _IGNORED]
     known = {*_RENAMED, *_CONVERTED, *_IGNORED}
-    notes += [f"{key}: unknown, {settings[key]!r} was left out" for key in settings if key not in known]
+    notes += [
+        f"{key}: unknown, {one_line(repr(settings[key]), 100)} was left out" for key in settings if key not in known
+    ]
     values["train.kl_weight"] = 0.0
     config = parse_trial(unflatten(values), overrides)  # before the data is read, so that mistakes are reported at once
     n, d = load_dataset(config.data).train.x.shape

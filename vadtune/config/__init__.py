@@ -3,6 +3,7 @@
 May import core, tables and data. Importing it loads neither PyTorch nor scikit-learn.
 """
 
+from vadtune.config.existence import is_closed_form
 from vadtune.config.search_file import SearchFile, load_search, load_trial, parse_search, parse_trial
 from vadtune.config.sections import (
     NOISES,
@@ -17,7 +18,6 @@ from vadtune.config.sections import (
     TrainConfig,
     TrialConfig,
     flatten,
-    is_closed_form,
     unflatten,
 )
 

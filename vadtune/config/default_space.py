@@ -14,6 +14,7 @@ _STEPS = 2_500
 _EPOCHS = (100, 800)
 _SMALL_TABLE = 400  # train rows
 _SMALL_BATCH = 64
+_GRACE = 0.3333  # of the epochs, and no number of epochs: these may be overridden
 _LARGE_TABLE = 10_000
 _MAX_CLOSED_FORM = 10**10  # rows · columns · latents², the cost of an iteration of a closed-form decoder
 
@@ -25,7 +26,7 @@ COMMENTS = {
     "train.epochs": "enough steps for networks; closed-form decoders converge much sooner",
     "train.kl_weight": "twice the noise variance, which is .003 to 1.5 of the variance of the data",
     "train.net_lr": "closed-form decoders have no learning rates",
-    "search.grace_epochs": "with few rows, a ninth of the epochs says little about the final score of a network",
+    "search.grace_epochs": "a share of the epochs; with few rows, a ninth says little about the final score",
     "search.initial": "some linear decoders and two networks, tried first",
 }
 """Dotted key -> the comment that a written file has after it."""
@@ -94,7 +95,7 @@ def default_space(rows: int, columns: int, variance: float, missing_ratio: float
             "samples": 64,
             "sampler": "tpe",
             "scheduler": "asha",
-            **({"grace_epochs": epochs // 3} if batch == _SMALL_BATCH else {}),
+            **({"grace_epochs": _GRACE} if batch == _SMALL_BATCH else {}),
             "metric": "val_missing_rmse",
             "seed": 0,
             "time_budget": "30m",

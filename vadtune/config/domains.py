@@ -8,12 +8,11 @@ To add a kind of domain: a parser here, a line in DOMAINS, and how Optuna draws 
 
 from __future__ import annotations
 
-import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from vadtune.core.schema import as_number
 
@@ -25,6 +24,11 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+
+
+_MOST_STEPS = 10**9
+_MOST_WHOLE, _MOST_REAL = 2**63, 1e300  # what samplers can draw
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,11 @@ class Condition:
         """Parses ``{layers: ">0"}``, ``{posterior: fixed}`` or ``{layers: [1, 2]}``.
 
         Raises:
-            ValueError: A comparison has no operand, or one that is not a number.
+            ValueError: A comparison has no operand, or one that is not a number; or a list is empty.
         """
         if isinstance(test, list):
+            if not test:
+                raise ValueError(f"a condition needs at least one value of {key}, got an empty list")
             return cls(key, "in", tuple(test))
         if isinstance(test, str):
             for symbol in _OPERATORS:
@@ -71,6 +77,16 @@ class Condition:
         except TypeError:
             return False
 
+    @property
+    def compares_numbers(self) -> bool:
+        """Whether it holds for numbers only, since it asks which is larger."""
+        return self.symbol in ("<", "<=", ">", ">=")
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """The values that the other parameter is compared with."""
+        return tuple(self.operand) if self.symbol == "in" else (self.operand,)
+
 
 @dataclass(frozen=True)
 class Domain(ABC):
@@ -83,8 +99,12 @@ class Domain(ABC):
     def probes(self) -> list[Any]:
         """Returns values that break a rule of the parameter if any value of the domain does: ends or all choices."""
 
+    def count(self) -> int | None:
+        """Returns the number of values, or None if they are infinitely many."""
+        return None
+
     def finite_values(self) -> list[Any] | None:
-        """Returns all values in order, or None if they are infinitely many."""
+        """Returns all values in order, or None if they are infinitely many; see ``count`` first."""
         return None
 
     @abstractmethod
@@ -104,9 +124,13 @@ class Choice(Domain):
 
     finite_values = probes
 
-    def contains(self, value: object) -> bool:
+    def count(self) -> int | None:
         """See Domain."""
-        return value in self.values
+        return len(self.values)
+
+    def contains(self, value: object) -> bool:
+        """See Domain; True is not 1."""
+        return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.values)
 
 
 @dataclass(frozen=True)
@@ -130,13 +154,17 @@ class Range(Domain):
         """See Domain."""
         return [self.low, self.high]
 
+    def count(self) -> int | None:
+        """See Domain."""
+        return self.high - self.low + 1 if self.whole else None
+
     def finite_values(self) -> list[Any] | None:
         """See Domain."""
         return list(range(self.low, self.high + 1)) if self.whole else None
 
     def contains(self, value: object) -> bool:
         """See Domain."""
-        return isinstance(value, int if self.whole else (int, float)) and self.low <= value <= self.high
+        return _is_number(value, int if self.whole else (int, float)) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
@@ -149,16 +177,30 @@ class Steps(Domain):
 
     def probes(self) -> list[Any]:
         """See Domain."""
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        # Rounded, so that files and tables do not show 0.30000000000000004.
-        values = [round(self.low + index * self.step, 12) for index in range(count)]
-        return [int(value) if isinstance(self.low, int) and isinstance(self.step, int) else value for value in values]
+        return [self._value(0), self._value(self.count() - 1)]
 
-    finite_values = probes
+    def count(self) -> int:
+        """See Domain."""
+        return int((self.high - self.low) / self.step + 1e-9) + 1
+
+    def finite_values(self) -> list[Any] | None:
+        """See Domain."""
+        return [self._value(index) for index in range(self.count())]
 
     def contains(self, value: object) -> bool:
         """See Domain."""
-        return value in self.probes()
+        if not _is_number(value, (int, float)) or not self.low <= value <= self.high:
+            return False
+        return bool(value == self._value(round((value - self.low) / self.step)))
+
+    def _value(self, index: int) -> Any:
+        # Rounded, so that files and tables do not show 0.30000000000000004.
+        value = round(self.low + index * self.step, 12)
+        return int(value) if isinstance(self.low, int) and isinstance(self.step, int) else value
+
+
+def _is_number(value: object, kinds: type | tuple[type, ...]) -> TypeGuard[int | float]:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _choice(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Domain:
@@ -166,9 +208,9 @@ def _choice(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Do
         raise ValueError("needs at least one value, got an empty list")
     numbers = tuple(as_number(value) for value in values)
     if any(not isinstance(value, (str, int, float, bool)) for value in numbers):
-        raise ValueError(f"takes plain values, got {list(values)}")
+        raise ValueError(f"takes plain values, got {_listed(values)}")
     if len({repr(value) for value in numbers}) != len(numbers):
-        raise ValueError(f"lists each value once, got {list(values)}")
+        raise ValueError(f"lists each value once, got {_listed(values)}")
     return Choice(kind, when, numbers)
 
 
@@ -187,6 +229,8 @@ def _steps(kind: str, values: Sequence[Any], when: tuple[Condition, ...]) -> Dom
     low, high = _ends(ends)
     if step <= 0 or step > high - low:
         raise ValueError(f"needs a step above 0 and at most high - low, got {step} for [{low}, {high}]")
+    if (high - low) / step > _MOST_STEPS:
+        raise ValueError(f"has at most {_MOST_STEPS} values, got a step of {step} for [{low}, {high}]; use uniform")
     return Steps(kind, when, low, high, step)
 
 
@@ -226,7 +270,7 @@ def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
     kinds = [key for key in node if key in DOMAINS]
     others = [key for key in node if key not in DOMAINS and key != "when"]
     if len(kinds) != 1 or others:
-        got = ", ".join(map(str, node))
+        got = ", ".join(map(str, list(node)[:_MOST_SHOWN]))
         raise ValueError(f"a domain has one kind ({', '.join(DOMAINS)}) and optionally 'when', got {got}")
     (kind,) = kinds
     if not isinstance(node[kind], list):
@@ -243,9 +287,14 @@ def parse_domain(node: Mapping[str, Any], section: str) -> Domain:
 
 
 def _numbers(values: Sequence[Any], count: int, form: str) -> list[Any]:
-    numbers = [as_number(value) for value in values]
-    if len(numbers) != count or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-        raise ValueError(f"takes {form}, got {list(values)}")
-    if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
-        raise ValueError(f"takes finite numbers, got {list(values)}")
+    numbers = [number for number in map(as_number, values) if _is_number(number, (int, float))]
+    if not len(numbers) == len(values) == count:
+        raise ValueError(f"takes {form}, got {_listed(values)}")
+    if not all(abs(n) < (_MOST_WHOLE if isinstance(n, int) else _MOST_REAL) for n in numbers):
+        raise ValueError(f"takes finite numbers below {_MOST_REAL:g} (whole ones 2**63), got {_listed(values)}")
     return numbers
+
+
+def _listed(values: Sequence[Any]) -> str:
+    more = f"{len(values) - _MOST_SHOWN} more" if len(values) > _MOST_SHOWN else ""
+    return f"[{', '.join([*map(repr, values[:_MOST_SHOWN]), *filter(None, [more])])}]"

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from pydantic import BaseModel, ValidationError
 
 from vadtune.config.domains import DOMAINS
+from vadtune.config.sections import InferConfig, ModelConfig, SearchConfig, TrainConfig
 from vadtune.core.errors import unknown_name
-from vadtune.data import MECHANISMS, SOURCES
+from vadtune.core.text import quoted
+from vadtune.data import MECHANISMS, SOURCES, MissingConfig
 
 _MAX_SHOWN = 200  # characters of a value
+_MOST_MESSAGES = 20  # of a section
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "infer": InferConfig,
+    "search": SearchConfig,
+    "data.missing": MissingConfig,
+}
 _UNIONS: dict[str, tuple[str, Mapping[str, type[BaseModel]]]] = {
     "data": ("source", SOURCES),
     "missing": ("mechanism", MECHANISMS),
@@ -33,7 +45,7 @@ def problems_of(model: type[BaseModel], values: object, section: str = "") -> li
 
 def messages(error: ValidationError, model: type[BaseModel], section: str = "") -> Iterator[str]:
     """Yields one message per problem that pydantic found in the values of ``model``, whose key is ``section``."""
-    for item in error.errors():
+    for item in islice(error.errors(include_url=False), _MOST_MESSAGES):
         keys, owner, union = _locate(model, item["loc"])
         last = keys[-1] if keys else section
         path, value = ".".join([section, *keys] if section else keys), item["input"]
@@ -92,10 +104,25 @@ def _unknown_key(key: str, value: object, owner: type[BaseModel], union: Decided
         if others:
             names = ", ".join(sorted(others))
             return f"is an option of {names}, not of {union[0]} '{union[1]}'; leave it out, got {_shown(value)}"
+    if places := _places(key, owner):
+        return f"unknown key {quoted(key)}: did you mean {' or '.join(places)}?"
     return unknown_name("key", key, owner.model_fields)
+
+
+def _places(key: str, owner: type[BaseModel]) -> list[str]:
+    """Returns the dotted keys of other sections that an unknown key of ``owner`` may stand for."""
+    homes: dict[str, list[str]] = {}
+    for section, model in _SECTIONS.items():
+        for name in () if issubclass(owner, model) else model.model_fields:
+            homes.setdefault(name, []).append(f"{section}.{name}")
+    known = list(owner.model_fields)
+    near = difflib.get_close_matches(key, [*known, *homes], n=1)
+    return homes[near[0]] if near and near[0] not in known else []
 
 
 def _shown(value: object) -> str:
     """Returns a value as messages show it, shortened if it is long."""
+    if isinstance(value, (dict, list)) and len(value) > _MAX_SHOWN:
+        return f"{len(value)} values"
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

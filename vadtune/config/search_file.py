@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vadtune.config.domains import Choice, Domain, is_domain, parse_domain
+from vadtune.config.domains import Choice, Condition, Domain, is_domain, parse_domain
+from vadtune.config.existence import RULES, deciding
 from vadtune.config.messages import messages, problems_of
 from vadtune.config.sections import InferConfig, ModelConfig, SearchConfig, TrainConfig, TrialConfig, flatten, unflatten
 from vadtune.config.yaml_file import apply_overrides, read_yaml
 from vadtune.core.errors import ConfigError, unknown_name
+from vadtune.core.text import quoted
 from vadtune.data import DataConfig
 
 _SEARCHED: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig, "infer": InferConfig}
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # the budget, and what must be common to all configurations
 _DEFAULT_SAMPLES = 64
+_MOST_POINTS = 100_000  # of a grid
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,59 @@ class SearchFile:
         return [self.trial_config({}).flat()[key]] if domain is None else list(domain.finite_values() or ())
 
     def active(self, sample: Mapping[str, Any], key: str) -> bool:
-        """Whether the conditions of a searched parameter hold, given the values of earlier ones (dotted keys)."""
-        known = {**self._fixed, **sample}
-        return all(condition.holds(known) for condition in self.domains[key].when)
+        """Whether a parameter exists, given the values of earlier searched ones (dotted keys)."""
+        return self.existence(sample, key) is True
+
+    def existence(self, sample: Mapping[str, Any], key: str) -> bool | None:
+        """Returns whether a parameter exists by its conditions and the rules, given values of searched parameters.
+
+        Args:
+            sample: Values of searched parameters (dotted keys).
+            key: The parameter.
+
+        Returns:
+            None where it depends on searched parameters that ``sample`` lacks.
+        """
+        known = {**self._defaults, **sample}
+
+        def settled(other: str) -> bool:
+            """Whether the value of another parameter is known: given, not searched, or the default of an absent one."""
+            return other in sample or other not in self.domains or self.existence(sample, other) is False
+
+        answers: list[bool | None] = []
+        for condition in self.domains[key].when if key in self.domains else ():
+            exists = self.existence(sample, condition.key)
+            if exists and settled(condition.key):
+                answers.append(condition.holds(known))
+            else:
+                answers.append(False if exists is False else None)
+        for rule in RULES.get(key, ()):
+            answers.append(rule.holds(known) if all(map(settled, rule.keys)) else None)
+        return False if False in answers else None if None in answers else True
 
     def grid(self) -> list[dict[str, Any]]:
-        """Returns every combination of searched parameters whose conditions hold, each once.
+        """Returns every combination of searched parameters that exist, each once.
 
         Raises:
-            ConfigError: A domain is not finite.
+            ConfigError: A domain is not finite, or there are more than 100,000 combinations.
         """
         points: list[dict[str, Any]] = [{}]
         for key, domain in self.domains.items():
-            values = domain.finite_values()
-            if values is None:
+            count = domain.count()
+            if count is None:
                 raise ConfigError(f"{key}: the sampler 'grid' needs finite domains, got {domain.kind}; use choice")
+            exists = [self.active(point, key) for point in points]
+            total = sum(count if there else 1 for there in exists)
+            if total > _MOST_POINTS:
+                raise ConfigError(
+                    f"search.sampler: a grid has at most {_MOST_POINTS:,} points, got {total:,} up to {key}; "
+                    "use fewer values, or the sampler 'random'"
+                )
+            values = domain.finite_values() or []
             points = [
-                {**point, key: value} if exists else point
-                for point in points
-                for exists in [self.active(point, key)]
-                for value in (values if exists else [None])
+                {**point, key: value} if there else point
+                for point, there in zip(points, exists, strict=True)
+                for value in (values if there else [None])
             ]
         return points
 
@@ -95,11 +132,10 @@ class SearchFile:
         """Returns the search as YAML, with overrides applied."""
         return yaml.safe_dump(self.tree, sort_keys=False)
 
-    @property
-    def _fixed(self) -> dict[str, Any]:
-        """All parameters that are not searched, defaults included."""
-        flat = flatten(self.trial_config({}).model_dump())
-        return {key: value for key, value in flat.items() if key not in self.domains}
+    @cached_property
+    def _defaults(self) -> dict[str, Any]:
+        """All parameters; those that are searched have their default."""
+        return flatten(self.trial_config({}).model_dump())
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchFile:
@@ -112,7 +148,7 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchFile:
     Raises:
         ConfigError: With every problem of the file.
     """
-    return parse_search(apply_overrides(read_yaml(Path(path)), overrides))
+    return parse_search(apply_overrides(read_yaml(Path(path)), overrides), overridden=bool(overrides))
 
 
 def load_trial(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
@@ -140,8 +176,12 @@ def parse_trial(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Trial
     return search.trial_config({})
 
 
-def parse_search(tree: Mapping[str, Any]) -> SearchFile:
+def parse_search(tree: Mapping[str, Any], *, overridden: bool = False) -> SearchFile:
     """Parses and checks a search given as nested mappings.
+
+    Args:
+        tree: The search.
+        overridden: Whether values were overridden; what does not exist with them is removed from ``search.initial``.
 
     Raises:
         ConfigError: With every problem.
@@ -175,6 +215,8 @@ def parse_search(tree: Mapping[str, Any]) -> SearchFile:
         **flatten({"data": data}),
     }
     file = SearchFile(trial.name, trial.data, search, flat, _ordered(domains), {**tree, "data": data})
+    if overridden:
+        file = _without_absent(file)
     problems = _check_search(file)
     if problems:
         raise ConfigError(problems)
@@ -225,13 +267,41 @@ def _check_domain(key: str, domain: Domain) -> list[str]:
         for probe in domain.probes()
         for problem in problems_of(_SEARCHED[section], unflatten({name: probe}), section)
     ]
-    known = [f"{section}.{name}" for section, model in _SEARCHED.items() for name in model.model_fields]
-    problems += [
-        f"{key}: its condition names an {unknown_name('parameter', condition.key, known)}"
-        for condition in domain.when
-        if condition.key not in known
-    ]
+    problems += [problem for condition in domain.when for problem in _check_condition(key, condition)]
     return list(dict.fromkeys(problems))
+
+
+def _check_condition(key: str, condition: Condition) -> list[str]:
+    """Returns the problems of a condition: an unknown parameter, or values that this parameter cannot have."""
+    known = [f"{section}.{name}" for section, model in _SEARCHED.items() for name in model.model_fields]
+    if condition.key not in known:
+        return [f"{key}: its condition names an {unknown_name('parameter', condition.key, known)}"]
+    section, _, name = condition.key.partition(".")
+    default = _SEARCHED[section].model_fields[name].default
+    is_number = default is None or (isinstance(default, (int, float)) and not isinstance(default, bool))
+    if condition.compares_numbers and not is_number:
+        return [f"{key}: its condition compares {condition.key}, which is no number; name values, such as {default}"]
+    problems = []
+    for operand in condition.operands:
+        if is_number and isinstance(operand, str):
+            takes = "a number or a comparison such as '>0'"
+            problems.append(f"{key}: its condition on {condition.key} takes {takes}, got the text {quoted(operand)}")
+        elif not condition.compares_numbers:
+            wrong = problems_of(_SEARCHED[section], {name: operand}, section)
+            problems += [f"{key}: its condition names a value that cannot be: {problem}" for problem in wrong]
+    return problems
+
+
+def _without_absent(file: SearchFile) -> SearchFile:
+    """Returns the search without the values of ``search.initial`` of parameters that do not exist there."""
+    points = [
+        {key: value for key, value in point.items() if file.existence(point, key) is not False}
+        for point in file.search.initial
+    ]
+    if points == file.search.initial:
+        return file
+    search = file.search.model_copy(update={"initial": points})
+    return replace(file, search=search, tree={**file.tree, "search": {**file.tree["search"], "initial": points}})
 
 
 def _ordered(domains: dict[str, Domain]) -> dict[str, Domain]:
@@ -243,7 +313,8 @@ def _ordered(domains: dict[str, Domain]) -> dict[str, Domain]:
     ordered: dict[str, Domain] = {}
     while len(ordered) < len(domains):
         waiting = {key: domain for key, domain in domains.items() if key not in ordered}
-        ready = [k for k, d in waiting.items() if not any(condition.key in waiting for condition in d.when)]
+        needed = {k: deciding(k) | {condition.key for condition in d.when} for k, d in waiting.items()}
+        ready = [key for key, others in needed.items() if others.isdisjoint(waiting)]
         if not ready:
             raise ConfigError(f"{', '.join(waiting)}: their conditions form a cycle; remove one of them")
         ordered[ready[0]] = domains[ready[0]]
@@ -253,20 +324,25 @@ def _ordered(domains: dict[str, Domain]) -> dict[str, Domain]:
 def _check_search(file: SearchFile) -> list[str]:
     """Checks the rules that link the search section to the others."""
     search, problems = file.search, []
-    if search.grace_epochs is not None and search.grace_epochs > file.epochs:
+    if search.grace(file.epochs) > file.epochs:
         problems.append(f"search.grace_epochs: must be at most train.epochs ({file.epochs}), got {search.grace_epochs}")
     if search.order == "logical" and search.scheduler == "hyperband":
         problems.append("search.order: hyperband waits for whole brackets by itself, got logical; leave it out")
     if search.order == "arrival" and search.concurrency is not None:
         problems.append("search.concurrency: belongs to search.order logical, got order arrival; leave one out")
     for key, domain in file.domains.items():
-        if search.sampler == "grid" and domain.finite_values() is None:
+        if search.sampler == "grid" and domain.count() is None:
             problems.append(f"{key}: the sampler 'grid' needs finite domains, got {domain.kind}; use choice")
         if search.sampler != "grid" and domain.kind == "grid":
             problems.append(f"{key}: a grid needs search.sampler grid, got '{search.sampler}'; use choice")
         if search.sampler == "cmaes" and (domain.when or isinstance(domain, Choice)):
             what = "a condition" if domain.when else domain.kind
             problems.append(f"{key}: the sampler 'cmaes' takes unconditional numbers only, got {what}; use tpe")
+    if search.sampler == "grid" and not problems:
+        try:
+            file.grid()
+        except ConfigError as error:
+            problems += error.problems
     for index, point in enumerate(search.initial):
         if search.sampler == "grid":
             problems.append(f"search.initial.{index}: the sampler 'grid' tries every point, got {point}; leave it out")
@@ -276,4 +352,6 @@ def _check_search(file: SearchFile) -> list[str]:
                 problems.append(f"{path}: {unknown_name('searched parameter', key, file.domains)}")
             elif not file.domains[key].contains(value):
                 problems.append(f"{path}: must lie in its domain, got {value!r}")
+            elif file.existence(point, key) is False:
+                problems.append(f"{path}: does not exist with the other values there, got {value!r}; leave it out")
     return problems

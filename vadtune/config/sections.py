@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from vadtune.config.existence import absent, is_closed_form
 from vadtune.core.errors import unknown_name
 from vadtune.core.schema import Real, Section, Seed, Whole, as_number, one_of, word_or_count
 from vadtune.data import AnyDataConfig
@@ -45,31 +46,25 @@ REPORTED_METRICS = {
 SELECTABLE_METRICS = ("val_missing_rmse", "val_missing_mae")
 """Metrics that may select configurations: errors on cells a model has seen would reward memorising them."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 10_000 * 86400.0  # more than any search, and less than clocks can wait
 
 REFITS = ("none", "train", "train+validation", "all-observed")
 """The rows that exported models are refitted on; all-observed includes the observed cells of the test rows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_OF_GRADIENTS = (
-    *(("train", name) for name in ("batch_size", "net_lr", "latent_lr", "optimiser", "schedule")),
-    *(("infer", name) for name in ("steps", "lr", "start")),
-)
-
-
-def is_closed_form(family: str, layers: int, head: str, posterior: str) -> bool:
-    """Whether a model is trained and inferred in closed form: a linear decoder with learned posteriors."""
-    return family == "vad" and layers == 0 and head == "plain" and posterior == "learned"
+_MOST_WIDTH = 2**16  # latents, and units of a layer
+_MOST_STEPS = 10**6  # epochs, inference steps and trials
 
 
 class ModelConfig(Section):
     """The section ``model``: family, network, output head, noise and posterior."""
 
     family: Annotated[Literal["vad", "vae"], one_of("family", FAMILIES)] = "vad"
-    latent: Annotated[Whole, Field(ge=1)] = 16
-    layers: Annotated[Whole, Field(ge=0, description="hidden layers; 0 is a linear decoder")] = 1
-    hidden: Annotated[Whole, Field(ge=1)] = 128
+    latent: Annotated[Whole, Field(ge=1, le=_MOST_WIDTH)] = 16
+    layers: Annotated[Whole, Field(ge=0, le=100, description="hidden layers; 0 is a linear decoder")] = 1
+    hidden: Annotated[Whole, Field(ge=1, le=_MOST_WIDTH)] = 128
     activation: Annotated[str, one_of("activation", ACTIVATIONS)] = "relu"
     layer_norm: bool = False  # before every activation
     dropout: Annotated[Real, Field(ge=0, lt=1, description="share of the decoder's hidden units")] = 0.0
@@ -106,8 +101,8 @@ class TrainConfig(Section):
     weights, in units of the observed cells of an average column.
     """
 
-    epochs: Annotated[Whole, Field(ge=1)] = 250
-    batch_size: Annotated[Whole, Field(ge=1)] = 128
+    epochs: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] = 250
+    batch_size: Annotated[Whole, Field(ge=1, le=10**9)] = 128
     kl_weight: Annotated[Real, Field(ge=0)] = 0.1
     net_lr: Annotated[Real, Field(gt=0)] = 2e-3
     latent_lr: Annotated[Real, Field(gt=0)] = 0.1
@@ -125,7 +120,7 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """The section ``infer``: how posteriors of new rows are fitted. A VAE starts from its encoder's output."""
 
-    steps: Annotated[Whole, Field(ge=0)] = 100
+    steps: Annotated[Whole, Field(ge=0, le=_MOST_STEPS)] = 100
     lr: Annotated[Real, Field(gt=0)] = 0.15
     start: Annotated[str, one_of("start", STARTS)] = "auto"
     prior: Annotated[str, one_of("prior", ("standard", "train"))] = "standard"
@@ -133,12 +128,13 @@ class InferConfig(Section):
 
 
 def _seconds(value: object) -> float | None:
-    """Returns a duration in seconds; None if it is no duration above 0."""
+    """Returns a duration in seconds; None if it is no duration above 0 and at most 10,000 days."""
+    seconds = 0.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if value > 0 and math.isfinite(value) else None
-    match = _DURATION.fullmatch(str(value).strip())
-    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
-    return seconds or None
+        seconds = value
+    elif match := _DURATION.fullmatch(str(value).strip()):
+        seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    return float(seconds) if 0 < seconds <= _LONGEST else None
 
 
 def _check_duration(value: object) -> object:
@@ -147,17 +143,26 @@ def _check_duration(value: object) -> object:
     return value
 
 
+def _check_grace(value: object) -> object:
+    number = as_number(value)
+    if number is None or (isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _MOST_STEPS):
+        return number
+    if isinstance(number, float) and 0 < number < 1:
+        return number
+    raise ValueError("takes a number of epochs from 1, or a share of train.epochs above 0 and below 1")
+
+
 _Duration = Annotated[Any, AfterValidator(_check_duration)]
 
 
 class SearchConfig(Section):
     """The section ``search``: how configurations are proposed, stopped and scored."""
 
-    samples: Annotated[Whole, Field(ge=1)] | None = None  # None: 64, or the whole grid
+    samples: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] | None = None  # None: 64, or the whole grid
     sampler: Annotated[str, one_of("sampler", SAMPLERS)] = "tpe"
     scheduler: Annotated[str, one_of("scheduler", SCHEDULERS)] = "asha"
-    grace_epochs: Annotated[Whole, Field(ge=1)] | None = None  # None: a ninth of the epochs
-    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
+    grace_epochs: Annotated[Any, AfterValidator(_check_grace)] = None  # or a share of the epochs; None: a ninth
+    reduction_factor: Annotated[Whole, Field(ge=2, le=_MOST_STEPS)] = 3
     report: Annotated[Any, word_or_count("rungs", "epochs")] = "rungs"  # a number: report every so many epochs
     metric: str = "val_missing_rmse"
     seed: Seed = 0
@@ -196,6 +201,12 @@ class SearchConfig(Section):
             raise ValueError("is a budget for GPUs, and trials use none; set search.gpus_per_trial, or leave it out")
         return value
 
+    def grace(self, epochs: int) -> int:
+        """Returns the epochs before a trial may be stopped: by default a ninth, where ranks are close to final ones."""
+        if self.grace_epochs is None:
+            return math.ceil(epochs / 9)
+        return self.grace_epochs if isinstance(self.grace_epochs, int) else max(1, round(self.grace_epochs * epochs))
+
     @property
     def trial_timeout_s(self) -> float | None:
         """The trial timeout in seconds, or None."""
@@ -228,18 +239,11 @@ class TrialConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """Returns the sections as plain values, without parameters that do not apply to this configuration."""
         values = self.model_dump()
-        if self.model.layers == 0:
-            for name in ("hidden", "activation", "layer_norm", "dropout", "skip"):
-                del values["model"][name]
-        if self.model.posterior != "fixed":
-            del values["model"]["log_var"]
-        if self.model.family == "vae":
-            del values["train"]["latent_lr"], values["train"]["latent_init"], values["infer"]["start"]
+        for key in absent(flatten(values)):
+            section, _, name = key.partition(".")
+            del values[section][name]
         if self.infer.kl_weight is None:
             del values["infer"]["kl_weight"]
-        if self.model.closed_form:
-            for section, name in _OF_GRADIENTS:
-                del values[section][name]
         return values
 
     def to_yaml(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from vadtune.core.errors import DataError
 
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")  # pages of address space
 _CGROUPS = Path("/sys/fs/cgroup")
 _LIMITS = (  # of version 2 and 1: limit, use, and the part of the use that the system can free
     ("memory.max", "memory.current", "memory.stat"),
@@ -17,8 +19,8 @@ _LIMITS = (  # of version 2 and 1: limit, use, and the part of the use that the 
 
 
 def available_memory() -> int | None:
-    """Returns the free memory in bytes, by Linux and by the limit of a container; None where neither is known."""
-    known = [*_free_of_machine(), *_free_of_container()]
+    """Returns the free memory in bytes, by Linux and by limits of a container and of this process; None if unknown."""
+    known = [*_free_of_machine(), *_free_of_container(), *_free_of_process()]
     return min(known) if known else None
 
 
@@ -61,6 +63,13 @@ def _free_of_container() -> Iterator[int]:
                     used -= int(value)
                     break
             yield max(most - used, 0)
+
+
+def _free_of_process() -> Iterator[int]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError, IndexError):
+            yield max(limit - int(_STATM.read_text().split()[0]) * resource.getpagesize(), 0)
 
 
 def _gigabytes(count: float) -> str:

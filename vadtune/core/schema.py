@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -41,8 +42,11 @@ def by_tag(tag: str, *models: type[Model]) -> dict[str, type[Model]]:
 
 
 def as_number(value: object) -> object:
-    """Converts a string that is a number, and returns anything else unchanged: YAML 1.1 reads ``1e-3`` as a string."""
-    if not isinstance(value, str):
+    """Converts a string that is a number, and returns anything else unchanged: YAML 1.1 reads ``1e-3`` as a string.
+
+    Digits of other alphabets, ``1_000``, ``inf`` and ``nan`` stay strings.
+    """
+    if not isinstance(value, str) or not _NUMERIC.fullmatch(value):
         return value
     for kind in (int, float):
         try:
@@ -50,6 +54,10 @@ def as_number(value: object) -> object:
         except ValueError:
             continue
     return value
+
+
+_NUMERIC = re.compile(r"\s*[-+]?[0-9.][0-9.eE+-]*\s*")
+_MOST_COUNT = 10**9
 
 
 def one_of(kind: str, valid: tuple[str, ...]) -> BeforeValidator:
@@ -68,7 +76,9 @@ def word_or_count(word: str, things: str) -> AfterValidator:
 
     def check(value: object) -> object:
         number = as_number(value)
-        if value != word and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        if value != word and (
+            isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _MOST_COUNT
+        ):
             raise ValueError(f"takes '{word}' or a number of {things} from 1")
         return number
 

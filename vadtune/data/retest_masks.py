@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,13 @@ import numpy as np
 
 from vadtune.core.errors import ConfigError, ModelFolderError
 from vadtune.core.files import NOT_ARRAYS, write_atomically
+from vadtune.core.memory import check_memory
+from vadtune.core.reading import check_inside, read_bounded
+from vadtune.core.text import one_line
 from vadtune.data import IncompleteDataset, mask_sha256
 
 FORMAT_VERSION = 1
+_MOST_BYTES = 2**30
 
 
 class MaskKey(NamedTuple):
@@ -80,11 +85,21 @@ def _read(path: Path, dataset: IncompleteDataset) -> Masks:
     again = "delete it, and the same masks are drawn again from their seeds"
     shape = dataset.test_truth.shape
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        check_inside(path.parent, path)
+        content = read_bounded(path, _MOST_BYTES)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > len(content):
+                raise ValueError("it unpacks to more than it holds")  # masks are stored without compression
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             entries = [(MaskKey(entry["ratio"], entry["seed"]), entry["sha256"]) for entry in header.pop("masks")]
             if header != _identity(dataset):
-                raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {header}; {again}")
+                got = one_line(str(header), 300)
+                raise ModelFolderError(f"{path}: masks of {_identity(dataset)} expected, got {got}; {again}")
+            size = dataset.test_truth.size
+            if file["bits"].shape != (len(entries), -(-size // 8)):
+                raise ValueError(f"{len(entries)} masks of {size} cells expected, got bits of {file['bits'].shape}")
+            check_memory(len(entries) * size, f"{path}: reading {len(entries)} masks", again)
             masks = np.unpackbits(file["bits"], axis=1, count=dataset.test_truth.size).astype(bool)
             masks = masks.reshape(len(entries), *shape)
     except NOT_ARRAYS as error:

@@ -76,6 +76,14 @@ class DataConfig(SparseSection):
             DataError: They cannot be read, or break a rule.
         """
 
+    def load_here(self) -> RawData:
+        """Loads the values without creating or downloading anything, as a model folder of others may name any place.
+
+        Raises:
+            DataError: As for ``load``.
+        """
+        return self.load()
+
     @property
     def origin(self) -> str:
         """How messages refer to the data: the path of a file, or the name of the source."""

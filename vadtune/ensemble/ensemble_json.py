@@ -15,12 +15,13 @@ from typing import Any
 
 from vadtune.artifacts.model_folder import MANIFEST, find_model_folders
 from vadtune.core.errors import ModelFolderError
+from vadtune.core.reading import SMALL_FILE, check_inside, read_bounded, sha256_of
 from vadtune.ensemble.kernel_regression import KernelRegression
 
 ENSEMBLE_FILE = "ensemble.json"
 REGRESSION_FILE = "regression.safetensors"
 FORMAT_VERSION = 1
-_MOST_BYTES = 2**20
+_MOST_REGRESSION_BYTES = 2**28
 _CONTENT_HASH = "sha256"
 
 
@@ -128,9 +129,8 @@ def read_ensemble(folder: Path) -> Ensemble | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        check_inside(folder, path)
+        content: dict[str, Any] = json.loads(read_bounded(path))
         content_hash = content.pop(_CONTENT_HASH)
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {FORMAT_VERSION} expected, got {content['format_version']}")
@@ -157,7 +157,7 @@ def read_ensemble(folder: Path) -> Ensemble | None:
         )
     for member in members:
         place = folders[member.folder]
-        if not (place / MANIFEST).is_file() or manifest_hash(place) != member.manifest_sha256:
+        if not _has_manifest(place, member.manifest_sha256):
             raise ModelFolderError(
                 f"{place}: {MANIFEST} is missing or was altered after it was written (its SHA-256 differs from that in "
                 f"{ENSEMBLE_FILE}); export the models again"
@@ -165,9 +165,16 @@ def read_ensemble(folder: Path) -> Ensemble | None:
     return ensemble
 
 
+def _has_manifest(model_folder: Path, sha256: str) -> bool:
+    try:
+        return manifest_hash(model_folder) == sha256
+    except OSError:
+        return False
+
+
 def manifest_hash(model_folder: Path) -> str:
     """Returns the SHA-256 of a model folder's manifest."""
-    return hashlib.sha256((model_folder / MANIFEST).read_bytes()).hexdigest()
+    return sha256_of(model_folder / MANIFEST, SMALL_FILE)
 
 
 def write_regression(folder: Path, regression: KernelRegression, gain: float) -> EnsembleRegression:
@@ -194,7 +201,8 @@ def read_regression(folder: Path, ensemble: Ensemble | None) -> KernelRegression
         return None
     path = folder / REGRESSION_FILE
     try:
-        content = path.read_bytes()
+        check_inside(folder, path)
+        content = read_bounded(path, _MOST_REGRESSION_BYTES)
         if hashlib.sha256(content).hexdigest() != ensemble.regression.sha256:
             raise ValueError(f"it was altered after it was written, its SHA-256 differs from that in {ENSEMBLE_FILE}")
         return KernelRegression.from_bytes(content)

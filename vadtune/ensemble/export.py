@@ -41,7 +41,7 @@ from vadtune.training.refit import Trainer
 
 logger = logging.getLogger(__name__)
 
-PARENT_RUN = "mlflow_parent_run_id"
+PARENT_RUN, BUDGET = "mlflow_parent_run_id", "budget"
 _OTHER_FILES = (ENSEMBLE_FILE, REGRESSION_FILE, "masks.npz", "retest")  # next to the models; the last two by a retest
 
 _Trained = list[tuple[Member, FittedModel | None]]
@@ -159,7 +159,7 @@ def export_best(
                 unseen_rmse=choice.selection.unseen_rmse,
                 best_rmse=choice.selection.best_rmse,
                 best_unseen_rmse=choice.selection.best_unseen_rmse,
-                members=tuple(_write_members(folder, trained, search, dataset, refit)),
+                members=tuple(_write_members(folder, trained, search, dataset, refit, len(rows.x))),
                 regression=_write_regression(folder, choice.regression, trained, rows),
             )
             write_ensemble(folder, written)
@@ -184,7 +184,7 @@ def _without_diverged(members: Sequence[Member], models: Sequence[FittedModel | 
 
 
 def _write_members(
-    out: Path, trained: _Trained, search: SearchRun, dataset: IncompleteDataset, refit: str
+    out: Path, trained: _Trained, search: SearchRun, dataset: IncompleteDataset, refit: str, rows: int
 ) -> list[EnsembleMember]:
     """Writes a model folder for each member and returns their entries for ensemble.json."""
     written = []
@@ -211,9 +211,24 @@ def _write_members(
         else:
             scores = {f"search_{name}": value for name, value in trial.metrics.items()}
             with_metadata = model.with_metadata(dataset.scaler, dataset.feature_names)
-            save_model(folder, with_metadata, metrics=scores, provenance=provenance)
+            budget = _budget(member, model, dataset, rows)
+            provenance[BUDGET] = budget
+            save_model(folder, with_metadata, metrics=scores, provenance=provenance, heading=budget)
         written.append(EnsembleMember(folder.name, trial.name, member.weight, member.rmse, manifest_hash(folder)))
     return written
+
+
+def _budget(member: Member, model: FittedModel, dataset: IncompleteDataset, rows: int) -> str:
+    """Returns for how many epochs a member was trained again, and why for so many, in one line."""
+    candidate = member.candidate
+    now, before = candidate.fit(dataset, rows), candidate.config.train.epochs
+    total = model.config.train.epochs
+    refitted = f"{total} epochs" if now.epochs == total else f"{now.epochs} of {total} epochs"
+    searched = f"{before} epochs" if candidate.trial.epoch == before else f"{candidate.trial.epoch} of {before} epochs"
+    return (
+        f"Trained again for {refitted} on {rows} rows; searched: {searched} on {len(dataset.train.x)} rows. "
+        "More rows make more steps an epoch, and the number of steps is the same."
+    )
 
 
 def _write_regression(

@@ -161,7 +161,9 @@ class KernelRegression(NamedTuple):
         if {support.dtype, dual.dtype, centre.dtype} != {torch.float32}:
             raise ValueError("it holds numbers that are not of 32 bits")
         numbers_fit = length > 0 and 0 <= share <= 1 and 0 < observed <= 1 and math.isfinite(length)
-        if not (numbers_fit and bool(torch.isfinite(support).all()) and bool(torch.isfinite(dual).all())):
+        if not (numbers_fit and bool(torch.isfinite(support).all()) and bool(torch.isfinite(dual).all())) or bool(
+            centre.isinf().any()
+        ):
             raise ValueError("it holds numbers out of range")
         return cls(support, dual, centre, length, share, observed)
 

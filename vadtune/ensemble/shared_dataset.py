@@ -26,7 +26,7 @@ def shared_dataset(models: Sequence[tuple[str, FittedModel]]) -> IncompleteDatas
                 "models that are retested together must share their data section except for the hold-out, got "
                 f"{_describe(data)} in {models[0][0]} and {_describe(model.config.data)} in {name}; retest them apart"
             )
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, data.load_here())
     for name, model in models:
         if model.scaler is None or not _close(model.scaler, dataset.scaler):
             raise ModelFolderError(

@@ -23,6 +23,7 @@ from vadtune.artifacts.run_folder import run_folders
 from vadtune.config import SearchFile, load_search
 from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
+from vadtune.core.reading import read_bounded
 from vadtune.ensemble.export import export_best
 from vadtune.evaluation.retest import run_retest
 from vadtune.search.driver.ray_start import local_ray
@@ -118,7 +119,7 @@ def plan(
             cells.append(Cell(name, ratio, search, out / cell_name))
     for cell in cells:
         stored = cell.folder / _SEARCH
-        if stored.exists() and stored.read_text() != cell.search.to_yaml():
+        if stored.exists() and read_bounded(stored).decode(errors="replace") != cell.search.to_yaml():
             raise SearchError(
                 f"{cell.folder}: must hold this search, but holds one of another {cell.name} file or other overrides; "
                 "name another folder by --out, or delete it"
@@ -227,7 +228,7 @@ def _retest(cell: Cell, run: str, settings: Mapping[str, Any], uri: str) -> dict
 def _read_result(cell: Cell, settings: Mapping[str, Any]) -> dict[str, object] | None:
     """Returns the cell's row if it was finished with these settings, else None."""
     try:
-        result: dict[str, Any] = json.loads((cell.folder / _RESULT).read_text())
+        result: dict[str, Any] = json.loads(read_bounded(cell.folder / _RESULT, 2**26))
         same = all(result[name] == value for name, value in settings.items())
         return dict(result["row"]) if same else None
     except FileNotFoundError:

@@ -26,7 +26,7 @@ def parse_ratios(text: str) -> list[float]:
         numbers = part.split(":")
         try:
             first, last, step = map(Decimal, numbers if len(numbers) == 3 else (part, part, "1"))
-            if not (0 < first <= last < 1 and step > 0 and step.is_finite()):
+            if not (text.isascii() and 0 < first <= last < 1 and step > 0 and step.is_finite()):
                 raise ValueError
         except (InvalidOperation, ValueError) as error:
             raise ConfigError(

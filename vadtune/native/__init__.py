@@ -12,16 +12,23 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vadtune.config import TrialConfig
+from vadtune.config import SearchFile, TrialConfig
+from vadtune.core.errors import ConfigError
 from vadtune.core.files import cache_folder
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
+_DECIDE = (  # parameters that decide whether a kernel computes a configuration
+    *("model.family", "model.layers", "model.head", "model.posterior", "model.activation", "model.layer_norm"),
+    "train.compile",
+)
 
 
 @cache
@@ -48,10 +55,13 @@ def supports_training(config: TrialConfig) -> bool:
 
 def supports_inference(config: TrialConfig) -> bool:
     """Returns whether ``fit_rows`` fits rows under a configuration: relu or tanh, no layer norm, compile not off."""
+    return _suit(config) and is_available()
+
+
+def _suit(config: TrialConfig) -> bool:
     model = config.model
     known = not model.layers or (model.activation in ("relu", "tanh") and not model.layer_norm)
-    known = known and model.head == "plain" and not model.closed_form and config.train.compile != "off"
-    return known and is_available()
+    return known and model.head == "plain" and not model.closed_form and config.train.compile != "off"
 
 
 def call(kernel: Callable[..., T], *args: Any) -> T:
@@ -70,7 +80,6 @@ def call_on_row_blocks(run: Callable[[slice], T], n: int, block: int, threads: i
     """
     size = block * -(-n // (block * threads))
     parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    announce_compilation()
     with _blas().limit(limits=1):
         if len(parts) == 1:
             return [run(parts[0])]
@@ -97,8 +106,26 @@ def cache_path() -> Path:
     return Path(os.environ.get("NUMBA_CACHE_DIR") or default) / f"kernels-{content[:16]}"
 
 
+def announce_compilation_by_workers(search: SearchFile) -> None:
+    """Logs that the workers of a search will compile kernels, unless compiled ones are cached or none is used."""
+    if any(cache_path().rglob("*.nbi")) or not _may_use_kernels(search):
+        return
+    if is_available():  # asked last: the usual search imports no Numba here
+        log_compilation()
+
+
 @cache
-def announce_compilation() -> None:
-    """Logs once that kernels will be compiled, which takes a while, unless compiled ones are cached."""
-    if not any(cache_path().rglob("*.nbi")) and is_available():  # in this order: the usual search imports no Numba here
-        logger.info("compiling machine code for this processor, once: about half a minute")
+def log_compilation() -> None:
+    """Logs once that kernels are being compiled, which takes a while."""
+    logger.info("compiling machine code for this processor, once: about half a minute")
+
+
+def _may_use_kernels(search: SearchFile) -> bool:
+    """Returns whether a configuration of a search may be computed by a kernel."""
+    choices = {key: search.domains[key].probes() for key in _DECIDE if key in search.domains}
+    for values in product(*choices.values()):
+        with suppress(ConfigError):  # some combinations exclude each other
+            config = search.trial_config(dict(zip(choices, values, strict=True)))
+            if config.model.closed_form or _suit(config):
+                return True
+    return False

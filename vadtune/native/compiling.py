@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from numba import config, njit, typeof
+from numba.core import event
 
-from vadtune.native import cache_path
+from vadtune.native import cache_path, log_compilation
 
 try:
     import fcntl
@@ -33,6 +34,21 @@ inlined = njit(inline="always", **OPTIONS)
 
 _MODULES: dict[str, list[Callable[[], Any]]] = {}  # module -> functions that compile its kernels or load them
 _THREADS = threading.RLock()
+
+
+class _Announcement(event.Listener):  # type: ignore[misc]
+    """Says that something compiles, when it does: not where a kernel is loaded from the cache."""
+
+    def on_start(self, event: Any) -> None:
+        """See numba.core.event.Listener."""
+        if event.data["dispatcher"].py_func.__module__.startswith("vadtune."):
+            log_compilation()
+
+    def on_end(self, event: Any) -> None:
+        """See numba.core.event.Listener."""
+
+
+event.register("numba:compile", _Announcement())
 
 
 def kernel(example: Callable[[], tuple[Any, ...]]) -> Callable[[Callable[..., Any]], Any]:

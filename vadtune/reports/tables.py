@@ -17,6 +17,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from vadtune.core.text import one_line, printable
+
 if TYPE_CHECKING:  # at run time it would import torch for every command that prints a table
     from vadtune.evaluation.retest_scores import Retest
 
@@ -48,6 +50,8 @@ def to_text(rows: Rows, console: Console) -> str:
     It looks as one by rich, which takes 15 seconds for 10,000 rows.
     """
     columns = list(rows[0]) if rows else []
+    rows = [{printable(name): value for name, value in row.items()} for row in rows]
+    columns = list(map(printable, columns))
     cells = {name: [_cell(row[name]) for row in rows] for name in columns}
     widths = {name: max(map(cell_len, [name, *cells[name]])) for name in columns}
     edge, gap = (" ", "   ") if console.is_terminal else ("", "  ")
@@ -92,7 +96,7 @@ def _retest_table(retest: Retest, metric: str, console: Console) -> str:
                 Text(f"{mean:.3f}" + f" ±{error:.3f}" * with_error, style="bold" if mean == lowest else "")
                 for mean, error, lowest in zip(means, errors, best, strict=True)
             ]
-            table.add_row(Text(method.name), *cells)
+            table.add_row(Text(printable(method.name)), *cells)
         if _fits(table, console):
             break
     spread = ""
@@ -127,4 +131,4 @@ def _render(table: Table, console: Console) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value), 200)

@@ -9,7 +9,9 @@ To add a kind of file: a class in a module here, one line in TABLES. May import 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +20,17 @@ import yaml
 
 from vadtune.core.errors import DataError, unknown_name
 from vadtune.core.memory import check_memory
+from vadtune.core.reading import check_regular
+from vadtune.core.text import quoted
 from vadtune.tables.arrays import NpyFile, NpzFile
-from vadtune.tables.base import Cells, NotNumericError, TableFile
+from vadtune.tables.base import MOST_COLUMNS, Cells, NotNumericError, TableFile, check_columns_count
 from vadtune.tables.parquet import ParquetFile
 from vadtune.tables.text import CsvFile, TsvFile
 
-__all__ = ["TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
+__all__ = ["MOST_COLUMNS", "TABLES", "Cells", "Table", "TableFile", "check_columns", "open_table", "read_table"]
 
 _MAX_NAMED = 5
+_MOST_PROPOSED = 100
 _BYTES_PER_CELL = 14  # 8 as read, and 4 + 1 + 1 for the rows and masks that a dataset makes of them
 
 TABLES: dict[str, type[TableFile]] = {
@@ -59,7 +64,10 @@ def open_table(path: Path) -> TableFile:
     if kind is None:
         raise DataError(f"{path}: takes a file that ends in {', '.join(TABLES)}, got '{path.suffix}'; convert it")
     try:
-        return kind(path)
+        check_regular(path)
+        table = kind(path)
+        check_columns_count(len(table.names))
+        return table
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name an existing table") from error
     except DataError as error:
@@ -85,11 +93,14 @@ def read_table(
     """
     table = open_table(path)
     taken = table.names if columns is None else list(columns)
+    index_of, counts = {name: index for index, name in enumerate(table.names)}, Counter(table.names)
     for name in taken:
-        if name not in table.names:
+        if name not in counts and len(table.names) == 1:
+            raise DataError(f"{path}: has one column, which is not {quoted(name)}; name a table with several columns")
+        if name not in counts:
             raise DataError(f"{path}: {unknown_name('column', name, table.names)}")
-        if table.names.count(name) > 1:
-            raise DataError(f"{path}: column names must be unique, got '{name}' twice; rename one")
+        if counts[name] > 1:
+            raise DataError(f"{path}: column names must be unique, got {quoted(name)} twice; rename one")
     if not taken:
         raise DataError(f"{path}: a table needs at least one column, got none; name another")
     check_memory(
@@ -97,11 +108,15 @@ def read_table(
         f"{path}: reading {table.rows:,} rows of {len(taken)} columns",
         "name fewer columns in data.columns, split the table, or take a larger machine",
     )
-    indices = [table.names.index(name) for name in taken]
+    indices = [index_of[name] for name in taken]
     try:
         return Table(table.numbers(indices, Cells(na_values, booleans=booleans)), taken)
     except NotNumericError as error:
         numeric = [name for name in taken if name not in error.others]
+        if columns is None and not numeric:  # perhaps no table at all, whose content is not repeated
+            raise DataError(f"{path}: needs columns of numbers, got none; name a table that has some") from None
+        if len(numeric) > _MOST_PROPOSED:
+            raise DataError(f"{path}: {error}, or name the others in data.columns") from error
         proposed = yaml.safe_dump(numeric, default_flow_style=True, width=math.inf, allow_unicode=True).strip()
         raise DataError(f"{path}: {error}, or leave them out with columns: {proposed}") from error
     except DataError as error:
@@ -121,9 +136,14 @@ def check_columns(path: Path, table: TableFile, expected: Collection[str]) -> li
                 f"got {len(table.names)}; reshape it"
             )
         return list(range(len(expected)))
-    twice = sorted({name for name in table.names if table.names.count(name) > 1})
-    missing = [name for name in expected if name not in table.names]
-    extra = [name for name in table.names if name not in expected]
+    counts, known = Counter(table.names), set(expected)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    missing = [name for name in expected if name not in counts]
+    extra = [name for name in table.names if name not in known]
+    if (
+        isinstance(table, CsvFile) and len(table.names) == 1 and len(known) > 1
+    ):  # perhaps no table at all, whose content is not repeated
+        raise DataError(f"{path}: must have the {len(known)} columns of the model, got one; name a table of these")
     found = [
         f"{what} {_listed(names)}"
         for what, names in (("missing", missing), ("extra", extra), ("twice", twice))
@@ -131,10 +151,11 @@ def check_columns(path: Path, table: TableFile, expected: Collection[str]) -> li
     ]
     if found:
         raise DataError(f"{path}: must have the columns of the model, got {'; '.join(found)}; add or leave out those")
-    return [table.names.index(name) for name in expected]
+    index_of = {name: index for index, name in enumerate(table.names)}
+    return [index_of[name] for name in expected]
 
 
 def _listed(names: Collection[str]) -> str:
-    first = [f"'{name}'" for name in list(names)[:_MAX_NAMED]]
+    first = [quoted(name) for name in islice(names, _MAX_NAMED)]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ", ".join(first) + more

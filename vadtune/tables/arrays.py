@@ -14,7 +14,18 @@ import numpy as np
 
 from vadtune.core.errors import DataError
 from vadtune.core.files import NOT_ARRAYS
-from vadtune.tables.base import Cells, Fill, NotNumericError, TableFile, as_type, rows_of_block
+from vadtune.core.reading import check_archive, open_regular
+from vadtune.core.text import one_line
+from vadtune.tables.base import (
+    Cells,
+    Fill,
+    NotNumericError,
+    TableFile,
+    as_type,
+    check_columns_count,
+    listed,
+    rows_of_block,
+)
 
 _NPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
 
@@ -68,7 +79,7 @@ class NpyFile(TableFile):
 
     def __init__(self, path: Path) -> None:
         self.path, self.named = path, False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = file.read(len(_NPY))
             if magic.startswith(_ZIP):
                 raise DataError("must hold one array, and is an archive of arrays; name it .npz")
@@ -103,6 +114,7 @@ class NpyFile(TableFile):
         if len(self._header.shape) != 2:
             raise DataError(f"must be an array of rows and columns, got shape {self._header.shape}; reshape it")
         self.rows, d = self._header.shape
+        check_columns_count(d)
         self.names = [f"x{j}" for j in range(d)]
 
     def _filled_blocks(self, columns: Sequence[int], cells: Cells, fill: Fill) -> Iterator[np.ndarray]:
@@ -115,7 +127,7 @@ class NpyFile(TableFile):
 
     def _raw_blocks(self, rows: int) -> Iterator[np.ndarray]:
         """Yields the array in blocks of rows, of its own type; at least one, which may be empty."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for first in range(0, max(self.rows, 1), rows):
                 with _reported():
                     block = self._read_rows(file, first, min(rows, self.rows - first))
@@ -148,11 +160,12 @@ class NpzFile(NpyFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(_NPY)) == _NPY:
                 raise DataError("must be an archive of arrays, and holds one bare array; name it .npy")
         headers: dict[str, _Header] = {}
         with _reported(), zipfile.ZipFile(path) as archive:
+            check_archive(archive, path.stat().st_size)
             for member in archive.namelist():
                 if member.endswith(".npy"):
                     with archive.open(member) as file:
@@ -161,13 +174,15 @@ class NpzFile(NpyFile):
                     headers[member.removesuffix(".npy")] = header
         tables = [name for name, header in headers.items() if len(header.shape) == 2]
         if "x" not in headers and len(tables) != 1:
-            raise DataError(f"needs an array named x, got {', '.join(headers) or 'none'}; rename the table to x")
+            raise DataError(f"needs an array named x, got {listed(headers) or 'none'}; rename the table to x")
         self._member = "x.npy" if "x" in headers else f"{tables[0]}.npy"
         self._header = headers[self._member.removesuffix(".npy")]
         self._take_shape()
         self.named = "columns" in headers
         if self.named:
             with _reported(), np.load(path, allow_pickle=False) as arrays:
+                if arrays["columns"].dtype.kind != "U":
+                    raise ValueError("columns must hold texts")
                 self.names = list(map(str, arrays["columns"].ravel()))
             if len(self.names) != self._header.shape[1]:
                 raise DataError(
@@ -224,7 +239,7 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except NOT_ARRAYS as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(" ".join(str(error).split()), 300)
         if "pickle" in reason:
             reason = "it holds pickled objects, which could execute code"
         raise DataError(f"cannot be read as numpy arrays ({reason}); save plain numbers with numpy") from error

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vadtune.core.errors import DataError
+from vadtune.core.text import one_line, quoted
 
+MOST_COLUMNS = 50_000
+_MOST_NAMED, _SHOWN = 20, 60  # columns in a message, and characters of a name
 _WORDS = {"true": 1.0, "false": 0.0}
 
 Fill = Callable[[np.ndarray], np.ndarray]
@@ -91,13 +95,28 @@ class NotNumericError(DataError):
     def __init__(self, others: dict[str, tuple[str, int]]) -> None:
         self.others = others
         name, (text, row) = next(iter(others.items()))
-        example = f"{name} holds '{text}' in row {row + 1}"
+        example = f"{one_line(name, _SHOWN)} holds {quoted(text)} in row {row + 1}"
         super().__init__(
-            f"columns must be numeric, got {', '.join(others)} ({example}); list texts of missing cells in na_values"
+            f"columns must be numeric, got {listed(others)} ({example}); list texts of missing cells in na_values"
         )
 
     def __reduce__(self) -> tuple[type[NotNumericError], tuple[dict[str, tuple[str, int]]]]:
         return type(self), (self.others,)
+
+
+def check_columns_count(count: int) -> None:
+    """Raises DataError if a table has more columns than a model can have."""
+    if count > MOST_COLUMNS:
+        raise DataError(
+            f"has at most {MOST_COLUMNS:,} columns, got {count:,}; leave some out, or swap rows and columns"
+        )
+
+
+def listed(names: Collection[str]) -> str:
+    """Returns names of columns as messages list them: some of them, shortened."""
+    first = [one_line(name, _SHOWN) for name in islice(names, _MOST_NAMED)]
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ", ".join(first) + more
 
 
 class Cells:
@@ -123,7 +142,7 @@ class Cells:
             return math.nan
         if "b" in self.kinds and text.lower() in _WORDS:
             return _WORDS[text.lower()]
-        if "_" in text:  # 1_000 is a number to Python only
+        if "_" in text or not text.isascii():  # 1_000 and digits of other alphabets are numbers to Python only
             raise ValueError
         value = float(text)
         return math.nan if value in self._missing else value

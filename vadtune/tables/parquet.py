@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vadtune.core.errors import DataError
-from vadtune.tables.base import Cells, Fill, NotNumericError, TableFile, as_type, rows_of_block
+from vadtune.core.reading import check_expansion, check_regular
+from vadtune.core.text import one_line
+from vadtune.tables.base import Cells, Fill, NotNumericError, TableFile, as_type, check_columns_count, rows_of_block
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_FIRST_ROWS = 256  # of a column that is not numeric: its texts may be long
 _READ_CELLS = 2**19  # at once: columns that stay near the cache while they become rows
 _STREAM_BYTES = 2**20  # buffer of each column, in place of a whole row group
 
@@ -26,12 +29,15 @@ class ParquetFile(TableFile):
         from pyarrow import parquet
 
         self.path = path
-        path.open("rb").close()  # for the system's reason if it cannot be opened
+        size = check_regular(path)
         with _reported():
             self._file = parquet.ParquetFile(path, buffer_size=_STREAM_BYTES, pre_buffer=False)
+            metadata = self._file.metadata
+            check_columns_count(metadata.num_columns)
+            check_expansion(max(_unpacked(metadata), 8.0 * metadata.num_rows * metadata.num_columns), size)
             self._schema = self._file.schema_arrow
         self.names = list(self._schema.names)
-        self.rows = self._file.metadata.num_rows
+        self.rows = metadata.num_rows
 
     def blocks(self, columns: Sequence[int], cells: Cells) -> Iterator[np.ndarray]:
         """See TableFile."""
@@ -100,13 +106,18 @@ class ParquetFile(TableFile):
     def _first_value(self, index: int) -> tuple[str, int] | None:
         """Returns the first value of a column that is no null, as text, and its row."""
         start = 0
-        for batch in self._batches([index], _READ_CELLS):
+        for batch in self._batches([index], _FIRST_ROWS):
             column = batch.column(self.names[index])
             valid = np.flatnonzero(column.is_valid())
             if len(valid):
                 return str(column[int(valid[0])].as_py()), start + int(valid[0])
             start += len(column)
         return None
+
+
+def _unpacked(metadata: Any) -> int:
+    """Returns the bytes that the row groups of a file say they unpack to."""
+    return sum(abs(metadata.row_group(group).total_byte_size) for group in range(metadata.num_row_groups))
 
 
 @contextmanager
@@ -116,8 +127,8 @@ def _reported() -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        reason = one_line(" ".join(str(error).split()), 300)
         raise DataError(f"cannot be read as Parquet ({reason}); name a Parquet file") from error
 
 

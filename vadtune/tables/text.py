@@ -15,13 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from vadtune.core.errors import DataError
-from vadtune.tables.base import Cells, Fill, NotNumericError, TableFile
+from vadtune.core.reading import open_regular
+from vadtune.tables.base import MOST_COLUMNS, Cells, Fill, NotNumericError, TableFile, check_columns_count
 
-_FIELD = r'("(?:[^"]|"")*"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
+# Possessive (++, *+): the pattern never goes back into a long quoted field, which would take gigabytes.
+_FIELD = r'("(?:[^"]++|"")*+"[^{0}\r\n]*|[^{0}\r\n]*)({0}|\r\n|\n|\r|\Z)'
 _PLAIN_QUOTED = r'(?:(?<=[{0}\r\n])|\A)"[^"{0}\r\n]*"(?=[{0}\r\n]|\Z)'
 _BOM = "\ufeff".encode()
 _FIRST_BYTES = 2**16  # of the file, to find the header
 _BLOCK_BYTES = 2**23  # of text to read at once
+_MOST_ROW_BYTES = 2**22
 _FILL_BYTES = 2**25  # of text to fill at once: models infer many rows faster
 
 _Spans = list[tuple[int, int]]
@@ -99,7 +102,7 @@ class CsvFile(TableFile):
         """See TableFile; numbers are written with 7 digits, the precision of a model."""
         table_order, first = np.argsort(columns), 0
         with out.open("wb") as file:
-            with self.path.open("rb") as source:
+            with open_regular(self.path) as source:
                 file.write(source.read(self._body))
             for block in self._whole_rows(self._body, _FILL_BYTES):
                 x_nan = self._numbers(block, columns, cells, first)
@@ -115,7 +118,7 @@ class CsvFile(TableFile):
 
     def _whole_rows(self, start: int, size: int) -> Iterator[_Block]:
         """Yields the file from a position on, in blocks of about ``size`` bytes that end where a row ends."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(start)
             rest, more = b"", True
             while more:
@@ -127,6 +130,10 @@ class CsvFile(TableFile):
                 if end and not (more and self._has_open_quote(content[:end])):
                     yield _Block(content[:end], start)
                     start, rest = start + end, content[end:]
+                elif len(rest) > size + _MOST_ROW_BYTES:
+                    raise DataError(
+                        f"has rows of at most {_MOST_ROW_BYTES} bytes, got more behind byte {start}; close its quotes"
+                    )
 
     def _has_open_quote(self, content: bytes) -> bool:
         """Returns whether a quoted field may go on behind the end of the content."""
@@ -229,6 +236,8 @@ class CsvFile(TableFile):
         row: _Spans = []
         for match in self._field.finditer(text):
             row.append(match.span(1))
+            if len(row) > MOST_COLUMNS:
+                check_columns_count(text.count(self.delimiter, row[0][0], text.find("\n", match.end())) + 1)
             if match[2] != self.delimiter:
                 if len(row) > 1 or match[1].strip():
                     yield row

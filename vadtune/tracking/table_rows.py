@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 
 from vadtune.config import REPORTED_METRICS
+from vadtune.core.errors import ConfigError, unknown_name
+from vadtune.core.schema import as_number
 from vadtune.tracking.queries import SearchRun, Trial, list_searches, list_trials, ranked
 from vadtune.tracking.store import connect_existing
 
+_WORDS = {"True": True, "False": False, "None": None}
 _ALWAYS = ("rank", "trial", "end", "epoch")
 _SECTIONS = ("model", "train", "infer", "data")
 
@@ -94,7 +97,7 @@ def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
             "end": trial.end,
             "epoch": trial.epoch,
             **{name: trial.metrics.get(name) for name in metrics},
-            **{name: _number(trial.params.get(name)) for name in params},
+            **{name: _value(trial.params.get(name)) for name in params},
             "mlflow_run_id": trial.run_id,
             "checkpoint": trial.checkpoint or None,
         }
@@ -113,16 +116,48 @@ def main_columns(rows: Sequence[dict[str, object]], metric: str) -> list[dict[st
     return [{short: row[name] for name, short in names.items()} for row in rows]
 
 
+def sorted_rows(rows: list[dict[str, object]], column: str | None, *, reverse: bool = False) -> list[dict[str, object]]:
+    """Returns rows sorted by a column (None: by rank); rows without a value come last.
+
+    Raises:
+        ConfigError: No column has this name.
+    """
+    if not rows or (column is None and not reverse):
+        return rows
+    name = _column("--sort", column or "rank", rows)
+    known = [row for row in rows if row[name] is not None]
+
+    def by_value(row: dict[str, object]) -> tuple[bool, object]:
+        return isinstance(row[name], str), row[name]  # numbers before texts
+
+    known.sort(key=by_value, reverse=reverse)
+    return [*known, *(row for row in rows if row[name] is None)]
+
+
+def chosen_columns(rows: Sequence[dict[str, object]], columns: str) -> list[dict[str, object]]:
+    """Returns the rows reduced to columns, given as ``trial,latent``; a column keeps the name it is asked for by.
+
+    Raises:
+        ConfigError: No column has such a name.
+    """
+    names = {short.strip(): _column("--columns", short.strip(), rows) for short in columns.split(",")}
+    return [{short: row[name] for short, name in names.items()} for row in rows]
+
+
+def _column(option: str, name: str, rows: Sequence[dict[str, object]]) -> str:
+    """Returns the full name of a column that may be named as in the table, without its section."""
+    columns = list(rows[0]) if rows else [name]
+    for full in (name, *(f"{section}.{name}" for section in _SECTIONS)):
+        if full in columns:
+            return full
+    raise ConfigError(f"{option}: {unknown_name('column', name, columns)}")
+
+
 def _section_order(name: str) -> tuple[int, str]:
     section = name.partition(".")[0]
     return (_SECTIONS.index(section) if section in _SECTIONS else -1), name
 
 
-def _number(value: str | None) -> object:
-    """Returns a parameter, which MLflow stores as text, as an int or float where it is one."""
-    for kind in (int, float):
-        try:
-            return kind(value)  # type: ignore[arg-type]
-        except (ValueError, TypeError):
-            continue
-    return value
+def _value(text: str | None) -> object:
+    """Returns a parameter, which MLflow stores as text, as the truth value, number or None that it is, or as text."""
+    return _WORDS[text] if text in _WORDS else as_number(text)

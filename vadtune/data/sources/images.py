@@ -14,12 +14,15 @@ from pydantic import ValidationInfo, field_validator
 
 from vadtune.core.errors import DataError
 from vadtune.core.extras import require
+from vadtune.core.reading import check_regular
 from vadtune.core.schema import FilePath
 from vadtune.data.missingness import Layout
 from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
 from vadtune.data.sources.published_hdf5 import load_published
 
 _CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+_IDX_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+_MOST_BYTES = 2**30
 _DEFAULT_FOLDER = "~/.cache/vadtune"
 
 
@@ -46,12 +49,20 @@ class ImageFiles(DataConfig):
 
     def load(self) -> RawData:
         """See DataConfig."""
+        return self._load(download=True)
+
+    def load_here(self) -> RawData:
+        """See DataConfig."""
+        return self._load(download=False)
+
+    def _load(self, *, download: bool) -> RawData:
         if self.path is not None:
             return load_published(self, self.path)
         folder = self.data_dir or str(Path(_DEFAULT_FOLDER).expanduser())
+        _check_files(Path(folder) / _CLASSES[self.source] / "raw", needed=not download)
         reader = getattr(_torchvision_datasets(self.source), _CLASSES[self.source])
         try:
-            train, test = (reader(folder, train=part, download=True).data.numpy() for part in (True, False))
+            train, test = (reader(folder, train=part, download=download).data.numpy() for part in (True, False))
         except (OSError, RuntimeError, ValueError, AssertionError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
@@ -70,6 +81,26 @@ class ImageFiles(DataConfig):
             layout=Layout(image=(height, width)),
             split={"train": train_rows, "validation": validation_rows, "test": np.arange(len(train), len(images))},
         )
+
+
+def _check_files(folder: Path, *, needed: bool) -> None:
+    """Checks that the IDX files in a folder are regular files of a size that images have, before they are read.
+
+    Raises:
+        DataError: One is not, or is not there though it is needed.
+    """
+    for name in _IDX_FILES:
+        try:
+            if (size := check_regular(folder / name)) > _MOST_BYTES:
+                raise DataError(f"{folder / name}: an IDX file of at most {_MOST_BYTES} bytes expected, got {size}")
+        except FileNotFoundError as error:
+            if needed:
+                raise DataError(
+                    f"{folder / name}: does not exist, and for a model folder nothing is downloaded; put the four IDX "
+                    "files there, or train or search with this data first"
+                ) from error
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read ({error.strerror}); put an IDX file there") from error
 
 
 def _torchvision_datasets(source: str) -> Any:

@@ -16,20 +16,23 @@ The mechanism ``file`` uses the masks of these files; all others draw masks of t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from vadtune.core.errors import DataError
 from vadtune.core.extras import require
+from vadtune.core.reading import check_expansion, check_regular
 from vadtune.core.schema import FilePath
+from vadtune.core.text import one_line
 from vadtune.data.missingness import TABLE, Layout, MissingConfig, PartName, StoredMask, as_mask
 from vadtune.data.source import DataConfig, RawData, pixel_names, split_train_rows
 
-_MAX_EXPANSION = 1100  # bytes per byte of a file; deflate, the strongest filter, stays below
+_MOST_NAMED = 20
 _IMAGES = ("mnist", "fashion_mnist")
 _PREFIXES: dict[PartName, str] = {"train": "train", "validation": "valid", "test": "test"}
 
@@ -219,26 +222,48 @@ def _read(path: Path, *names: str, needed: bool = True) -> list[np.ndarray]:
     """Reads datasets of a file; absent ones are an error, or are left out if not ``needed``."""
     h5py = require("h5py", "hdf5", f"{path}: the HDF5 format")
     try:
+        size = check_regular(path)
         with h5py.File(path, "r") as file:
-            lacking = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]
+            # Links are looked at, not followed: they may lead to other files.
+            there = set(file)
+            found = [name for name in names if name in there and _is_dataset(file, name)]
+            lacking = [name for name in names if name not in found]
             if lacking and needed:
-                there = ", ".join(sorted(file)) or "nothing"
-                raise DataError(f"{path}: needs the datasets {', '.join(lacking)} as well, got {there}")
-            found = [name for name in names if name not in lacking]
-            if sum(file[name].nbytes for name in found) > _MAX_EXPANSION * path.stat().st_size:
-                raise OSError("it claims to hold more than its bytes can")
+                got = one_line(", ".join(sorted(there)[:_MOST_NAMED]), 300) or "nothing"
+                raise DataError(f"{path}: needs the datasets {', '.join(lacking)} as well, got {got}")
+            for name in found:
+                _check_dataset(file[name], f"{path}: {name}")
+            check_expansion(sum(max(file[name].nbytes, _chunk_bytes(file[name])) for name in found), size)
             arrays = {name: file[name][()] for name in found}
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(
-            f"{path}: cannot be read as HDF5 ({' '.join(str(error).split())}); download it again"
-        ) from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim < 2:
-            raise DataError(f"{path}: {name} must be numbers in rows, got {np.asarray(array).dtype} {np.shape(array)}")
+        reason = one_line(" ".join(str(getattr(error, "strerror", None) or error).split()), 300)
+        raise DataError(f"{path}: cannot be read as HDF5 ({reason}); download it again") from error
     with np.errstate(invalid="ignore"):  # damaged bytes may form signalling NaNs, which warn in every operation
         return [
             np.where(np.isnan(array), np.nan, array) if array.dtype.kind == "f" else array for array in arrays.values()
         ]
+
+
+def _is_dataset(file: Any, name: str) -> bool:
+    """Whether a file itself holds a dataset; raises OSError if a link leads elsewhere."""
+    h5py = require("h5py", "hdf5", "the HDF5 format")
+    link = file.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise OSError(f"{name} is a {type(link).__name__}, which may lead to another file")
+    return isinstance(file[name], h5py.Dataset)
+
+
+def _check_dataset(dataset: Any, where: str) -> None:
+    """Checks, before it is read, that a dataset holds numbers in rows, in this file."""
+    if dataset.is_virtual or dataset.external:
+        raise OSError(f"the values of {where} are in other files")
+    if dataset.dtype.kind not in "biuf" or dataset.dtype.subdtype is not None or len(dataset.shape or ()) < 2:
+        raise DataError(f"{where} must be numbers in rows, got {dataset.dtype} {dataset.shape}")
+
+
+def _chunk_bytes(dataset: Any) -> int:
+    """Returns the bytes of a chunk, which is unpacked as a whole however few of its values exist."""
+    return math.prod(dataset.chunks or (0,)) * int(dataset.dtype.itemsize)
 
 
 def _columns(source: str, shape: tuple[int, ...]) -> tuple[list[str], Layout]:

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from vadtune.core.memory import check_memory
 from vadtune.core.schema import Real, Seed, Whole
 from vadtune.data.source import DataConfig, RawData
+from vadtune.tables import MOST_COLUMNS
 
+_BYTES_PER_CELL = 32  # values, and three copies while they are computed
 _GAIN = 1.5  # above 1, so that the tanh units of a deep decoder do not flatten out
 
 
@@ -21,15 +24,21 @@ class Synthetic(DataConfig):
     """
 
     source: Literal["synthetic"]
-    rows: Annotated[Whole, Field(ge=10)] = 1000
-    width: Annotated[Whole, Field(ge=1)] = 20
-    latent: Annotated[Whole, Field(ge=1)] = 2
-    depth: Annotated[Whole, Field(ge=0)] = 2
+    rows: Annotated[Whole, Field(ge=10, le=10**9)] = 1000
+    width: Annotated[Whole, Field(ge=1, le=MOST_COLUMNS)] = 20
+    latent: Annotated[Whole, Field(ge=1, le=2**16)] = 2
+    depth: Annotated[Whole, Field(ge=0, le=100)] = 2
     noise: Annotated[Real, Field(ge=0)] = 0.05
     seed: Seed = 0
 
     def load(self) -> RawData:
         """See DataConfig."""
+        widest = max(self.width, self.latent)
+        check_memory(
+            _BYTES_PER_CELL * self.rows * widest + 16.0 * widest * self.width,
+            f"data.source: synthetic with {self.rows:,} rows of {self.width:,} columns",
+            "lower data.rows or data.width",
+        )
         rng = np.random.default_rng([self.seed, 2])
         decoded = rng.standard_normal((self.rows, self.latent))
         for layer in range(self.depth + 1):

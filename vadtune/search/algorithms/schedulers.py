@@ -5,7 +5,6 @@ To add a scheduler: one factory here, one line in SCHEDULERS, its name in config
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,11 +20,6 @@ EPOCH = "epoch"
 def trial_number(trial: Trial) -> int:
     """Returns the number of a trial, from 1 in the order of proposal; a resume does not change it."""
     return int(trial.experiment_tag.partition("_")[0])  # followed by the configuration
-
-
-def _grace(search: SearchConfig, epochs: int) -> int:
-    """Returns the epochs before a trial may be stopped: by default a ninth, where ranks are close to the final ones."""
-    return search.grace_epochs or math.ceil(epochs / 9)
 
 
 class _FirstWaiting(TrialScheduler):
@@ -54,7 +48,7 @@ class AshaSkippingClosedForm(_FirstWaiting, ASHAScheduler):
             time_attr=EPOCH,
             # Beyond the last epoch, so that a finished trial does not end as stopped.
             max_t=file.epochs + 1,
-            grace_period=_grace(file.search, file.epochs),
+            grace_period=file.search.grace(file.epochs),
             reduction_factor=file.search.reduction_factor,
         )
         self._file = file
@@ -81,7 +75,7 @@ def _hyperband(file: SearchFile) -> TrialScheduler:
 
 
 def _median(file: SearchFile) -> TrialScheduler:
-    grace = _grace(file.search, file.epochs)
+    grace = file.search.grace(file.epochs)
     return MedianStoppingRule(time_attr=EPOCH, grace_period=grace, min_samples_required=3)
 
 
@@ -100,7 +94,7 @@ def report_epochs(search: SearchConfig, epochs: int) -> list[int]:
     """
     due = {epochs}
     if search.scheduler == "asha":
-        rung = _grace(search, epochs)
+        rung = search.grace(epochs)
         while rung < epochs:
             due.add(rung)
             rung *= search.reduction_factor

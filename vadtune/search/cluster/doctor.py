@@ -14,6 +14,7 @@ import ray
 from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
 from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
+from vadtune.search.cluster.token import token_file
 from vadtune.search.driver.ray_start import local_ray
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.store import connect
@@ -55,8 +56,7 @@ def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator
 def _token(address: str | None) -> Check:
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return Check("token", False, "whoever reaches Ray's ports can run code; unset RAY_AUTH_MODE or set it to token")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
+    if os.environ.get("RAY_AUTH_TOKEN") or token_file().is_file():
         return Check("token", True, "Ray's token is set")
     if address is None:
         return Check("token", True, "none yet, Ray makes one for this machine when it starts")

@@ -15,6 +15,7 @@ import ray
 
 from vadtune.core.processes import available_cores
 from vadtune.search.cluster.join import silence_logs
+from vadtune.search.cluster.token import protect_token
 from vadtune.search.ray_compat import start_on_loopback
 
 _SERVERS = ("gcs_server", "raylet")
@@ -35,6 +36,7 @@ def local_ray(data_bytes: int = 0) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    protect_token()
     start_on_loopback(
         num_cpus=available_cores(),
         include_dashboard=False,

@@ -39,7 +39,7 @@ def pack_size(search: SearchFile, cores: int | None) -> int:
         logger.info("search.pack %d: a GPU trains configurations of one shape together", size)
         return size
     logger.info("search.pack 1: a CPU trains configurations one by one")
-    native.announce_compilation()
+    native.announce_compilation_by_workers(search)
     return 1
 
 
