@@ -245,17 +245,10 @@ def adapted_tune(
     def inherited_environment(original: Any, cache: Any, trainable_cls: Any) -> Any:
         return cache._cache.setdefault(trainable_cls, ray.remote(trainable_cls))
 
-    wrappers: list[Any] = [
-        keep_starting_actors,
-        ordered_results,
-        parallel_actor_starts,
-        bounded_retries,
-        rare_snapshots,
-        quick_interrupts,
-        no_result_files,
-    ]
+    wrappers: list[Any] = [keep_starting_actors, ordered_results, parallel_actor_starts, bounded_retries]
+    wrappers += [rare_snapshots, quick_interrupts, no_result_files] + [inherited_environment] * is_local
     with contextlib.ExitStack() as stack:
-        for wrapper in wrappers + [inherited_environment] * is_local:
+        for wrapper in wrappers:
             stack.enter_context(ADAPTATIONS[wrapper.__name__].applied(wrapper))
         yield
 
