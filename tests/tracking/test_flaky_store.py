@@ -37,8 +37,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("experiments/get-by-name", "fail"),
         ("experiments/create", "fail"),
         ("runs/create", "fail"),
-        ("runs/create", "lose"),
-        ("runs/create", "cut"),
         ("runs/log-batch", "fail"),
         ("runs/log-batch", "cut"),
         ("mlflow-artifacts", "fail"),
@@ -56,6 +54,25 @@ def test_a_search_that_cannot_start_leaves_no_run(ending: str, fault: str, serve
     client = connect(server.uri)
     found = client.get_experiment_by_name(experiment)
     assert found is None or list(client.search_runs([found.experiment_id])) == []
+
+
+@pytest.mark.parametrize("ending", ["experiments/create", "runs/create"])
+@pytest.mark.parametrize("fault", ["lose", "cut"])
+def test_a_creation_that_is_never_answered_happens_once(
+    ending: str, fault: str, server: Server, tmp_path: Path
+) -> None:
+    experiment = f"unanswered-{ending.partition('/')[0]}-{fault}"
+    with failing_at(server.uri, ending, fault) as proxy:
+        tracker = Tracker(MlflowClient(proxy.uri), proxy.uri, experiment, f"{experiment}-1", tmp_path)
+        tracker.start(params={"a": 1}, tags={}, artifacts=[])
+        for trial in ("a", "b"):
+            tracker.start_trial(trial, f"trial-{trial}", {"model.latent": 2})
+            tracker.end_trial(trial, status="FINISHED", end="completed")
+        assert tracker.finish(status="FINISHED", metrics={}, tags={}, artifacts={})
+        assert proxy.counts[fault] == (1 if ending == "experiments/create" else 3)
+    runs = connect(server.uri).search_runs([tracker.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["trial-a", "trial-b", f"{experiment}-1"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_sixty_four_trials_through_lost_answers_cut_bodies_and_rejections(server: Server, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ class Delivery:
         self.rejected = RejectedLines(spool.folder) if rejected is None else rejected
         self._runs = TrialRuns(client, experiment_id, parent_run_id, new=new)
         self._doubtful = not new  # whether the store may have doubles of runs
+        self._taken: list[Entry] = []  # taken from the spool, and not sent yet
+        self._mark: int | None = None  # what to record once they are
+        self.sent = 0  # lines so far
         self._names = {entry["trial"]: entry["name"] for entry in spool.entries() if entry["op"] == "start"}
         self._forgotten = forgotten_trials(spool.entries())
 
@@ -88,26 +91,22 @@ class Delivery:
             SearchGoneError: The parent run or the experiment was deleted.
             Exception: The store failed; the type depends on it. The lines stay in the spool for the next call.
         """
-        entries, mark = self._spool.take()
-        if not entries:
+        if not self._taken:
+            self._taken, self._mark = self._spool.take()
+        if not self._taken:
             return False
-        self._undo_unless_done(lambda: self._write(entries))
-        self._spool.mark_delivered(mark)
+        self._undo_unless_done(lambda: self._write(self._taken))
+        if self._mark is not None:
+            self._spool.mark_delivered(self._mark)
         return True
 
     def retry_rejected(self) -> None:
-        """Sends all lines of the trials with rejected lines again, so that they end as logged; keeps what is rejected.
-
-        Raises:
-            Exception: As ``deliver``.
-        """
+        """Lets the next ``deliver`` send all lines of the trials with rejected lines again, so they end as logged."""
         trials = self.rejected.trials()
-
-        def retry() -> None:
-            self.rejected.remove(trials)
-            self._replay(trials)
-
-        self._undo_unless_done(retry)
+        self.rejected.remove(trials)
+        self.rejected.keep()
+        self._taken = [entry for entry in self._spool.entries() if entry.get("trial") in trials]
+        self._mark = None
 
     def settle(self) -> None:
         """Ends the runs that a search that has ended left open, and deletes doubles; to be called after all lines.
@@ -131,8 +130,9 @@ class Delivery:
         self._write(entry for entry in self._spool.entries() if entry.get("trial") in trials)
 
     def _write(self, entries: Iterable[Entry]) -> None:
+        """Sends lines, those of each trial together; what was sent is not sent again if a later call fails."""
         by_trial: defaultdict[str, list[Entry]] = defaultdict(list)
-        for entry in entries:
+        for entry in list(entries):
             if entry["op"] == DAMAGED:
                 self.rejected.add(entry, f"the line is damaged: it {entry['reason']}")
                 continue
@@ -143,13 +143,22 @@ class Delivery:
                 continue
             self._write_trials(by_trial)
             self._send([entry], self._write_search)
+            self._done([entry])
         self._write_trials(by_trial)
 
     def _write_trials(self, by_trial: dict[str, list[Entry]]) -> None:
         for trial, entries in by_trial.items():
             if trial not in self._forgotten:
                 self._send(entries, self._write_trial)
+            self._done(entries)
         by_trial.clear()
+
+    def _done(self, entries: Sequence[Entry]) -> None:
+        self.sent += len(entries)
+        if self._taken:
+            self.rejected.keep()
+            done = set(map(id, entries))
+            self._taken = [entry for entry in self._taken if id(entry) not in done]
 
     def _send(self, entries: Sequence[Entry], write: Callable[[Sequence[Entry]], None]) -> None:
         """Sends lines in one go, or one by one if the store rejects them, and sets aside those it rejects alone."""

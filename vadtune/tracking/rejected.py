@@ -25,7 +25,7 @@ class RejectedLines:
     def __init__(self, folder: Path, *, empty: bool = False) -> None:
         self.path = folder / REJECTED_FILE
         self._saved: dict[str, str] = {} if empty else _read(self.path)
-        self._lines = dict(self._saved)
+        self._lines, self._kept = dict(self._saved), dict(self._saved)
         self._is_new = empty
 
     def add(self, entry: Entry, reason: str) -> None:
@@ -40,12 +40,17 @@ class RejectedLines:
         """Returns the trials with rejected lines, and None if lines of the search itself were rejected."""
         return {trial for trial in map(_trial_of, self._lines) if trial != DAMAGED}
 
+    def keep(self) -> None:
+        """Makes what was added or removed final."""
+        self._kept = dict(self._lines)
+
     def roll_back(self) -> None:
-        """Takes back what was added or removed since the file was written."""
-        self._lines = dict(self._saved)
+        """Takes back what was added or removed since ``keep``."""
+        self._lines = dict(self._kept)
 
     def save(self) -> None:
-        """Writes the file if anything has changed; there is none without rejected lines."""
+        """Makes the changes final and writes the file if there are any; there is none without rejected lines."""
+        self.keep()
         if self._lines == self._saved and not self._is_new:
             return
         lines = [

@@ -20,6 +20,7 @@ _REFUSALS = {
     *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED"),
     *("BAD_REQUEST", "INVALID_STATE"),
 }
+_PAUSE = 0.5  # seconds
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # Answers of an artifact store that say nothing about the request: log in, timeout, too many requests.
 _TRANSIENT_STATUS = (401, 408, 429)
@@ -77,16 +78,25 @@ def without_http_retries() -> Iterator[None]:
             os.environ[_RETRIES] = before
 
 
-def patiently(work: Callable[[], T], *, attempts: int = 5, pause: float = 0.5) -> T:
-    """Calls ``work``, which can be repeated safely, again while the store is away; raises what the last call raised."""
-    for attempt in range(1, attempts):
+def patiently(work: Callable[[], T], *, attempts: int = 5, progress: Callable[[], object] = lambda: None) -> T:
+    """Calls ``work``, which can be repeated safely, again while the store is away; raises what the last call raised.
+
+    Args:
+        work: Is called.
+        attempts: How often it is called at most, without progress.
+        progress: Returns something that changes where a call that failed made progress.
+    """
+    attempt, before = 1, progress()
+    while True:
         try:
             return work()
         except Exception as error:
-            if isinstance(error, TrackingError) or is_rejection(error):
+            if (now := progress()) != before:
+                attempt, before = 0, now
+            if attempt == attempts or isinstance(error, TrackingError) or is_rejection(error):
                 raise
-            time.sleep(pause * attempt)
-    return work()
+            attempt += 1
+            time.sleep(_PAUSE * attempt)
 
 
 def with_store(uri: str, command: str) -> str:

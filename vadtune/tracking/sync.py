@@ -22,6 +22,8 @@ from vadtune.tracking.store_errors import patiently, readable_errors
 
 logger = logging.getLogger(__name__)
 
+_SETTLE_ATTEMPTS = 8
+
 
 def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
     """Checks that a store has the parent run of a search.
@@ -101,10 +103,10 @@ def sync_into(folder: Path, uri: str, run: Run) -> Run:
 def _deliver_all(delivery: Delivery, uri: str, search: str, *, retry_rejected: bool = False) -> None:
     try:
         if retry_rejected:
-            patiently(delivery.retry_rejected)
-        while patiently(delivery.deliver):
+            delivery.retry_rejected()
+        while patiently(delivery.deliver, progress=lambda: delivery.sent):
             pass
-        patiently(delivery.settle)
+        patiently(delivery.settle, attempts=_SETTLE_ATTEMPTS)
     except TrackingError:
         raise
     except Exception as error:  # the type depends on the store

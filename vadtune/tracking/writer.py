@@ -181,7 +181,7 @@ class Tracker:
 
     def _deliver(self, delivery: Delivery) -> None:
         """Sends new entries every second until the search has ended and all are sent; runs in the background thread."""
-        pause, problem, told = _EVERY_SECONDS, False, 0
+        pause, problem, told, sent = _EVERY_SECONDS, False, 0, 0
         while True:
             self._wake.wait(pause)
             self._wake.clear()
@@ -195,6 +195,8 @@ class Tracker:
                     delivery.settle()
             except Exception as error:  # a failing store must not end a search
                 pause = min(2 * pause, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
+                if delivery.sent > sent:
+                    self._progress, pause, sent = time.monotonic(), _EVERY_SECONDS, delivery.sent
                 is_gone = isinstance(error, SearchGoneError)
                 if not problem:
                     away = "the tracking store does not answer, results are kept until it does: "
