@@ -15,8 +15,9 @@ from mlflow.exceptions import MlflowException
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.store import PARENT, RUN_NAME, SEARCH_RUN, TRIAL_ID, child_runs, find_runs, sqlite_path
-from vadtune.tracking.store_errors import SearchGoneError, is_rejection, with_store, without_http_retries
+from vadtune.tracking.store_errors import SearchGoneError, with_store, without_http_retries
 
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 _SOURCE = {"mlflow.source.name": "vadtune"}
 
 
@@ -77,7 +78,7 @@ def check_parent(client: MlflowClient, uri: str, search: str, run_id: str) -> No
             return
         experiment = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
-        if not is_rejection(error):
+        if error.error_code not in _GONE:
             raise
         raise SearchGoneError(
             f"the store {shown} does not hold the parent run {run_id} of {search} ({short_reason(error, uri)}); pass "

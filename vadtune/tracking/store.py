@@ -83,7 +83,8 @@ def connect(uri: str) -> MlflowClient:
     """
     for name in ("mlflow", "alembic"):  # they log each step of creating a database
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.utils.databricks_utils").setLevel(logging.ERROR)  # the reason is in the error below
+    for name in ("mlflow.utils.databricks_utils", "urllib3.connectionpool"):  # the reason is in the error below
+        logging.getLogger(name).setLevel(logging.ERROR)
     shown = without_secrets(uri)
     unknown = TrackingError(
         f"the URI of a tracking store must start with one of {_EXAMPLES}, or a scheme of an MLflow plugin, got "

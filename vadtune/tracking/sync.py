@@ -17,7 +17,7 @@ from vadtune.tracking.rejected import RejectedLines
 from vadtune.tracking.run_log import search_entry
 from vadtune.tracking.runs import check_parent, find_or_create_experiment, find_or_create_parent
 from vadtune.tracking.spool import Spool
-from vadtune.tracking.store import PARENT, child_runs, connect, connect_existing
+from vadtune.tracking.store import PARENT, child_runs, connect, sqlite_path
 from vadtune.tracking.store_errors import patiently, readable_errors
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,12 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
     Raises:
         TrackingError: The store does not answer, stops answering, or does not have the search.
     """
-    client = connect_existing(uri)
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise TrackingError(
+            f"the store {path} of {search} must exist, and does not; put it back, or write the search into another "
+            f"store: vadtune sync {search} --into URI"
+        )
+    client = connect(uri)
     check_holds(client, uri, search, run_id)
     spool = Spool(folder)
     waiting = spool.undelivered
