@@ -330,8 +330,8 @@ def test_a_search_among_thousands_of_experiments_is_found(store: Store) -> None:
     with contextlib.closing(sqlite3.connect(store[1].removeprefix("sqlite:///"))) as database:
         (ws,) = database.execute("SELECT workspace FROM experiments LIMIT 1").fetchone()
         database.executemany(
-            "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace, last_update_time) "
-            "VALUES (?, '', 'active', ?, 9e12)",
+            "INSERT INTO experiments (name, artifact_location, lifecycle_stage, workspace, creation_time) "
+            "VALUES (?, '', 'active', ?, 9000000000000)",
             [(f"other-{number}", ws) for number in range(2500)],
         )
         database.commit()

@@ -269,6 +269,7 @@ class Delivery:
     def _delete_doubles(self) -> None:
         for trial, double in self._runs.look_up():
             if not is_empty(double):
+                self.rejected.remove({trial})
                 self._replay({trial})  # to the run that is kept
             self._client.delete_run(double.info.run_id)
         for double in parent_runs(self._client, self._experiment_id, self._spool.folder.name):
