@@ -8,11 +8,14 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from tests.finished_search import RUN, TRIALS, FinishedSearch
-from vadtune.artifacts.run_folder import Run, write_run
+from vadtune.artifacts.run_folder import Run, read_run, write_run
 from vadtune.cli import main
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.queries import find_results
@@ -81,3 +84,45 @@ def test_export_and_retest_work_without_the_store(
     assert (best / "retest" / "retest.csv").is_file()
     assert "not logged to MLflow" in caplog.text
     assert "Traceback" not in caplog.text + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["now", "before"])
+def test_a_search_whose_store_is_lost_is_written_into_another_one(
+    version: str, search: FinishedSearch, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy("search_spaces/digits.yaml", storage / RUN / "search.yaml")
+    if version == "before":  # its log begins with the first trial
+        log = storage / RUN / "mlflow.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[1:]))
+    for command in ("sync", "resume"):
+        assert main([command, RUN, "--storage", str(storage)]) == 2
+        assert f"vadtune sync {RUN} --into URI" in capsys.readouterr().err
+    other = f"sqlite:///{storage.parent / 'other.db'}"
+    assert main(["sync", RUN, "--storage", str(storage), "--into", other]) == 0
+    assert read_run(storage / RUN).tracking_uri == other
+    (there, expected, _), (here, trials, metric) = find_results("tiny", search.uri), find_results("tiny", other)
+    assert [replace(trial, run_id="") for trial in trials] == [replace(trial, run_id="") for trial in expected]
+    assert (here.status, metric) == ("FINISHED", "val_missing_rmse")
+    assert version == "before" or here.params == there.params
+    assert main(["sync", RUN, "--storage", str(storage)]) == 0
+
+
+def test_lines_are_retried_by_the_command(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, log_batch = f"sqlite:///{storage.parent / 'mlflow.db'}", MlflowClient.log_batch
+
+    def refuse(client: MlflowClient, run_id: str, **values: Any) -> None:
+        if values.get("metrics"):
+            raise MlflowException("the quota is used up", error_code=INVALID_PARAMETER_VALUE)
+        log_batch(client, run_id, **values)
+
+    file = storage / RUN / "mlflow.rejected.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", refuse)
+        assert main(["sync", RUN, "--storage", str(storage), "--into", uri]) == 0
+    assert len(file.read_text().splitlines()) == len(TRIALS)
+    assert not any(trial.metrics for trial in find_results("tiny", uri).trials)
+    assert main(["sync", RUN, "--storage", str(storage), "--retry-rejected"]) == 0
+    assert not file.exists()
+    assert all(trial.metrics and trial.status != "RUNNING" for trial in find_results("tiny", uri).trials)

@@ -96,6 +96,7 @@ class Delivery:
         if not self._taken:
             return False
         self._undo_unless_done(lambda: self._write(self._taken))
+        self._taken = []
         if self._mark is not None:
             self._spool.mark_delivered(self._mark)
         return True
@@ -135,6 +136,7 @@ class Delivery:
         for entry in list(entries):
             if entry["op"] == DAMAGED:
                 self.rejected.add(entry, f"the line is damaged: it {entry['reason']}")
+                self._done([entry])
                 continue
             if entry["op"] == "start":
                 self._names[entry["trial"]] = entry["name"]

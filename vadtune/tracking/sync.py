@@ -25,6 +25,20 @@ logger = logging.getLogger(__name__)
 _SETTLE_ATTEMPTS = 8
 
 
+def connect_of(search: str, uri: str) -> MlflowClient:
+    """Returns a client of the store that a search was started with.
+
+    Raises:
+        TrackingError: It does not answer; a sqlite file that is lost is not created.
+    """
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise TrackingError(
+            f"the store {path} of {search} must exist, and does not; put it back, or write the search into another "
+            f"store: vadtune sync {search} --into URI"
+        )
+    return connect(uri)
+
+
 def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
     """Checks that a store has the parent run of a search.
 
@@ -52,12 +66,7 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
     Raises:
         TrackingError: The store does not answer, stops answering, or does not have the search.
     """
-    if (path := sqlite_path(uri)) is not None and not path.exists():
-        raise TrackingError(
-            f"the store {path} of {search} must exist, and does not; put it back, or write the search into another "
-            f"store: vadtune sync {search} --into URI"
-        )
-    client = connect(uri)
+    client = connect_of(search, uri)
     check_holds(client, uri, search, run_id)
     spool = Spool(folder)
     waiting = spool.undelivered

@@ -40,8 +40,8 @@ from vadtune.search.trials.trial_data import TrialData
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
-from vadtune.tracking.sync import check_holds, sync
+from vadtune.tracking.store import client_of, connect, sqlite_path, store_of, tracking_uri
+from vadtune.tracking.sync import check_holds, connect_of, sync
 from vadtune.tracking.writer import Tracker
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
 def _client(uri: str, run: Run) -> Any:
     """Returns a client of the store that a search was started with, even of a server that does not answer now."""
     try:
-        client = connect_existing(uri)
+        client = connect_of(run.run, uri)
     except TrackingError as error:
         if sqlite_path(uri) is not None:
             raise
