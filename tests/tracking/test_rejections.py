@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import PERMISSION_DENIED, MlflowException
 
 from tests.tracking.test_writer import finish, folder_of, started, wait_for
 from vadtune.artifacts.run_folder import Run as RunFile
@@ -358,3 +358,45 @@ def test_a_search_among_thousands_of_experiments_is_found(store: Store) -> None:
 def test_schemes_that_mlflow_knows_are_let_through(uri: str, message: str) -> None:
     with pytest.raises(TrackingError, match=message):
         connect(uri)
+
+
+def test_a_store_that_refuses_to_end_runs_holds_nothing_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise MlflowException("you may not", error_code=PERMISSION_DENIED)
+
+    tracker = started(store, "forbidden", "forbidden-1")
+    tracker.start_trial("a", "trial-a", {"model.latent": 2})
+    log_trial(tracker, "b")
+    monkeypatch.setattr(MlflowClient, "set_terminated", refuse)
+    finish(tracker)
+    assert {line["line"]["op"] for line in rejected(store, "forbidden-1")} == {"end", "finish"}
+    assert "the store refuses to end or delete runs that were left open: you may not" in caplog.text
+    monkeypatch.undo()
+    again(store, tracker, retry_rejected=True)
+    assert rejected(store, "forbidden-1") == []
+    statuses = {run.info.run_name: run.info.status for run in runs_of(store, tracker)}
+    assert statuses == {"trial-a": "KILLED", "trial-b": "FINISHED"}
+
+
+def test_a_move_that_fails_keeps_the_lines_that_the_first_store_rejected(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tracker = started(store, "half", "half-1")
+    tracker.start_trial("a", "trial-a", {"model.latent": 2})
+    tracker.log_metrics("a", {"x" * 300: 1.0}, epoch=1)
+    finish(tracker)
+    assert len(rejected(store, "half-1")) == 1
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("away")
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    with monkeypatch.context() as patch:
+        patch.setattr("vadtune.tracking.store_errors._PAUSE", 0.0)
+        patch.setattr(MlflowClient, "set_terminated", fail)
+        with pytest.raises(TrackingError, match=f"vadtune sync half-1 --into {other}"):
+            moved(store, tracker, "half", other)
+    assert len(rejected(store, "half-1")) == 1
+    assert again(store, tracker) == 0, "it still belongs to the first store"

@@ -112,10 +112,20 @@ class Delivery:
     def settle(self) -> None:
         """Ends the runs that a search that has ended left open, and deletes doubles; to be called after all lines.
 
+        Where the store refuses to do so, a warning says why.
+
         Raises:
             Exception: As ``deliver``.
         """
-        self._undo_unless_done(self._settle)
+        try:
+            self._undo_unless_done(lambda: _each([self._delete_doubles, self._end_open]))
+        except Exception as error:
+            if not is_rejection(error):
+                raise
+            reason = short_reason(error, self._client.tracking_uri)
+            logger.warning("the store refuses to end or delete runs that were left open: %s", reason)
+        else:
+            self._doubtful = False
 
     def _undo_unless_done(self, work: Callable[[], None]) -> None:
         try:
@@ -250,25 +260,24 @@ class Delivery:
     def _set_ended(self, entry: Entry) -> None:
         self._client.set_terminated(self._parent, status=entry["status"], end_time=entry["time"])
 
-    def _settle(self) -> None:
-        if self._doubtful:
-            self._delete_doubles()
+    def _end_open(self) -> None:
         ends = [entry for entry in self._spool.entries() if entry["op"] in ("finish", "reopen")]
         if not ends or ends[-1]["op"] == "reopen":
             return
         running = child_runs(self._client, self._experiment_id, self._parent, condition="status = 'RUNNING'")
-        steps = [partial(self._end_open, run, ends[-1]["time"]) for run in running]
+        steps = [partial(self._end_trial, run, ends[-1]["time"]) for run in running]
         if self._client.get_run(self._parent).info.status == "RUNNING":
             steps.append(partial(self._set_ended, ends[-1]))
         _each(steps)
-        self._doubtful = False
 
-    def _end_open(self, run: Run, time: int) -> None:
+    def _end_trial(self, run: Run, time: int) -> None:
         self._client.set_terminated(run.info.run_id, status="KILLED", end_time=time)
         if TRIAL_END not in run.data.tags:
             log_all(self._client, run.info.run_id, tags={TRIAL_END: "interrupted"})
 
     def _delete_doubles(self) -> None:
+        if not self._doubtful:
+            return
         for trial, double in self._runs.look_up():
             if not is_empty(double):
                 self.rejected.remove({trial})

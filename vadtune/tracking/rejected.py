@@ -19,7 +19,7 @@ class RejectedLines:
 
     Args:
         folder: The search's folder.
-        empty: Whether to begin without the lines of the file.
+        empty: Whether to begin without the lines of the file, which stays as it is until ``replace``.
     """
 
     def __init__(self, folder: Path, *, empty: bool = False) -> None:
@@ -51,7 +51,7 @@ class RejectedLines:
     def save(self) -> None:
         """Makes the changes final and writes the file if there are any; there is none without rejected lines."""
         self.keep()
-        if self._lines == self._saved and not self._is_new:
+        if self._lines == self._saved or self._is_new:
             return
         lines = [
             json.dumps({"reason": reason, "line": json.loads(line)}) + "\n" for line, reason in self._lines.items()
@@ -60,7 +60,12 @@ class RejectedLines:
             write_atomically(self.path, "".join(lines).encode())
         else:
             self.path.unlink(missing_ok=True)
-        self._saved, self._is_new = dict(self._lines), False
+        self._saved = dict(self._lines)
+
+    def replace(self) -> None:
+        """Replaces the lines of the file, of which none were read, by those of this object."""
+        self._is_new, self._saved = False, _read(self.path)
+        self.save()
 
     def __len__(self) -> int:
         return len(self._lines)

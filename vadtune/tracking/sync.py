@@ -72,7 +72,7 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
     waiting = spool.undelivered
     try:
         delivery = Delivery(client, experiment_id, run_id, spool)
-        _deliver_all(delivery, uri, search, retry_rejected=retry_rejected)
+        _deliver_all(delivery, uri, search, command=f"vadtune sync {search}", retry_rejected=retry_rejected)
     finally:
         spool.close()
     return waiting
@@ -106,15 +106,16 @@ def sync_into(folder: Path, uri: str, run: Run) -> Run:
         delivery = Delivery(client, experiment_id, run_id, spool, rejected=RejectedLines(folder, empty=True))
         if not any(entry["op"] == "search" for entry in spool.entries()):  # of an earlier version
             spool.append(search_entry(folder))
-        _deliver_all(delivery, uri, run.run)
+        _deliver_all(delivery, uri, run.run, command=f"vadtune sync {run.run} --into {without_secrets(uri)}")
         write_run(folder, new)
         spool.keep_mark()
+        delivery.rejected.replace()
     finally:
         spool.close()
     return new
 
 
-def _deliver_all(delivery: Delivery, uri: str, search: str, *, retry_rejected: bool = False) -> None:
+def _deliver_all(delivery: Delivery, uri: str, search: str, *, command: str, retry_rejected: bool = False) -> None:
     try:
         if retry_rejected:
             delivery.retry_rejected()
@@ -126,7 +127,7 @@ def _deliver_all(delivery: Delivery, uri: str, search: str, *, retry_rejected: b
     except Exception as error:  # the type depends on the store
         raise TrackingError(
             f"the store {without_secrets(uri)} must accept all entries, but failed ({short_reason(error, uri)}); the "
-            f"rest is kept, run `vadtune sync {search}` again"
+            f"rest is kept, run `{command}` again"
         ) from error
     if len(delivery.rejected):
         logger.warning("%s; try them again: vadtune sync %s --retry-rejected", delivery.rejected.summary(), search)
