@@ -35,6 +35,7 @@ PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 """Tag names of runs."""
 
 _REACH_SECONDS = 8.0
+_DATABRICKS_SECONDS = 30.0  # its client library takes seconds to import
 _EXAMPLES = "sqlite:///, http://, https://, postgresql://, mysql://, mssql://, databricks"
 
 T = TypeVar("T")
@@ -108,7 +109,9 @@ def connect(uri: str) -> MlflowClient:
     path = sqlite_path(uri)
     try:
         if path is None:
-            return within(_REACH_SECONDS, lambda: patiently(attempt, attempts=3))
+            is_server = uri.startswith(("http://", "https://"))  # whose answers may be lost
+            seconds = _DATABRICKS_SECONDS if uri.startswith("databricks") else _REACH_SECONDS
+            return within(seconds, lambda: patiently(attempt, attempts=3 if is_server else 1))
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
         with _folder_lock(path.parent), seeded(path):
