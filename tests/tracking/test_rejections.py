@@ -238,12 +238,8 @@ def test_a_search_is_written_into_another_store(store: Store, tmp_path: Path) ->
     assert len(after) == 2
     history = client.get_metric_history(after[0].run_id, "val_missing_rmse")
     assert [metric.step for metric in history] == [1, 2, 3]
-    assert again((client, other), tracker_of(tracker, new)) == 0, "it belongs to the other store now"
-
-
-def tracker_of(tracker: Tracker, run: RunFile) -> Tracker:
-    tracker.experiment_id, tracker.run_id = run.experiment_id, run.parent_run_id
-    return tracker
+    tracker.experiment_id, tracker.run_id = new.experiment_id, new.parent_run_id
+    assert again((client, other), tracker) == 0, "it belongs to the other store now"
 
 
 def test_a_run_whose_creation_was_not_answered_exists_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
