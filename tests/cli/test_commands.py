@@ -85,6 +85,8 @@ MISTAKES = [
     ("train {config} --device cuda:77", "--device: cuda:77 is not available on this machine"),
     ("resume nowhere", "unknown search 'nowhere': there is none yet (in runs)"),
     ("sync nowhere", "unknown search 'nowhere': there is none yet (in runs)"),
+    ("sync nowhere --into x --retry-rejected", "to the store it names, got --retry-rejected too; leave"),
+    ("sync nowhere --into x --tracking-uri y", "to the store it names, got --tracking-uri too; leave"),
     ("sync {export}", "holds no search to resume (run.json cannot be read"),
     ("resume {export}", "holds no search to resume (run.json cannot be read"),
     ("resume nowhere --storage s3://bucket/runs", "unknown search 'nowhere': there is none yet (in runs)"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import pickle
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tests.search.cluster import cluster, descendants, kill_tree
 from tests.search.servers import Server
 from tests.search.test_interruption import command, environment, finished_trials, trials_of
 from tests.search.test_run import tiny
+from tests.tracking.flaky_proxy import FlakyProxy, at_random
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE
 from vadtune.tracking.queries import Trial, list_trials, resolve_search
 from vadtune.tracking.store import connect
@@ -273,6 +277,36 @@ def test_sixty_four_trials_survive_a_worker_a_server_a_node_and_a_driver(
             f"\n{run}: {len(rows)} trials, each {rows[0]['end']} once, in {time.monotonic() - began:.0f}s, through the "
             f"kill of a worker, of a tracking server, of a node and of the driver; {retried} were tried again\n"
         )
+
+
+def test_sixty_four_trials_through_a_proxy_that_fails_at_random(server: Server, tmp_path: Path) -> None:
+    """After ``sync``, each value is in the store once or in the file of rejected lines, and no run is RUNNING."""
+    search_file(tmp_path, 64, epochs=90)
+    choose = at_random(1, lose=0.05, cut=0.05, fail=0.02, reject=0.1)
+    log, is_flaky = tmp_path / "log.txt", threading.Event()
+    with FlakyProxy(server.uri, lambda *request: choose(*request) if is_flaky.is_set() else None) as proxy:
+        search = started(tmp_path, "search", "tiny.yaml", "--tracking-uri", proxy.uri)
+        wait_for(lambda: bool(list(tmp_path.glob("runs/*/run.json"))), search, log)
+        is_flaky.set()
+        ended(search, tmp_path, 400)
+        (run,) = [path.name for path in (tmp_path / "runs").iterdir()]
+        subprocess.run(command("sync", run), cwd=tmp_path, env=environment(), timeout=300, check=True)
+        assert min(proxy.counts[fault] for fault in ("lose", "cut", "fail", "reject")) > 0, proxy.counts
+    assert "Traceback" not in log.read_text()
+    client, trials = connect(server.uri), server.trials()
+    check_every_sample_once([replace(trial, status="FINISHED", end="completed") for trial in trials], 64)
+    search_run = resolve_search(client, server.uri, run)
+    runs = client.search_runs([search_run.experiment_id], max_results=1000)
+    assert len(runs) == 65
+    assert "RUNNING" not in {run.info.status for run in runs}
+    path = tmp_path / "runs" / run / "mlflow.rejected.jsonl"
+    lines = [json.loads(line)["line"] for line in path.read_text().splitlines()] if path.exists() else []
+    for trial in trials:
+        steps = [metric.step for metric in client.get_metric_history(trial.run_id, "val_missing_rmse")]
+        assert len(set(steps)) == len(steps), "each value once"
+        # Also there: a line whose answer was lost, and which was rejected when it was sent again.
+        aside = {line["epoch"] for line in lines if (line["op"], line.get("trial")) == ("metrics", trial.trial_id)}
+        assert aside | set(steps) == set(range(10, 91, 10)), "in the store or in the file"
 
 
 def workers_of(node: subprocess.Popen[str]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sqlite3
 import threading
@@ -21,7 +22,8 @@ from vadtune.tracking.queries import list_trials, resolve_search
 from vadtune.tracking.redact import hide_secrets, without_secrets
 from vadtune.tracking.spool import Spool, is_finished
 from vadtune.tracking.store import connect, tracking_uri
-from vadtune.tracking.writer import Tracker, sync
+from vadtune.tracking.sync import sync
+from vadtune.tracking.writer import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -373,22 +375,24 @@ def test_a_full_disk_keeps_lines_in_memory_until_there_is_room(tmp_path: Path, m
 
         patch.setattr("vadtune.tracking.spool.os.write", full)
         for number in range(3):
-            spool.append({"op": "tags", "number": number})
+            spool.append({"op": "reopen", "time": number})
         assert spool.take() == ([], 0)
         assert spool.undelivered > 0
-    spool.append({"op": "tags", "number": 3})
+    spool.append({"op": "reopen", "time": 3})
     entries, mark = spool.take()
-    assert [entry["number"] for entry in entries] == [0, 1, 2, 3]
+    assert [entry["time"] for entry in entries] == [0, 1, 2, 3]
     spool.mark_delivered(mark)
     assert spool.take() == ([], mark)
     assert Spool(tmp_path).take() == ([], mark)
 
 
-def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.jsonl").write_text('{"op":"tags","n":1}\nnonsense\n[1]\n{"op":"tags","n":2}\n{"op":"ta')
+def test_damaged_lines_are_told_apart(tmp_path: Path) -> None:
+    good = [json.dumps({"op": "reopen", "time": number}) for number in (1, 2)]
+    (tmp_path / "mlflow.jsonl").write_text(f'{good[0]}\nnonsense\n[1]\n{good[1]}\n{{"op":"ta')
     spool = Spool(tmp_path)
     entries, _ = spool.take()
-    assert [entry["n"] for entry in entries] == [1, 2]
+    assert [entry.get("time") or entry["text"] for entry in entries] == [1, "nonsense", "[1]", 2]
+    assert [entry["time"] for entry in spool.entries()] == [1, 2]
 
 
 @pytest.mark.parametrize(

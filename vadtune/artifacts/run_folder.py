@@ -2,7 +2,8 @@
 
 search.yaml     the search, overrides applied
 run.json        the names of the run and of its MLflow store
-mlflow.jsonl    everything that was logged, in order; mlflow.delivered: how much of it the MLflow store has received
+mlflow.jsonl    everything that was logged, in order; mlflow.delivered: how much of it the MLflow store has received;
+                mlflow.rejected.jsonl: the lines that the store rejected, each with the reason
 snapshot.zip    the state of the search that a resume starts from
 tune/           Ray Tune's state and checkpoints; those of unfinished trials have training states, see training_state.py
 """

@@ -83,12 +83,13 @@ ENSEMBLE = argument(
     default="greedy",
     help="greedy: choose members and weights on held-out cells; top:K: mean of the best K; best (default: greedy)",
 )
+STORAGE = argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
 EXPERIMENT = (
     argument("experiment", metavar="EXPERIMENT", help="name of the search"),
     argument("--run", dest="search_run", metavar="RUN", help="run of the search (default: the latest)"),
+    STORAGE,
     tracking_store(),
 )
-STORAGE = argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
 CLUSTER = argument("--address", help="running Ray cluster: host:port or auto (default: start Ray locally)")
 JOB = argument("job", metavar="JOB", help="job id, as `vadtune submit` printed it")
 JOB_SERVER = argument(
@@ -117,16 +118,18 @@ def read_search(args: argparse.Namespace) -> SearchFile:
 
 
 def find_search(args: argparse.Namespace) -> SearchResults:
-    """Reads the search that the arguments name from the MLflow store.
+    """Reads the search that the arguments name from the MLflow store, or from its run folder if the store is gone.
 
     Raises:
-        TrackingError: The store has no such search, or ``--run`` is a run of another one.
+        TrackingError: Neither has such a search, or ``--run`` is a run of another one.
     """
-    from vadtune.tracking.queries import find_results
+    from vadtune.artifacts.run_folder import local_folder
+    from vadtune.tracking.run_log import find_results_here
     from vadtune.tracking.store import tracking_uri
 
-    found = find_results(args.search_run or args.experiment, tracking_uri(args.tracking_uri))
-    if args.experiment not in (found.search.experiment, found.search.name):
+    name = args.search_run or args.experiment
+    found = find_results_here(name, tracking_uri(args.tracking_uri), local_folder(args.storage))
+    if args.experiment not in (found.search.experiment, found.search.name, name):
         raise TrackingError(
             f"--run: takes a run of {args.experiment}, got {found.search.name} of {found.search.experiment}; "
             "pass the experiment it belongs to"

@@ -153,6 +153,7 @@ def _log(models: Sequence[Path], args: argparse.Namespace, **logged: Any) -> Non
     from vadtune.artifacts.model_folder import read_manifest
     from vadtune.ensemble.export import PARENT_RUN
     from vadtune.tracking.delivery import log_to_run
+    from vadtune.tracking.redact import short_reason
     from vadtune.tracking.store import connect_existing, tracking_uri
 
     if args.no_log:
@@ -162,10 +163,11 @@ def _log(models: Sequence[Path], args: argparse.Namespace, **logged: Any) -> Non
     if parents or run_id is None:
         logger.info("not logged to MLflow: the models are not from one exported search")
         return
+    uri = tracking_uri(args.tracking_uri)
     try:
-        client = connect_existing(tracking_uri(args.tracking_uri))
+        client = connect_existing(uri)
         log_to_run(client, run_id, **logged)
     except Exception as error:  # the type depends on the store; the results are on disk already
-        logger.warning("not logged to MLflow: %s", str(error).splitlines()[0])
+        logger.warning("not logged to MLflow: %s", short_reason(error, uri))
         return
     logger.info("logged to MLflow run %s", run_id)

@@ -52,10 +52,10 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
         best = f"best {outcome.best[0]:.4f} ({outcome.best[1]})" if outcome.best else "no trial has a score"
         logger.info("%s; send the rest to the store later: vadtune sync %s%s", best, outcome.run, store)
         return print_failures(outcome.failures)
-    from vadtune.tracking.queries import find_results
+    from vadtune.tracking.run_log import find_results_here
     from vadtune.tracking.table_rows import main_columns, trial_rows
 
-    _, trials, metric = find_results(outcome.run, outcome.tracking_uri)
+    _, trials, metric = find_results_here(outcome.run, outcome.tracking_uri, local_folder(args.storage))
     best_rows = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:5]
     print_table(main_columns(best_rows, metric))
     logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
@@ -133,22 +133,39 @@ def _runs_here(folder: str) -> bool | None:
     argument("search_run", metavar="RUN", help="unique name of the search, or its folder"),
     shared.STORAGE,
     shared.tracking_store("that of the search"),
+    argument(
+        "--retry-rejected", action="store_true", help="also send the lines that the store rejected again (default: off)"
+    ),
+    argument("--into", metavar="URI", help="write the whole search into this store (default: off)"),
 )
 def sync(args: argparse.Namespace) -> None:
     """Send to MLflow what a search could not.
 
     Use it after a search that ended while the store did not answer. Entries that the store has are not sent again.
+    Lines that the store rejected are in mlflow.rejected.jsonl in the search's folder. With --into, the search belongs
+    to the other store from then on; use it if its store is lost, or if its run was deleted.
 
     example: vadtune sync digits-20260131-120000-1a2b
+    example: vadtune sync digits-20260131-120000-1a2b --into sqlite:///other.db
     """
+    if args.into and (args.retry_rejected or args.tracking_uri):
+        other = "--retry-rejected" if args.retry_rejected else "--tracking-uri"
+        raise ConfigError(f"--into: sends every line to the store it names, got {other} too; leave it out")
     folder = find_run(args.search_run, local_folder(args.storage))
     run = read_run(folder)
+    from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.store import store_of
-    from vadtune.tracking.writer import sync as send_rest
+    from vadtune.tracking.sync import sync as send_rest
+    from vadtune.tracking.sync import sync_into
 
     with run_lock(folder):
+        if args.into:
+            new = sync_into(folder, args.into, run)
+            logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
+            return
         uri = store_of(run.tracking_uri, args.tracking_uri)
-        sent = send_rest(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
+        ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
+        sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
     logger.info("%s: %s", run.run, f"{sent} bytes delivered" if sent else "the store has everything")
 
 
@@ -211,7 +228,7 @@ def ui(args: argparse.Namespace) -> None:
     from vadtune.tracking.store import sqlite_path, tracking_uri
 
     uri = tracking_uri(args.tracking_uri)
-    if uri.startswith(("http://", "https://")):
+    if uri.startswith(("http://", "https://", "databricks")):
         say(without_secrets(uri))
         logger.info("the store is a server with its own UI: open the address above")
         return

@@ -34,7 +34,7 @@ from vadtune.ensemble.regression_choice import RegressionChoice, train_support
 from vadtune.ensemble.selection import MOST_CANDIDATES, parse_ensemble
 from vadtune.tracking.delivery import log_to_run
 from vadtune.tracking.queries import ENSEMBLE_TAG, SearchRun, Trial
-from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.store import connect_existing
 from vadtune.training.inference import FittedModel
 from vadtune.training.refit import Trainer
@@ -265,4 +265,4 @@ def _log(search: SearchRun, out: Path, ensemble: Ensemble) -> None:
         client = connect_existing(search.tracking_uri)
         log_to_run(client, search.run_id, metrics=values, tags=tags, artifacts=[out / ENSEMBLE_FILE])
     except Exception as error:  # the type depends on the store; the models are on disk already
-        logger.warning("the ensemble was not logged to MLflow: %s", str(error).splitlines()[0])
+        logger.warning("the ensemble was not logged to MLflow: %s", short_reason(error, search.tracking_uri))

@@ -30,7 +30,7 @@ from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.run import resume_search
 from vadtune.search.driver.start import start_search
-from vadtune.tracking.queries import find_results
+from vadtune.tracking.run_log import find_results_here
 from vadtune.tracking.store import connect
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _search(cell: Cell, uri: str) -> tuple[str, dict[str, str], bool]:
 
 def _retest(cell: Cell, run: str, settings: Mapping[str, Any], uri: str) -> dict[str, object]:
     """Exports and retests the cell's ensemble; writes result.json and returns its row."""
-    search, trials, metric = find_results(run, uri)
+    search, trials, metric = find_results_here(run, uri, cell.folder / "runs")
     best = cell.folder / "best"
     export_best(
         search,

@@ -1,8 +1,10 @@
 """MLflow: one experiment per search name, one parent run per search, one child run per trial.
 
-``writer`` logs a search to a spool file on disk, and ``delivery`` sends the spool to the store in a background thread.
-``queries`` reads searches and trials back; ``rows`` turns them into table rows. May import core and config; no
-other package imports mlflow.
+``writer`` logs a search to a spool file on disk (``spool``, whose lines are ``entries``), and ``delivery`` sends the
+spool to the store in a background thread, with the ``runs`` of the search; ``sync`` does so later. ``store_errors``
+tells lines that the store rejects, which are kept in ``rejected``, from a store that is away. ``queries`` reads
+searches and trials back, ``run_log`` from run folders; ``table_rows`` turns them into table rows. May import the
+packages before it in the order of imports; no other package imports mlflow.
 """
 
 import os

@@ -15,6 +15,7 @@ from vadtune.config import SELECTABLE_METRICS
 from vadtune.core.errors import TrackingError, unknown_name
 from vadtune.tracking import store
 from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.store_errors import readable_errors
 
 ENSEMBLE_TAG = "vadtune.ensemble"
 """Tag of a search's parent run: one line about its last exported ensemble and its scores."""
@@ -86,8 +87,9 @@ def find_results(name: str, uri: str) -> SearchResults:
         TrackingError: The store does not exist, does not answer, or has no such search.
     """
     client = store.connect_existing(uri)
-    search = resolve_search(client, uri, name)
-    return SearchResults(search, list_trials(client, search), search.metric)
+    with readable_errors(uri):
+        search = resolve_search(client, uri, name)
+        return SearchResults(search, list_trials(client, search), search.metric)
 
 
 def resolve_search(client: MlflowClient, uri: str, name: str) -> SearchRun:
@@ -158,7 +160,7 @@ def ranked(trials: Sequence[Trial], metric: str) -> list[Trial]:
 
 def _experiments(client: MlflowClient) -> dict[str, str]:
     """Returns id -> name of the experiments, without the empty one that MLflow creates."""
-    return {e.experiment_id: e.name for e in client.search_experiments() if e.name != "Default"}
+    return {e.experiment_id: e.name for e in store.list_experiments(client) if e.name != "Default"}
 
 
 def _search_run(run: Run, names: dict[str, str], uri: str) -> SearchRun:

@@ -11,17 +11,14 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vadtune.core.files import write_atomically
+from vadtune.tracking.entries import DAMAGED, Entry, parse_entry
 
 logger = logging.getLogger(__name__)
 
 SPOOL_FILE, DELIVERED_FILE = "mlflow.jsonl", "mlflow.delivered"
 _CHUNK_BYTES = 64 * 1024  # about a second of a store's work, so that a delivery can be broken off
-
-Entry = dict[str, Any]
-"""One line: ``op`` is the kind of entry, ``time`` when it was logged (ms); ``Delivery`` reads the other keys."""
 
 
 class Spool:
@@ -29,9 +26,11 @@ class Spool:
 
     Args:
         folder: The search's folder, which exists.
+        replay: Whether to take all entries again, delivered or not, and to leave the record of what was delivered.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, replay: bool = False) -> None:
+        self.folder = folder
         self._path, self._mark = folder / SPOOL_FILE, folder / DELIVERED_FILE
         self._lock = threading.Lock()
         self._unwritten, self._warned = b"", False
@@ -39,10 +38,12 @@ class Spool:
         # After a crash of the machine the last line may be incomplete.
         self._size = self._path.read_bytes().rfind(b"\n") + 1
         os.ftruncate(self._file, self._size)
-        try:
-            self._offset = max(0, min(int(self._mark.read_text()), self._size))
-        except (OSError, ValueError):  # nothing delivered yet; sending a line twice changes nothing
-            self._offset = 0
+        self._replay, self._offset = replay, 0
+        if not replay:
+            try:
+                self._offset = max(0, min(int(self._mark.read_text()), self._size))
+            except (OSError, ValueError):  # nothing delivered yet; sending a line twice changes nothing
+                self._offset = 0
 
     def append(self, entry: Entry) -> None:
         """Appends an entry; on a full disk it stays in memory until it can be written."""
@@ -63,13 +64,14 @@ class Spool:
             self._warned = True
 
     def entries(self) -> Iterator[Entry]:
-        """Yields every entry, delivered or not."""
-        with self._path.open("rb") as file:
-            for line in file:
-                yield from _parsed(line)
+        """Yields every entry, delivered or not, without damaged lines."""
+        return read_entries(self.folder)
 
     def take(self) -> tuple[list[Entry], int]:
-        """Returns the next undelivered entries and the offset to pass to ``mark_delivered`` once the store has them."""
+        """Returns the next undelivered entries and the offset to pass to ``mark_delivered`` once the store has them.
+
+        A damaged line is returned as an entry of the kind ``DAMAGED``.
+        """
         with self._lock:
             self._flush()
             content = b""
@@ -78,12 +80,18 @@ class Spool:
                 if b"\n" in content:
                     break
         end = content.rfind(b"\n") + 1
-        return [entry for line in content[:end].splitlines() for entry in _parsed(line)], self._offset + end
+        return [parse_entry(line) for line in content[:end].split(b"\n")[:-1]], self._offset + end
 
     def mark_delivered(self, offset: int) -> None:
         """Records that the store has all entries before the byte ``offset``."""
-        write_atomically(self._mark, str(offset).encode())
+        if not self._replay:
+            write_atomically(self._mark, str(offset).encode())
         self._offset = offset
+
+    def keep_mark(self) -> None:
+        """Ends a replay: records what was taken in it as delivered."""
+        self._replay = False
+        self.mark_delivered(self._offset)
 
     @property
     def undelivered(self) -> int:
@@ -95,15 +103,13 @@ class Spool:
         os.close(self._file)
 
 
-def _parsed(line: bytes) -> Iterator[Entry]:
-    try:
-        entry = json.loads(line)
-        if not isinstance(entry, dict) or "op" not in entry:
-            raise ValueError("not an entry")
-    except (ValueError, RecursionError):
-        logger.warning("%s: skipped a damaged line: %s", SPOOL_FILE, line[:80])
-        return
-    yield entry
+def read_entries(folder: Path) -> Iterator[Entry]:
+    """Yields every entry that was logged in the folder of a search, without damaged lines."""
+    with (folder / SPOOL_FILE).open("rb") as file:
+        for line in file:
+            entry = parse_entry(line)
+            if entry["op"] != DAMAGED:
+                yield entry
 
 
 def is_finished(folder: Path) -> bool:

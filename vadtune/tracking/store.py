@@ -17,11 +17,13 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run, ViewType
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.empty_store import seeded
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
+from vadtune.tracking.store_errors import patiently
 
 try:
     import fcntl
@@ -33,7 +35,8 @@ PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
 """Tag names of runs."""
 
 _REACH_SECONDS = 8.0
-_SCHEMES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql")
+_DATABRICKS_SECONDS = 30.0  # its client library takes seconds to import
+_EXAMPLES = "sqlite:///, http://, https://, postgresql://, mysql://, mssql://, databricks"
 
 T = TypeVar("T")
 
@@ -81,12 +84,15 @@ def connect(uri: str) -> MlflowClient:
     """
     for name in ("mlflow", "alembic"):  # they log each step of creating a database
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow.utils.databricks_utils", "urllib3.connectionpool"):  # the reason is in the error below
+        logging.getLogger(name).setLevel(logging.ERROR)
     shown = without_secrets(uri)
-    if not uri.startswith(_SCHEMES):
-        raise TrackingError(
-            f"the URI of a tracking store must start with one of {', '.join(_SCHEMES)}, got {shown}; for a file in "
-            "this folder: sqlite:///mlflow.db"
-        )
+    unknown = TrackingError(
+        f"the URI of a tracking store must start with one of {_EXAMPLES}, or a scheme of an MLflow plugin, got "
+        f"{shown}; for a file in this folder: sqlite:///mlflow.db"
+    )
+    if uri.startswith("file:") or (":" not in uri and uri != "databricks"):  # folders, which MLflow 3 refuses
+        raise unknown
 
     def attempt() -> MlflowClient:
         if uri.startswith(("http://", "https://")):
@@ -103,11 +109,15 @@ def connect(uri: str) -> MlflowClient:
     path = sqlite_path(uri)
     try:
         if path is None:
-            return _within(_REACH_SECONDS, attempt)
+            is_server = uri.startswith(("http://", "https://"))  # whose answers may be lost
+            seconds = _DATABRICKS_SECONDS if uri.startswith("databricks") else _REACH_SECONDS
+            return within(seconds, lambda: patiently(attempt, attempts=3 if is_server else 1))
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
         with _folder_lock(path.parent), seeded(path):
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise unknown from error
     except Exception as error:  # depends on the store: no answer, no database, not MLflow's, damaged
         raise TrackingError(
             f"the tracking store {shown} must answer, got: {short_reason(error, uri)}; start the server, or pass "
@@ -145,7 +155,7 @@ def connect_existing(uri: str) -> MlflowClient:
     return connect(uri)
 
 
-def _within(seconds: float, work: Callable[[], T]) -> T:
+def within(seconds: float, work: Callable[[], T]) -> T:
     """Runs ``work`` on a daemon thread and raises TimeoutError if it takes longer than ``seconds``."""
     future: Future[T] = Future()
 
@@ -175,14 +185,20 @@ def optimise(uri: str) -> None:
 
 
 def find_runs(
-    client: MlflowClient, experiment_ids: list[str], condition: str, order_by: str | None = None
+    client: MlflowClient,
+    experiment_ids: list[str],
+    condition: str,
+    order_by: str | None = None,
+    *,
+    deleted: bool = False,
 ) -> list[Run]:
-    """Returns all active runs of experiments that meet an MLflow filter, page by page."""
+    """Returns all runs of experiments that meet an MLflow filter, page by page; only active ones unless ``deleted``."""
     runs: list[Run] = []
     token, order = None, [order_by] if order_by else None
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     with _no_collection():
         while experiment_ids:
-            page = client.search_runs(experiment_ids, condition, order_by=order, page_token=token)
+            page = client.search_runs(experiment_ids, condition, view, order_by=order, page_token=token)
             runs += page
             if not (token := page.token):
                 break
@@ -204,6 +220,20 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def child_runs(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
-    """Returns the runs of a search's trials."""
-    return find_runs(client, [experiment_id], f"tags.`{PARENT}` = '{parent_id}'")
+def child_runs(
+    client: MlflowClient, experiment_id: str, parent_id: str, *, condition: str = "", deleted: bool = False
+) -> list[Run]:
+    """Returns the runs of a search's trials, those that meet a condition, or also the deleted ones."""
+    conditions = [f"tags.`{PARENT}` = '{parent_id}'", *([condition] if condition else [])]
+    return find_runs(client, [experiment_id], " and ".join(conditions), deleted=deleted)
+
+
+def list_experiments(client: MlflowClient) -> list[Experiment]:
+    """Returns all experiments, page by page."""
+    experiments: list[Experiment] = []
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        experiments += page
+        if not (token := page.token):
+            return experiments

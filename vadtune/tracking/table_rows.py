@@ -10,6 +10,7 @@ from vadtune.core.errors import ConfigError, unknown_name
 from vadtune.core.schema import as_number
 from vadtune.tracking.queries import SearchRun, Trial, list_searches, list_trials, ranked
 from vadtune.tracking.store import connect_existing
+from vadtune.tracking.store_errors import readable_errors
 
 _WORDS = {"True": True, "False": False, "None": None}
 _ALWAYS = ("rank", "trial", "end", "epoch")
@@ -28,9 +29,8 @@ def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bo
         TrackingError: The store does not exist, does not answer, or has no such experiment.
     """
     client = connect_existing(uri)
-    rows: list[dict[str, object]] = []
-    for search in list_searches(client, uri, experiment):
-        rows.append(
+    with readable_errors(uri):
+        return [
             {
                 "experiment": search.experiment,
                 "search": search.name,
@@ -38,8 +38,8 @@ def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bo
                 "started": search.started,
                 **(_summary(search) or _counts(list_trials(client, search), search.metric)),
             }
-        )
-    return rows
+            for search in list_searches(client, uri, experiment)
+        ]
 
 
 def _summary(search: SearchRun) -> dict[str, object] | None:
@@ -87,21 +87,21 @@ def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:
     Every row has every column; a value that a trial does not have is None.
     """
     best = ranked(trials, metric)
-    ranks = {trial.run_id: rank for rank, trial in enumerate(best, start=1)}
+    ranks = {id(trial): rank for rank, trial in enumerate(best, start=1)}
     metrics = [metric, *(name for name in REPORTED_METRICS if name != metric)]
     params = sorted({name for trial in trials for name in trial.params}, key=_section_order)
     return [
         {
-            "rank": ranks.get(trial.run_id),
+            "rank": ranks.get(id(trial)),
             "trial": trial.name,
             "end": trial.end,
             "epoch": trial.epoch,
             **{name: trial.metrics.get(name) for name in metrics},
             **{name: _value(trial.params.get(name)) for name in params},
-            "mlflow_run_id": trial.run_id,
+            "mlflow_run_id": trial.run_id or None,
             "checkpoint": trial.checkpoint or None,
         }
-        for trial in [*best, *(trial for trial in trials if trial.run_id not in ranks)]
+        for trial in [*best, *(trial for trial in trials if id(trial) not in ranks)]
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import subprocess
@@ -13,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Param
-from mlflow.exceptions import MlflowException
 
 from vadtune import __version__
-from vadtune.core.errors import TrackingError
 from vadtune.tracking.delivery import Delivery
-from vadtune.tracking.redact import short_reason, without_secrets
+from vadtune.tracking.redact import short_reason
+from vadtune.tracking.runs import find_or_create_experiment, find_or_create_parent, parent_runs
 from vadtune.tracking.spool import Spool
-from vadtune.tracking.store import RUN_NAME, SEARCH_RUN, connect_existing, optimise, sqlite_path
+from vadtune.tracking.store import optimise, within
+from vadtune.tracking.store_errors import SearchGoneError, patiently, readable_errors
 
 logger = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 1.0
 _LONGEST_PAUSE = 15.0  # longest time between two attempts when the store does not answer
+_DISCARD_SECONDS = 8.0
 _PATIENCE = 20.0  # how long the end of a search waits without progress
 _PACKAGES = ("ray", "optuna", "mlflow", "torch", "numpy")
 
@@ -63,26 +64,57 @@ class Tracker:
     def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Iterable[Path]) -> None:
         """Creates the parent run and starts sending entries to the store.
 
+        Args:
+            params: Of the search.
+            tags: Of the search.
+            artifacts: Files in the search's folder.
+
         Raises:
-            TrackingError: The experiment was deleted.
+            TrackingError: The experiment was deleted, or the store failed again and again; no run is left in it.
         """
-        self.experiment_id = self._find_or_create()
         versions = {f"vadtune.version.{name}": version(name) for name in _PACKAGES}
         versions |= {"vadtune.version.vadtune": __version__, "vadtune.version.python": platform.python_version()}
-        names = {RUN_NAME: self.search, SEARCH_RUN: self.search, "mlflow.source.name": "vadtune"}
-        all_tags = {**names, **versions, **_git_commit(), **tags}
-        run = self._client.create_run(self.experiment_id, tags=all_tags, run_name=self.search)
-        self.run_id = run.info.run_id
-        self._client.log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        for path in artifacts:
-            self._client.log_artifact(self.run_id, str(path))
-        self._start_delivery(new=True)
+        self._append(
+            "search",
+            params={key: str(value) for key, value in params.items()},
+            tags={**versions, **_git_commit(), **tags},
+            artifacts=[path.name for path in artifacts],
+        )
+        try:
+            with readable_errors(self.uri):
+                delivery = patiently(self._create)
+        except BaseException:
+            self.discard()
+            raise
+        self._start_delivery(delivery)
+
+    def _create(self) -> Delivery:
+        self.experiment_id = find_or_create_experiment(self._client, self.uri, self._experiment)
+        self.run_id = find_or_create_parent(self._client, self.experiment_id, self.search)
+        delivery = Delivery(self._client, self.experiment_id, self.run_id, self._spool, new=True)
+        delivery.deliver()
+        return delivery
+
+    def discard(self) -> None:
+        """Deletes the parent run of a search that could not start, if the store lets it; never raises."""
+        self._given_up.set()
+        self._wake.set()
+
+        def delete() -> None:
+            if self._thread is not None:
+                self._thread.join()
+            for run in parent_runs(self._client, self.experiment_id, self.search):
+                self._client.delete_run(run.info.run_id)
+
+        if self.experiment_id:
+            with contextlib.suppress(Exception):
+                within(_DISCARD_SECONDS, lambda: patiently(delete))
 
     def reopen(self, run_id: str, experiment_id: str) -> None:
         """Continues the parent run and trial runs of an earlier process, without waiting for the store."""
         self.run_id, self.experiment_id = run_id, experiment_id
         self._append("reopen")
-        self._start_delivery(new=False)
+        self._start_delivery(Delivery(self._client, experiment_id, run_id, self._spool))
 
     def forget_trials_except(self, trial_ids: set[str]) -> None:
         """Deletes the runs of trials that a restored search does not know; it will sample new trials in their place."""
@@ -143,14 +175,13 @@ class Tracker:
     def _append(self, op: str, **values: Any) -> None:
         self._spool.append({"op": op, "time": int(time.time() * 1000), **values})
 
-    def _start_delivery(self, *, new: bool) -> None:
-        delivery = Delivery(self._client, self.experiment_id, self.run_id, self._spool, new=new)
+    def _start_delivery(self, delivery: Delivery) -> None:
         self._thread = threading.Thread(target=self._deliver, args=(delivery,), name="mlflow-delivery", daemon=True)
         self._thread.start()
 
     def _deliver(self, delivery: Delivery) -> None:
         """Sends new entries every second until the search has ended and all are sent; runs in the background thread."""
-        pause, away = _EVERY_SECONDS, False
+        pause, problem, told, sent = _EVERY_SECONDS, False, 0, 0
         while True:
             self._wake.wait(pause)
             self._wake.clear()
@@ -159,17 +190,31 @@ class Tracker:
             try:
                 while not self._given_up.is_set() and delivery.deliver():
                     self._progress = time.monotonic()
+                is_done = self._closing.is_set() and not self._spool.undelivered
+                if is_done:
+                    delivery.settle()
             except Exception as error:  # a failing store must not end a search
                 pause = min(2 * pause, 1.0 if self._closing.is_set() else _LONGEST_PAUSE)
-                if not away:
-                    reason = short_reason(error, self.uri)
-                    logger.warning("the tracking store does not answer, results are kept until it does: %s", reason)
-                away = True
+                if delivery.sent > sent:
+                    self._progress, pause, sent = time.monotonic(), _EVERY_SECONDS, delivery.sent
+                is_gone = isinstance(error, SearchGoneError)
+                if not problem:
+                    away = "the tracking store does not answer, results are kept until it does: "
+                    logger.warning("%s", error if is_gone else away + short_reason(error, self.uri))
+                problem = True
+                if is_gone and self._closing.is_set():  # waiting does not help
+                    self._given_up.set()
+                    return
                 continue
-            if away:
+            if problem:
                 logger.warning("the tracking store answers again")
-            pause, away = _EVERY_SECONDS, False
-            if self._closing.is_set() and not self._spool.undelivered:
+            pause, problem = _EVERY_SECONDS, False
+            rejected = len(delivery.rejected)
+            if rejected > told and (is_done or not told):  # the first ones, and all of them at the end
+                told = rejected
+                retry = f"try them again: vadtune sync {self.search} --retry-rejected"
+                logger.warning("%s; %s", delivery.rejected.summary(), retry)
+            if is_done:
                 self._drained.set()
                 return
 
@@ -179,7 +224,8 @@ class Tracker:
         self._wake.set()
         while not self._drained.wait(0.05):
             now = time.monotonic()
-            if now - self._progress > patience or (at_most is not None and now - start > at_most):
+            is_late = now - self._progress > patience or (at_most is not None and now - start > at_most)
+            if is_late or self._given_up.is_set():
                 # Stop before `sync` sends the rest: two senders would create a run twice.
                 self._given_up.set()
                 self._wake.set()
@@ -188,68 +234,6 @@ class Tracker:
                 return False
         self._spool.close()
         return True
-
-    def _find_or_create(self) -> str:
-        experiment = self._experiment
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
-            path = sqlite_path(self.uri)
-            # Next to the database and absolute: MLflow's default depends on the working directory.
-            location = (path.parent / "mlruns" / experiment).as_uri() if path else None
-            try:
-                return str(self._client.create_experiment(experiment, artifact_location=location))
-            except MlflowException:  # another search has created it meanwhile
-                found = self._client.get_experiment_by_name(experiment)
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"the experiment '{experiment}' must not be deleted in MLflow, but it is; restore it there, or choose "
-                "another name by name=..."
-            )
-        return str(found.experiment_id)
-
-
-def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
-    """Checks that a store has the parent run of a search.
-
-    Raises:
-        TrackingError: It does not.
-    """
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        raise TrackingError(
-            f"the store {without_secrets(uri)} does not hold the parent run {run_id} of {search}; pass the store that "
-            "the search was started with by --tracking-uri"
-        ) from error
-
-
-def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str) -> int:
-    """Sends the entries in the folder of a search that the store has not received.
-
-    Returns:
-        How many bytes of the spool were sent; 0 if the store had everything.
-
-    Raises:
-        TrackingError: The store does not answer, stops answering, or does not have the search.
-    """
-    client = connect_existing(uri)
-    check_holds(client, uri, search, run_id)
-    spool = Spool(folder)
-    waiting = spool.undelivered
-    delivery = Delivery(client, experiment_id, run_id, spool)
-    try:
-        while delivery.deliver():
-            pass
-    except Exception as error:  # the type depends on the store
-        raise TrackingError(
-            f"the store {without_secrets(uri)} must accept all entries, but failed ({short_reason(error, uri)}); the "
-            f"rest is kept, run `vadtune sync {search}` again"
-        ) from error
-    finally:
-        spool.close()
-    return waiting
 
 
 def _git_commit() -> dict[str, str]:

@@ -97,11 +97,13 @@ class SearchCallback(Callback):
         self._session.alive[trial.trial_id] = time.monotonic()
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Logs a retry; the MLflow run of the trial stays open. Raises SearchError if nothing decided on the retry."""
+        """Logs a retry, maybe of a trial that has not started. Raises SearchError if nothing decided on the retry."""
         check_effect("bounded_retries")
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
         reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
+        if trial.trial_id not in self._session.started:
+            self._start(trial)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
-import operator
 import secrets
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -38,9 +38,11 @@ from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import order_of, pack_size, place_trials, with_order
 from vadtune.search.trials.trial_data import TrialData
 from vadtune.tracking.redact import without_secrets
+from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import client_of, connect, connect_existing, sqlite_path, store_of, tracking_uri
-from vadtune.tracking.writer import Tracker, check_holds, sync
+from vadtune.tracking.store import client_of, connect, sqlite_path, store_of, tracking_uri
+from vadtune.tracking.sync import check_holds, connect_of, sync
+from vadtune.tracking.writer import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -101,24 +103,33 @@ def run_search(
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
     size = pack_size(search, pending.cores)
     search = with_order(search, size, pending.cores)
-    write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
-    tracker = Tracker(client, uri, search.name, run, folder)
-    fixed = {key: value for key, value in search.trial_config({}).flat().items() if key not in search.domains}
-    settings = {f"search.{key}": value for key, value in search.search.model_dump().items() if key != "initial"}
-    tracker.start(
-        params={**fixed, **settings, **{key: _domain_text(search, key) for key in search.domains}},
-        tags={
-            "vadtune.seed": str(search.search.seed),
-            "vadtune.folder": str(folder),
-            "vadtune.masks": json.dumps(data.mask_hashes),
-            "vadtune.scored": data.scored,
-        },
-        artifacts=[folder / SEARCH_FILE],
-    )
     where = f"{kept}/{_TUNE}"
-    write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
+    with _nothing_left(folder) as cleanup:
+        write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
+        tracker = Tracker(client, uri, search.name, run, folder)
+        cleanup.callback(tracker.discard)
+        tracker.start(
+            params=logged_params(search),
+            tags={
+                "vadtune.seed": str(search.search.seed),
+                "vadtune.folder": str(folder),
+                "vadtune.masks": json.dumps(data.mask_hashes),
+                "vadtune.scored": data.scored,
+            },
+            artifacts=[folder / SEARCH_FILE],
+        )
+        write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
         return _run(search, data, tracker, folder, where, set(), pending, size)
+
+
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[contextlib.ExitStack]:
+    """Deletes the folder of a search that cannot start, and calls what the block adds to the stack."""
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield cleanup
+        cleanup.pop_all()  # it has started: nothing is called
 
 
 def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
@@ -158,7 +169,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
 def _client(uri: str, run: Run) -> Any:
     """Returns a client of the store that a search was started with, even of a server that does not answer now."""
     try:
-        client = connect_existing(uri)
+        client = connect_of(run.run, uri)
     except TrackingError as error:
         if sqlite_path(uri) is not None:
             raise
@@ -286,8 +297,3 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
 
 def _trial_folder(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-def _domain_text(search: SearchFile, key: str) -> str:
-    """Returns a domain as the search file writes it."""
-    return json.dumps(functools.reduce(operator.getitem, key.split("."), search.tree))
