@@ -13,7 +13,7 @@ import yaml
 from tests.config.test_search_file import TREE, problems_of
 from tests.conftest import trial_config
 from vadtune.cli import main
-from vadtune.config import load_search, parse_search
+from vadtune.config import load_recorded_search, load_search, parse_search
 from vadtune.config.existence import RULES
 from vadtune.core.errors import ConfigError
 from vadtune.core.schema import as_number
@@ -190,3 +190,18 @@ def test_what_init_writes_bears_fewer_epochs(tmp_path: Path) -> None:
         for epochs in (20, 1):
             search = load_search(out, [f"train.epochs={epochs}"])
             assert 1 <= search.search.grace(epochs) <= epochs
+
+
+def test_a_recorded_search_of_an_earlier_version_loses_what_its_initial_points_may_not_set(tmp_path: Path) -> None:
+    """Version 0.1.0 did not check it; the user's own file is checked."""
+    tree = {
+        "name": "old",
+        "data": {"source": "iris"},
+        "model": {"layers": {"int": [0, 1]}, "hidden": {"choice": [4, 8]}},
+        "search": {"initial": [{"model.layers": 0, "model.hidden": 4}]},
+    }
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=r"initial.0.model.hidden: does not exist with the other values there"):
+        load_search(path)
+    assert load_recorded_search(path).search.initial == [{"model.layers": 0}]

@@ -346,6 +346,7 @@ def test_predictions_are_saved_with_their_masks(kind: str, best: Path, tmp_path:
     assert list(arrays["ratios"]) == RATIOS
     assert list(arrays["mask_seeds"]) == SEEDS
     assert list(arrays["feature_names"]) == dataset.feature_names
+    assert arrays["rows"].tolist() == list(range(len(dataset.test_truth)))
     assert arrays["x_imputed"].shape == (3, 2, 3, *dataset.test_truth.shape)
     assert arrays["x_imputed"].dtype == np.float32
     truth = dataset.scaler.inverse(dataset.test_truth)

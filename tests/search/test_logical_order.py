@@ -127,6 +127,37 @@ def test_trials_that_were_ended_from_outside_hold_nothing_up() -> None:
     assert counted == ["t1"]
 
 
+def test_a_trial_that_cannot_start_holds_the_others_up_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with more trials at once than there are GPUs."""
+    trials, counted = [Trial(0, {"speed": 1}), Trial(1, {"speed": 2})], list[str]()
+    trials[0].status = "PENDING"
+    order = LogicalOrder(2, lambda config: {e: e * config["speed"] for e in EPOCHS})
+    order.proceed(trials, lambda count: None)
+    order.arrived(trials[1], 1, lambda: counted.append("t1"))
+    order.proceed(trials, lambda count: None)
+    assert counted == []
+    monkeypatch.setattr("vadtune.search.algorithms.logical_order._PATIENCE", -1.0)
+    order.proceed(trials, lambda count: None)
+    assert counted == ["t1"]
+    assert caplog.text.count("lower search.concurrency") == 1
+    order.arrived(trials[1], 3, lambda: counted.append("t1 again"))
+    order.proceed(trials, lambda count: None)
+    assert counted == ["t1", "t1 again"], "from then on as they arrive"
+
+
+def test_what_has_arrived_counts_when_the_budget_of_a_search_ends() -> None:
+    trials, counted = [Trial(0, {"speed": 1}), Trial(1, {"speed": 2}), Trial(2, {"speed": 3})], list[str]()
+    order = LogicalOrder(3, lambda config: {e: e * config["speed"] for e in EPOCHS})
+    order.proceed(trials, lambda count: None)
+    for trial in (trials[2], trials[1]):
+        order.arrived(trial, 1, lambda trial=trial: counted.append(trial.trial_id))
+    assert order.count_all()
+    assert counted == ["t1", "t2"]
+    assert not order.count_all()
+
+
 def test_a_resume_continues_at_the_same_time_of_the_clock() -> None:
     def machine() -> Machine:
         return Machine(3, 12, random.Random(5))

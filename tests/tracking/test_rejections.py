@@ -301,6 +301,7 @@ def test_a_store_that_fails_while_a_search_starts_is_one_line_and_leaves_nothing
 ) -> None:
     from vadtune.config import load_search
     from vadtune.data import load_dataset
+    from vadtune.search.driver.ray_start import PendingRay
     from vadtune.search.driver.run import run_search
     from vadtune.search.trials.trial_data import TrialData
 
@@ -312,7 +313,7 @@ def test_a_store_that_fails_while_a_search_starts_is_one_line_and_leaves_nothing
     data = TrialData(load_dataset(search.data))
     monkeypatch.setattr(MlflowClient, call, fail)
     with pytest.raises(TrackingError, match="must do as asked, got: the disk is full; run the command again") as raised:
-        run_search(search, data, str(tmp_path / "runs"), store[1], None)  # type: ignore[arg-type]
+        run_search(search, data, str(tmp_path / "runs"), store[1], PendingRay(1, lambda: None))
     assert "\n" not in str(raised.value)
     assert list(tmp_path.glob("runs/*")) == []
     monkeypatch.undo()

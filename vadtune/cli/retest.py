@@ -28,7 +28,9 @@ from vadtune.core.reading import check_inside
     argument(
         "--baselines", help="mean,knn,iterative,iterative_trees, or none (default: all, beyond 200 columns mean,knn)"
     ),
-    argument("--rows", metavar="N", help="score a random sample of N test rows, or all (default: 10000)"),
+    argument(
+        "--rows", metavar="N", help="score a random sample of N test rows, or all (default: 10000; all to save them)"
+    ),
     argument("--clean", action="store_true", help="reconstruct complete rows: clean.csv (default: off)"),
     argument("--save-predictions", type=Path, help=".npz or .h5 file of all imputations (default: none)"),
     FORMAT,
@@ -73,6 +75,8 @@ def _run_masked(models: Sequence[Path], out: Path, args: argparse.Namespace) -> 
     from vadtune.reports.tables import retest_text, to_csv
 
     ratios, seeds, rows = parse_ratios(args.ratios or "0.1:0.9:0.1"), _mask_seeds(args), parse_rows(args.rows)
+    if args.rows is None and args.save_predictions is not None:
+        rows = None
     names = None if args.baselines is None else [name.strip() for name in args.baselines.split(",")]
     predictions = None
     if args.save_predictions is not None:

@@ -154,6 +154,7 @@ def sync(args: argparse.Namespace) -> None:
     folder = find_run(args.search_run, local_folder(args.storage))
     run = read_run(folder)
     from vadtune.tracking.redact import without_secrets
+    from vadtune.tracking.rejected import rejected_lines
     from vadtune.tracking.store import store_of
     from vadtune.tracking.sync import sync as send_rest
     from vadtune.tracking.sync import sync_into
@@ -166,7 +167,8 @@ def sync(args: argparse.Namespace) -> None:
         uri = store_of(run.tracking_uri, args.tracking_uri)
         ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
         sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
-    logger.info("%s: %s", run.run, f"{sent} bytes delivered" if sent else "the store has everything")
+    done = f"{sent} bytes sent" if sent else "nothing is left to send"
+    logger.info("%s: %s", run.run, done + ("" if rejected_lines(folder) else ", the store has everything"))
 
 
 @command(

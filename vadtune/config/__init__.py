@@ -4,7 +4,14 @@ May import core, tables and data. Importing it loads neither PyTorch nor scikit-
 """
 
 from vadtune.config.existence import is_closed_form
-from vadtune.config.search_file import SearchFile, load_search, load_trial, parse_search, parse_trial
+from vadtune.config.search_file import (
+    SearchFile,
+    load_recorded_search,
+    load_search,
+    load_trial,
+    parse_search,
+    parse_trial,
+)
 from vadtune.config.sections import (
     NOISES,
     REFITS,
@@ -36,6 +43,7 @@ __all__ = [
     "TrialConfig",
     "flatten",
     "is_closed_form",
+    "load_recorded_search",
     "load_search",
     "load_trial",
     "parse_search",

@@ -148,7 +148,16 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchFile:
     Raises:
         ConfigError: With every problem of the file.
     """
-    return parse_search(apply_overrides(read_yaml(Path(path)), overrides), overridden=bool(overrides))
+    return parse_search(apply_overrides(read_yaml(Path(path)), overrides), strict=not overrides)
+
+
+def load_recorded_search(path: Path) -> SearchFile:
+    """Reads the search file of a run folder, also of one that an earlier version wrote, which checked less.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    return parse_search(read_yaml(path))
 
 
 def load_trial(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
@@ -176,12 +185,13 @@ def parse_trial(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Trial
     return search.trial_config({})
 
 
-def parse_search(tree: Mapping[str, Any], *, overridden: bool = False) -> SearchFile:
+def parse_search(tree: Mapping[str, Any], *, strict: bool = False) -> SearchFile:
     """Parses and checks a search given as nested mappings.
 
     Args:
         tree: The search.
-        overridden: Whether values were overridden; what does not exist with them is removed from ``search.initial``.
+        strict: Whether a parameter in ``search.initial`` that does not exist there is an error; else it is removed, as
+            where values were overridden.
 
     Raises:
         ConfigError: With every problem.
@@ -215,7 +225,7 @@ def parse_search(tree: Mapping[str, Any], *, overridden: bool = False) -> Search
         **flatten({"data": data}),
     }
     file = SearchFile(trial.name, trial.data, search, flat, _ordered(domains), {**tree, "data": data})
-    if overridden:
+    if not strict:
         file = _without_absent(file)
     problems = _check_search(file)
     if problems:
@@ -326,8 +336,8 @@ def _check_search(file: SearchFile) -> list[str]:
     search, problems = file.search, []
     if search.grace(file.epochs) > file.epochs:
         problems.append(f"search.grace_epochs: must be at most train.epochs ({file.epochs}), got {search.grace_epochs}")
-    if search.order == "logical" and search.scheduler == "hyperband":
-        problems.append("search.order: hyperband waits for whole brackets by itself, got logical; leave it out")
+    if search.scheduler == "hyperband" and (search.order == "logical" or search.concurrency is not None):
+        problems.append("search.order: hyperband waits for whole brackets by itself, got order logical; leave it out")
     if search.order == "arrival" and search.concurrency is not None:
         problems.append("search.concurrency: belongs to search.order logical, got order arrival; leave one out")
     for key, domain in file.domains.items():

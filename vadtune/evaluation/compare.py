@@ -25,6 +25,7 @@ from vadtune.core.errors import ConfigError, ModelFolderError, SearchError
 from vadtune.core.files import write_atomically
 from vadtune.core.reading import read_bounded
 from vadtune.ensemble.export import export_best
+from vadtune.evaluation.mask_options import MOST_ROWS
 from vadtune.evaluation.retest import run_retest
 from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.resources import check_resources
@@ -152,7 +153,11 @@ def run_comparison(
         TrackingError: The store does not answer; nothing was started.
         SearchError: A result.json is damaged, or another process runs the search of a cell.
     """
-    settings = {"ensemble": ensemble, "seeds": list(seeds)}  # stored with each result, which depends on them
+    settings = {
+        "ensemble": ensemble,
+        "seeds": list(seeds),
+        "rows": MOST_ROWS,
+    }  # stored with each result, which depends on them
     rows = [_read_result(cell, settings) for cell in cells]
     failures: dict[str, str] = {}
     interrupted = None
@@ -203,7 +208,7 @@ def _retest(cell: Cell, run: str, settings: Mapping[str, Any], uri: str) -> dict
         regress=False,  # only the models are compared
         overwrite=True,
     )
-    retest = run_retest(best, [cell.ratio], settings["seeds"], store_masks=False, baselines=[])
+    retest = run_retest(best, [cell.ratio], settings["seeds"], store_masks=False, baselines=[], rows=settings["rows"])
     (summary,) = [row for row in retest.summary() if row["method"] == retest.headline.name]
     scores = retest.headline.scores["missing_rmse"][0]
     row: dict[str, object] = {
@@ -229,7 +234,8 @@ def _read_result(cell: Cell, settings: Mapping[str, Any]) -> dict[str, object] |
     """Returns the cell's row if it was finished with these settings, else None."""
     try:
         result: dict[str, Any] = json.loads(read_bounded(cell.folder / _RESULT, 2**26))
-        same = all(result[name] == value for name, value in settings.items())
+        recorded = {"rows": MOST_ROWS, **result}  # version 0.1.0 scored all rows
+        same = all(recorded[name] == value for name, value in settings.items())
         return dict(result["row"]) if same else None
     except FileNotFoundError:
         return None

@@ -53,9 +53,10 @@ class Predictions:
                 f"({methods} methods x {masks} masks x {shape[0]} rows x {shape[1]} columns); lower --ratios or --seeds"
             )
 
-    def begin(self, dataset: IncompleteDataset, truth: np.ndarray, masks: Masks) -> None:
-        """Sets the dataset, the test rows that are imputed, (n, d), and the masks of the imputations to ``add``."""
-        self._dataset, self._truth, self._masks = dataset, truth, masks
+    def begin(self, dataset: IncompleteDataset, rows: np.ndarray, masks: Masks) -> None:
+        """Sets the dataset, the indices of the test rows that are imputed, (n,), and the masks of these rows."""
+        self._dataset, self._rows, self._masks = dataset, rows, masks
+        self._truth = dataset.test_truth[rows]
 
     def add(self, method: str, key: MaskKey, rows: slice, x_hat: np.ndarray) -> None:
         """Adds a method's reconstruction of some of the test rows under one mask, in the scaler's units."""
@@ -68,7 +69,8 @@ class Predictions:
         """Returns the arrays to save, by name.
 
         Returns:
-            methods (m,), ratios (r,), mask_seeds (s,), feature_names (d,); x_true float32 (n, d); masks bool
+            methods (m,), ratios (r,), mask_seeds (s,), feature_names (d,); rows (n,), their indices among the test
+            rows; x_true float32 (n, d); masks bool
             (r, s, n, d), True = observed; x_imputed float32 (m, r, s, n, d), equal to x_true in observed cells.
         """
         ratios, seeds = (sorted({key[axis] for key in self._masks}) for axis in (0, 1))
@@ -79,6 +81,7 @@ class Predictions:
             "ratios": np.array(ratios),
             "mask_seeds": np.array(seeds, dtype=np.int64),
             "feature_names": np.array(self._dataset.feature_names),
+            "rows": self._rows,
             "x_true": self._dataset.scaler.inverse(self._truth).astype(np.float32),
             "masks": np.array([[self._masks[key] for key in row] for row in keys]),
             "x_imputed": np.array([[[by_key[key] for key in row] for row in keys] for by_key in imputed]),

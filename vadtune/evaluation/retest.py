@@ -80,7 +80,7 @@ def run_retest(
                 f"hides none of those of {len(taken)} rows; score more rows"
             )
     if predictions is not None:
-        predictions.begin(dataset, truth, masks)
+        predictions.begin(dataset, taken, masks)
     fitted = _fit_baselines(baselines, dataset, dataset.rows_of_refit(average.refit), progress)
     methods = [*models, *((name, "baseline") for name, _ in fitted)]
     errors = np.empty((len(methods), len(METRICS), len(keys)))

@@ -14,6 +14,11 @@ REJECTED_FILE = "mlflow.rejected.jsonl"
 _MOST_REASONS = 2  # of those that a message names
 
 
+def rejected_lines(folder: Path) -> int:
+    """Returns the number of lines in the folder of a search that its store has rejected."""
+    return len(_read(folder / REJECTED_FILE))
+
+
 class RejectedLines:
     """Rejected lines and the reason of each; each line is kept once.
 

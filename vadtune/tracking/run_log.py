@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vadtune.artifacts.run_folder import RUN_FILE, SEARCH_FILE, Run, read_run, run_folders
-from vadtune.config import SearchFile, load_search
+from vadtune.config import SearchFile, load_recorded_search
 from vadtune.core.errors import SearchError, TrackingError
 from vadtune.tracking.entries import Entry, forgotten_trials
 from vadtune.tracking.queries import SearchResults, SearchRun, Trial, find_results
@@ -83,7 +83,7 @@ def search_entry(folder: Path) -> Entry:
     for entry in read_entries(folder):
         if entry["op"] == "search":
             return entry
-    params = logged_params(load_search(folder / SEARCH_FILE))
+    params = logged_params(load_recorded_search(folder / SEARCH_FILE))
     return {"op": "search", "time": 0, "params": params, "tags": {}, "artifacts": [SEARCH_FILE]}
 
 
@@ -105,7 +105,7 @@ def _find_folder(name: str, storage: Path) -> Path | None:
         if (folder / RUN_FILE).is_file():
             return folder
     found = [folder for folder in run_folders(storage) if _is_of(folder, name)]
-    return max(found, key=lambda folder: (folder / RUN_FILE).stat().st_mtime, default=None)
+    return max(found, key=lambda folder: folder.name, default=None)  # which holds when it was started
 
 
 def _is_of(folder: Path, experiment: str) -> bool:

@@ -76,8 +76,9 @@ class Spool:
             self._flush()
             content = b""
             while self._offset + len(content) < self._size:
-                content += os.pread(self._file, _CHUNK_BYTES, self._offset + len(content))
-                if b"\n" in content:
+                chunk = os.pread(self._file, _CHUNK_BYTES, self._offset + len(content))
+                content += chunk
+                if not chunk or b"\n" in content:  # without more, the file was cut from outside
                     break
         end = content.rfind(b"\n") + 1
         return [parse_entry(line) for line in content[:end].split(b"\n")[:-1]], self._offset + end

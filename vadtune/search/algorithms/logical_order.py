@@ -8,10 +8,15 @@ what sampler and scheduler know when they decide does not depend on the time tha
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds; processes start within it
 ENDED = ("TERMINATED", "ERROR")
 """The states of a Tune trial that has ended."""
 
@@ -64,6 +69,8 @@ class LogicalOrder:
         self._seen = 0  # trials that were looked at
         self._open: dict[str, _Open] = {}  # in the order of their proposal
         self._held: dict[str, tuple[int | None, Callable[[], None]]] = {}  # epoch (None: a failure) and what to do
+        self._stuck_since: float | None = None  # by ``time.monotonic``
+        self._gave_up = False  # results count as they arrive
         self._ending: Trial | None = None  # counted as ended, while its last checkpoint is written
         self._restored: dict[str, Any] = {}
 
@@ -113,9 +120,39 @@ class LogicalOrder:
                 propose(free)
                 self._begin(trials)
             first = min(self._open.values(), key=lambda one: one.due, default=None)
+            if first is not None and (self._gave_up or self._is_stuck(first)):
+                first = next(iter(self._waiting()), None)
             if first is None or first.trial.trial_id not in self._held:
                 return
             self._count(first)
+
+    def count_all(self) -> bool:
+        """Lets all results count that are held back, for a search that is about to end; returns whether any were."""
+        waiting = self._waiting()
+        for one in waiting:
+            self._count(one)
+        return bool(waiting)
+
+    def _waiting(self) -> list[_Open]:
+        """Returns the trials whose results are held back, by when they are due."""
+        return sorted((one for key, one in self._open.items() if key in self._held), key=lambda one: one.due)
+
+    def _is_stuck(self, first: _Open) -> bool:
+        """Returns whether the trial that is due cannot start, because those that wait for it take all there is."""
+        others = [key for key in self._open if key != first.trial.trial_id]
+        if first.trial.status != "PENDING" or not others or not all(key in self._held for key in others):
+            self._stuck_since = None
+            return False
+        if self._stuck_since is None:
+            self._stuck_since = time.monotonic()
+        if time.monotonic() - self._stuck_since > _PATIENCE:
+            self._gave_up = True
+            logger.warning(
+                "fewer trials run at once than search.concurrency (%d), so that results count as they arrive from now "
+                "on, and the search will not repeat; lower search.concurrency next time",
+                self._concurrency,
+            )
+        return self._gave_up
 
     def _begin(self, trials: Sequence[Trial]) -> None:
         """Lets the trials begin that were proposed since the last call, and forgets those that were ended."""

@@ -11,8 +11,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from vadtune.artifacts.run_folder import SEARCH_FILE
 from vadtune.config import SearchFile
-from vadtune.core.errors import SearchError
+from vadtune.core.errors import ConfigError, SearchError
 
+_LONGEST_COMMAND = 100_000  # bytes; Linux passes 128 KiB to the shell
 _POLL_SECONDS = 2.0
 _STARTING_SECONDS = 60.0  # a head may answer this long before it accepts jobs
 _ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
@@ -47,6 +48,11 @@ class Jobs:
             f"folder=$(mktemp -d) && printf %s {shlex.quote(search.to_yaml())} > $folder/{SEARCH_FILE} && "
             f"exec python -m vadtune search $folder/{SEARCH_FILE} {shlex.join(options)}"
         )
+        if len(entrypoint) > _LONGEST_COMMAND:
+            raise ConfigError(
+                f"a submitted search file must have fewer than {_LONGEST_COMMAND} bytes, got {len(entrypoint)}; "
+                "shorten it, or run it on a node by: vadtune search --address auto"
+            )
         return str(self._ask(self._client.submit_job, entrypoint=entrypoint, metadata={"search": search.name}))
 
     def status(self, job: str | None = None) -> list[dict[str, object]]:

@@ -242,8 +242,8 @@ class SearchCallback(Callback):
         self._session.display.show(len(self._session.ended), self._session.total, self._session.line(running))
 
 
-class GpuBudgetStopper(Stopper):
-    """Stops the search with the unique name ``run`` when its budget of GPU-hours is used up."""
+class BudgetStopper(Stopper):
+    """Stops the search with the unique name ``run`` when its GPU-hours or its time are used up."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -253,8 +253,9 @@ class GpuBudgetStopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Returns whether the budget is used up."""
-        return SESSIONS[self._run].gpus.is_spent
+        """Returns whether a budget is used up; results that have arrived count first."""
+        session = SESSIONS[self._run]
+        return session.is_spent and not (session.order is not None and session.order.count_all())
 
 
 def _checkpoint_path(trial: Trial) -> str:

@@ -19,6 +19,7 @@ from vadtune.search.cluster.token import protect_token
 from vadtune.search.ray_compat import start_on_loopback
 
 _SERVERS = ("gcs_server", "raylet")
+_is_ours = False  # whether the Ray that runs was started by ``local_ray``
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -37,6 +38,8 @@ def local_ray(data_bytes: int = 0) -> Iterator[None]:
         yield
         return
     protect_token()
+    global _is_ours
+    _is_ours = True
     start_on_loopback(
         num_cpus=available_cores(),
         include_dashboard=False,
@@ -48,6 +51,7 @@ def local_ray(data_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
+        _is_ours = False
         ray.shutdown()
 
 
@@ -63,7 +67,11 @@ def ended_with_ray() -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(1.0):
-            if not all(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers):
+            try:
+                alive = all(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers)
+            except psutil.Error:
+                alive = False
+            if not alive:
                 os._exit(1)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -79,7 +87,7 @@ class PendingRay(NamedTuple):
     """A Ray that is being started.
 
     Attributes:
-        cores: Its number of cores; None if the Ray was running before.
+        cores: Its number of cores; None if another process has started it.
         wait: Waits until it has started; raises what its start raised.
     """
 
@@ -90,7 +98,7 @@ class PendingRay(NamedTuple):
 @contextlib.contextmanager
 def pending_ray(data_bytes: int = 0) -> Iterator[PendingRay]:
     """Starts a local Ray in a thread while the block runs, see ``local_ray``."""
-    cores = None if ray.is_initialized() else available_cores()
+    cores = None if ray.is_initialized() and not _is_ours else available_cores()
     # The processes of Ray die with the thread that started them, so the thread must outlive them.
     with ThreadPoolExecutor(1) as thread:
         context = local_ray(data_bytes)

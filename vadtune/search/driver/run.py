@@ -18,7 +18,7 @@ import ray
 from ray import tune
 
 from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
-from vadtune.config import SearchFile, load_search
+from vadtune.config import SearchFile, load_recorded_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
 from vadtune.core.processes import large_imports, last_words
@@ -26,7 +26,7 @@ from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
-from vadtune.search.driver.callbacks import GpuBudgetStopper, SearchCallback
+from vadtune.search.driver.callbacks import BudgetStopper, SearchCallback
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.search.driver.ray_start import PendingRay, ended_with_ray, pending_ray
 from vadtune.search.driver.resources import check_resources
@@ -150,7 +150,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
     check_protective()
     run = read_run(folder)
     uri = store_of(run.tracking_uri, tracking_uri)
-    search = load_search(folder / SEARCH_FILE)
+    search = load_recorded_search(folder / SEARCH_FILE)
     with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
         check_resources(search.search)
         client = _client(uri, run)
@@ -278,7 +278,6 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
             scheduler=SCHEDULERS[config.scheduler](search),
             metric=None if config.scheduler == "none" else config.metric,
             mode=None if config.scheduler == "none" else "min",
-            time_budget_s=config.time_budget_s,
             reuse_actors=True,
             trial_name_creator=_trial_folder,
             trial_dirname_creator=_trial_folder,
@@ -287,7 +286,7 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
             name=_TUNE,
             storage_path=storage,
             callbacks=[SearchCallback(run)],
-            stop=GpuBudgetStopper(run),
+            stop=BudgetStopper(run),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True),
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             verbose=0,

@@ -97,6 +97,11 @@ class Session:
     start: float = field(default_factory=time.monotonic)
 
     @property
+    def is_spent(self) -> bool:
+        """Whether the GPU-hours or the time of the search are used up."""
+        return self.gpus.is_spent or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    @property
     def best(self) -> tuple[float, str] | None:
         """The best of the latest scores and the name of its trial; None without a score."""
         return min(((score, name) for name, score in self.scores.items()), default=None)

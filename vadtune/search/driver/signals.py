@@ -26,14 +26,19 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        again = bool(received)
         received.append(number)
-        if len(received) > 1:
+        if again and number == signal.SIGHUP:  # shell and system both send it when a terminal closes
+            return
+        if again:
             raise KeyboardInterrupt
         logger.info("stopping: saving the state of the search (Ctrl-C again to quit at once)")
         os.kill(os.getpid(), signal.SIGUSR1)
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        stopping.append(signal.SIGHUP)
     handlers = {**dict.fromkeys(stopping, stop), signal.SIGUSR1: lambda number, frame: None}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

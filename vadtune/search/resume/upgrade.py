@@ -21,7 +21,7 @@ _MOVED = {
     "vadtune.search.samplers.Searcher": "vadtune.search.algorithms.samplers.Searcher",
     "vadtune.search.schedulers.RaceOfNetworks": "vadtune.search.algorithms.schedulers.AshaSkippingClosedForm",
     "vadtune.search.callbacks.SearchCallback": "vadtune.search.driver.callbacks.SearchCallback",
-    "vadtune.search.callbacks.WhenSpent": "vadtune.search.driver.callbacks.GpuBudgetStopper",
+    "vadtune.search.callbacks.WhenSpent": "vadtune.search.driver.callbacks.BudgetStopper",
     "vadtune.search.run._trial_folder": "vadtune.search.driver.run._trial_folder",
 }
 _SEARCH_FILE = "vadtune.search_file"

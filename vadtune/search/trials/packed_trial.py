@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class PackedTrial(Recoverable):
         loads = ray.get([_call_with_retry(pack.load) for pack in self._packs])
         self._pack = self._packs[loads.index(min(loads))]
         self._config, self._epoch = config, 0
+        # Not the trial's id: the process of a trial that is retried leaves its pack when the next one has joined it.
+        self._key = f"{self.trial_id}/{secrets.token_hex(4)}"
         self._due = report_epochs(self._search.search, self._search.epochs)
 
     def _leave(self) -> None:
@@ -59,7 +62,7 @@ class PackedTrial(Recoverable):
             TrialDiverged: The loss or a score became NaN or infinite; Tune fails this trial alone.
             CheckpointError: The pack died since the last step; Tune restores the trial into the new one.
         """
-        self._joined = self.trial_id
+        self._joined = self._key
         due = next_report(self._due, self._epoch)
         scores = ray.get(self._pack.advance.remote(self._joined, self._config, due, since=self._epoch))
         self._epoch = due
@@ -77,7 +80,7 @@ class PackedTrial(Recoverable):
         assert checkpoint_dir is not None
         folder = Path(checkpoint_dir)
         content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
-        self._joined = self.trial_id
+        self._joined = self._key
         self._epoch = ray.get(_call_with_retry(self._pack.restore, self._joined, content, sha256))
 
     def cleanup(self) -> None:

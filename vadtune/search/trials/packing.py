@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    """A trial that trains to its next report."""
+    """A trial that trains to its next report; its id may end with ``/`` and a mark of the process it runs in."""
 
     trial_id: str
     config: TrialConfig
@@ -180,8 +180,8 @@ class Pack:
                 return
 
     def _add_member(self, job: _Job, state: State | None) -> Member:
-        config, alone = job.config, [other.member for other in self._jobs.values() if other.trial_id in self._alone]
-        for population in self._populations if job.trial_id not in self._alone else []:
+        config, alone = job.config, [other.member for other in self._jobs.values() if _id(other) in self._alone]
+        for population in self._populations if _id(job) not in self._alone else []:
             if population.has_room_for(config) and population.members[0] not in alone:
                 return population.join(config, state)
         population = Population([config], self._data.train, self._device)
@@ -202,7 +202,7 @@ class Pack:
             self._populations.remove(population)
             for job in jobs:
                 if len(jobs) > 1:  # one of them is to blame, so each is tried again alone
-                    self._alone.add(job.trial_id)
+                    self._alone.add(_id(job))
                     error = CheckpointError(f"a configuration that trained together with it failed: {error}")
                 self._give_up(job, error)
             return
@@ -298,3 +298,8 @@ class RemotePack(Pack):
 def _state_on_host(population: Population, member: Member) -> State:
     """Returns a copy of a member's state in host memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in population.state(member).items()}
+
+
+def _id(job: _Job) -> str:
+    """Returns the id of a trial, which stays when it joins again."""
+    return job.trial_id.partition("/")[0]

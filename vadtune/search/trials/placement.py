@@ -52,7 +52,8 @@ def with_order(search: SearchFile, size: int, cores: int | None) -> SearchFile:
         cores: Number of cores of a Ray that is being started; None for the Ray that runs.
     """
     settings = search.search
-    suited = cores is not None and size == 1 and settings.scheduler != "hyperband"
+    suited = (cores is not None and size == 1) or settings.concurrency is not None
+    suited = suited and settings.scheduler != "hyperband"
     order = settings.order or ("logical" if suited else "arrival")
     section = {**(search.tree.get("search") or {}), "order": order}
     if order == "logical":
@@ -102,13 +103,12 @@ def place_trials(search: SearchFile, data: TrialData, size: int) -> Iterator[tup
 
 def _slots(settings: SearchConfig, cores: int | None = None) -> int:
     """Returns how many unpacked trials can run at once, of a running Ray or of one that is being started."""
-    total = (
-        ray.cluster_resources()
-        if cores is None
-        else {"CPU": cores, "GPU": _gpus(cores) if settings.gpus_per_trial else 0}
-    )
-    needs = {name: need for name, need in resources_of(settings).items() if need and name in ("CPU", "GPU")}
-    return max(1, min(int(total.get(name, 0) / need) for name, need in needs.items()))
+    available = ray.cluster_resources().get("CPU", 1) if cores is None else cores
+    counts = [int(available / settings.cpus_per_trial)]
+    if settings.gpus_per_trial:  # a trial takes part of one GPU, or whole ones
+        gpus, need = _gpus(cores), settings.gpus_per_trial
+        counts.append(gpus * int(1 / need) if need < 1 else int(gpus / need))
+    return max(1, min(counts))
 
 
 def _unpacked(search: SearchFile, data: TrialData, share: float) -> Any:
