@@ -49,7 +49,13 @@ def interrupt(folder: Path, number: signal.Signals, ready: Callable[[], bool]) -
     """Starts a search and sends it a signal once it is in the middle of its trials."""
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(
-            command("search", "tiny.yaml"), cwd=folder, env=environment(), stdout=log, stderr=log, text=True
+            command("search", "tiny.yaml"),
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
         )
     deadline = time.monotonic() + 120
     while not ready():

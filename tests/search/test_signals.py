@@ -11,11 +11,13 @@ from vadtune.search.driver.signals import stop_signals
 
 @pytest.fixture(autouse=True)
 def _handlers_stay() -> Iterator[None]:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         assert signal.getsignal(number) == handler
         signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, ignored)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
