@@ -35,7 +35,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
-from vadtune.config import SearchFile, load_search
+from vadtune.config import SearchFile, TrialConfig, load_search
 from vadtune.core.metrics import score
 from vadtune.core.processes import available_cores
 from vadtune.data import MaskedRows, SearchData, load_dataset
@@ -145,6 +145,14 @@ class ClassTrial(tune.Trainable):  # type: ignore[misc]
         """Does nothing: this baseline keeps no checkpoints."""
 
 
+def weights(config: TrialConfig, columns: int) -> int:
+    """Returns the number of weights of a decoder, to which the arithmetic of an epoch is proportional."""
+    model = config.model
+    if model.layers == 0:
+        return model.latent * columns
+    return model.latent * model.hidden + (model.layers - 1) * model.hidden**2 + model.hidden * columns
+
+
 def main() -> None:
     """Runs one of the two and prints a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,7 +202,14 @@ def main() -> None:
     results = tuner.fit()
     epochs = sum(int(result.metrics.get("epoch", 0)) for result in results if result.metrics)
     best = min(result.metrics["val_missing_rmse"] for result in results if result.metrics)
-    print(json.dumps({"epochs": epochs, "best": best, "seconds_inside": time.perf_counter() - start}))
+    columns = data.train.x.shape[1]
+    work = sum(
+        int(result.metrics.get("epoch", 0)) * weights(search.trial_config(result.config or {}), columns)
+        for result in results
+        if result.metrics
+    )
+    found = {"epochs": epochs, "best": best, "work": work, "seconds_inside": time.perf_counter() - start}
+    print(json.dumps(found))
     ray.shutdown()
 
 
