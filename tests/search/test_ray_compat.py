@@ -49,8 +49,8 @@ def test_a_search_runs_without_any_optional_adaptation(
     found = Finished(tmp_path, tiny(samples=4))
     assert len(found.trials) == 4
     assert found.outcome.failures == {}
-    of_own_ray = ("inherited_environment", "no_api_server", "no_autoscaler", "no_log_monitor", "quick_node_lookup")
-    used = [name for name in OPTIONAL if name not in of_own_ray]
+    of_its_start = ("no_api_server", "no_autoscaler", "no_log_monitor", "quick_node_lookup")
+    used = [name for name in OPTIONAL if name not in of_its_start]
     assert caplog.text.count("of_another_version does not exist") == len(used)
 
 

@@ -22,6 +22,7 @@ from vadtune.core.errors import ConfigError, SearchError, TrackingError, Vadtune
 from vadtune.data import load_dataset
 from vadtune.search.driver.run import SearchOutcome, resume_search
 from vadtune.search.driver.start import start_search
+from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.queries import Trial, list_searches, list_trials, resolve_search
 from vadtune.tracking.store import connect
 from vadtune.training.population import Population
@@ -266,12 +267,15 @@ def test_a_search_whose_results_the_store_refused_is_logged_by_sync(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patch:
+        write = Delivery._write
 
-        def away(*args: object, **kwargs: object) -> None:
-            raise ConnectionError("the server is away")
+        def away(delivery: Delivery, entries: Any, *args: Any) -> None:
+            if not any(entry["op"] == "search" for entry in entries):  # once the search has started
+                raise ConnectionError("the server is away")
+            write(delivery, entries, *args)
 
         patch.setattr("vadtune.tracking.writer._PATIENCE", 1.0)
-        patch.setattr("vadtune.tracking.delivery.Delivery._write", away)
+        patch.setattr(Delivery, "_write", away)
         found = Finished(tmp_path, tiny(samples=3))
         assert not found.outcome.logged
         assert sum(found.outcome.counts.values()) == 3
@@ -292,7 +296,7 @@ def test_a_search_runs_in_one_process_only(finished: Finished) -> None:
 def test_resuming_with_another_store_changes_nothing(finished: Finished, tmp_path: Path) -> None:
     (folder,) = (finished.folder / "runs").iterdir()
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    with pytest.raises(TrackingError, match="does not exist"):
+    with pytest.raises(TrackingError, match="must exist, and does not"):
         resume_search(folder, tracking_uri=other)
     assert not (tmp_path / "other.db").exists()
     connect(other)
