@@ -72,7 +72,9 @@ def finished_trials(folder: Path) -> int:
     return len({path.parent for path in folder.glob("runs/*/tune/*/checkpoint_*")})
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.chaos)]
+)
 def test_a_resumed_search_finishes_every_sample_once(folder: Path, number: signal.Signals) -> None:
     process = interrupt(folder, number, lambda: finished_trials(folder) >= 3)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
@@ -108,6 +110,7 @@ def told(folder: Path) -> list[tuple[object, ...]]:
     ]  # fmt: skip
 
 
+@pytest.mark.chaos
 def test_a_search_repeats_whatever_ends_first_and_also_killed_and_resumed(folder: Path, tmp_path: Path) -> None:
     tree = tiny(samples=26, cpus_per_trial=1, grace_epochs=20, concurrency=3)
     tree["train"]["epochs"] = 540

@@ -11,7 +11,6 @@ tune/           Ray Tune's state and checkpoints; those of unfinished trials hav
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from vadtune.core.errors import SearchError, unknown_name
 from vadtune.core.files import write_atomically
+from vadtune.core.locks import try_lock
 from vadtune.core.reading import read_bounded
 
 SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
@@ -116,12 +116,10 @@ def run_lock(folder: Path) -> Iterator[None]:
         SearchError: Another process holds the lock.
     """
     with (folder / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not try_lock(file.fileno()):
             raise SearchError(
                 f"{folder.name}: must not be running already, and another process runs it; wait for that one to end"
-            ) from error
+            )
         yield
 
 

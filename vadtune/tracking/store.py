@@ -21,14 +21,10 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from vadtune.core.errors import TrackingError
+from vadtune.core.locks import folder_lock
 from vadtune.tracking.empty_store import seeded
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 from vadtune.tracking.store_errors import patiently
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
@@ -114,7 +110,8 @@ def connect(uri: str) -> MlflowClient:
             return within(seconds, lambda: patiently(attempt, attempts=3 if is_server else 1))
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
-        with _folder_lock(path.parent), seeded(path):
+        # Two processes that create the same sqlite database at once would break each other's.
+        with folder_lock(path.parent), seeded(path):
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
     except UnsupportedModelRegistryStoreURIException as error:
         raise unknown from error
@@ -123,21 +120,6 @@ def connect(uri: str) -> MlflowClient:
             f"the tracking store {shown} must answer, got: {short_reason(error, uri)}; start the server, or pass "
             "another URI by --tracking-uri or MLFLOW_TRACKING_URI"
         ) from error
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Locks a folder: two processes that create the same sqlite database at once would break each other's."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def connect_existing(uri: str) -> MlflowClient:
