@@ -13,7 +13,7 @@ import pytest
 
 from tests.search.test_run import Finished, tiny
 from vadtune.search.resume.retries import RECOVERY
-from vadtune.search.trials import trainable
+from vadtune.search.trials import placement, trainable
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -154,23 +154,33 @@ def test_a_hanging_trial_fails_alone(how: str, ray_here: None, tmp_path: Path, m
     assert found.trials[0].end == found.outcome.failures["trial-0001"] == reason
 
 
+@pytest.fixture
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets eight hidden units need more memory than there is, in PyTorch's words."""
+
+    class Large(trainable.TrainTrial):
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if new_config.get("model.hidden") == 8:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: tried to allocate 80 TB")
+            return super().reset_config(new_config)
+
+    monkeypatch.setattr(placement, "TrainTrial", Large)
+
+
+@pytest.mark.usefixtures("_large")
 def test_a_configuration_too_large_for_the_memory_fails_alone(ray_here: None, tmp_path: Path) -> None:
-    big = {"model.latent": 1, "model.layers": 1, "model.hidden": 10**13}
-    tree = tiny(samples=3, initial=[{"model.latent": 1, "model.layers": 0}, big])
-    tree["model"]["hidden"] = {"choice": [4, 10**13], "when": {"layers": ">0"}}
-    tree["model"]["layers"] = {"choice": [0, 1]}
-    found = Finished(tmp_path, tree)
+    big = {"model.latent": 1, "model.layers": 1, "model.hidden": 8}
+    found = Finished(tmp_path, tiny(samples=3, initial=[{"model.latent": 1, "model.layers": 0}, big]))
     assert found.trials[0].status != "FAILED"
     assert found.trials[1].status == "FAILED"
     assert found.trials[1].end.startswith("error: out of memory, lower the sizes"), found.trials[1].end
     assert "vadtune.retries" not in tags(found, 1)
 
 
+@pytest.mark.usefixtures("_large")
 def test_a_worker_that_cannot_start_a_configuration_is_not_started_again(ray_here: None, tmp_path: Path) -> None:
-    big = {"model.latent": 1, "model.layers": 1, "model.hidden": 10**13}
-    tree = tiny(samples=1, initial=[big])  # the first trial of a worker fails in its constructor
-    tree["model"]["hidden"] = {"choice": [4, 10**13], "when": {"layers": ">0"}}
-    found = Finished(tmp_path, tree)
+    big = {"model.latent": 1, "model.layers": 1, "model.hidden": 8}
+    found = Finished(tmp_path, tiny(samples=1, initial=[big]))  # the first trial of a worker fails in its constructor
     (trial,) = found.trials
     assert trial.end.startswith("error: out of memory"), trial.end
     assert "vadtune.retries" not in tags(found)

@@ -167,7 +167,7 @@ def sync(args: argparse.Namespace) -> None:
         uri = store_of(run.tracking_uri, args.tracking_uri)
         ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
         sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
-    done = f"{sent} bytes sent" if sent else "nothing is left to send"
+    done = f"{sent} bytes delivered" if sent else "nothing is left to send"
     logger.info("%s: %s", run.run, done + ("" if rejected_lines(folder) else ", the store has everything"))
 
 

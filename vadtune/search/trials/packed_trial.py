@@ -47,7 +47,7 @@ class PackedTrial(Recoverable):
         self._pack = self._packs[loads.index(min(loads))]
         self._config, self._epoch = config, 0
         # Not the trial's id: the process of a trial that is retried leaves its pack when the next one has joined it.
-        self._key = f"{self.trial_id}/{secrets.token_hex(4)}"
+        self._key = f"{self.trial_id}-{secrets.token_hex(4)}"
         self._due = report_epochs(self._search.search, self._search.epochs)
 
     def _leave(self) -> None:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Job:
-    """A trial that trains to its next report; its id may end with ``/`` and a mark of the process it runs in."""
+    """A trial that trains to its next report; its id may end with ``-`` and a mark of the process it runs in."""
 
     trial_id: str
     config: TrialConfig
@@ -302,4 +302,4 @@ def _state_on_host(population: Population, member: Member) -> State:
 
 def _id(job: _Job) -> str:
     """Returns the id of a trial, which stays when it joins again."""
-    return job.trial_id.partition("/")[0]
+    return job.trial_id.partition("-")[0]
