@@ -35,11 +35,12 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 
-from vadtune.config import SearchFile, TrialConfig, load_search
+from vadtune.config import SearchFile, load_search
 from vadtune.core.metrics import score
 from vadtune.core.processes import available_cores
 from vadtune.data import MaskedRows, SearchData, load_dataset
 from vadtune.search.algorithms.space import suggest
+from vadtune.search.algorithms.trial_clock import decoder_weights
 
 EPOCHS, BATCH, REPORTS = 250, 128, 10
 
@@ -145,14 +146,6 @@ class ClassTrial(tune.Trainable):  # type: ignore[misc]
         """Does nothing: this baseline keeps no checkpoints."""
 
 
-def weights(config: TrialConfig, columns: int) -> int:
-    """Returns the number of weights of a decoder, to which the arithmetic of an epoch is proportional."""
-    model = config.model
-    if model.layers == 0:
-        return model.latent * columns
-    return model.latent * model.hidden + (model.layers - 1) * model.hidden**2 + model.hidden * columns
-
-
 def main() -> None:
     """Runs one of the two and prints a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -204,7 +197,7 @@ def main() -> None:
     best = min(result.metrics["val_missing_rmse"] for result in results if result.metrics)
     columns = data.train.x.shape[1]
     work = sum(
-        int(result.metrics.get("epoch", 0)) * weights(search.trial_config(result.config or {}), columns)
+        int(result.metrics.get("epoch", 0)) * decoder_weights(search.trial_config(result.config or {}).model, columns)
         for result in results
         if result.metrics
     )

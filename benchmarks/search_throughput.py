@@ -21,10 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from plain_search import weights
-
 from vadtune.config import load_search
 from vadtune.data import load_dataset
+from vadtune.search.algorithms.trial_clock import decoder_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "search_spaces" / "digits.yaml"
@@ -62,7 +61,7 @@ def run_vadtune(folder: Path, samples: int) -> Run:
     work = 0.0
     for row in rows:
         sample = {key: row[key] for key in search.domains if row.get(key) is not None}
-        work += row["epoch"] * weights(search.trial_config(sample), columns)
+        work += row["epoch"] * decoder_weights(search.trial_config(sample).model, columns)
     return Run(seconds, sum(row["epoch"] for row in rows), work, rows[0]["val_missing_rmse"])
 
 

@@ -21,6 +21,11 @@ from vadtune.search.algorithms.space import suggest
 from vadtune.search.algorithms.trial_history import RecentTrials
 from vadtune.search.ray_compat import optuna_state
 
+logger = logging.getLogger(__name__)
+
+_DRAWS, _RANDOM_DRAWS = 10, 1000
+"""How often the sampler, and then chance, is asked for a configuration before a space counts as tried out."""
+
 
 def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     # group: models parameters that exist together jointly, which conditional spaces need. Twice Optuna's default number
@@ -33,8 +38,6 @@ def _cmaes(seed: int) -> optuna.samplers.BaseSampler:
 
     return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
-
-logger = logging.getLogger(__name__)
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": _tpe,
@@ -63,10 +66,6 @@ def sample_count(search: SearchFile) -> int:
         return len(first_points(search))
     assert search.search.samples is not None
     return search.search.samples
-
-
-_DRAWS, _RANDOM_DRAWS = 10, 1000
-"""How often the sampler, and then chance, is asked for a configuration before a space counts as tried out."""
 
 
 class _End(NamedTuple):
@@ -124,9 +123,9 @@ class Searcher(OptunaSearch):
                 tried[key] = None
                 return dict(sample)
             _tell_again(study, trials.pop(trial_id), tried[key])
-        random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=len(tried)))
+        by_chance = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=len(tried)))
         for _ in range(_RANDOM_DRAWS):
-            self._draw(drawn := random.ask())
+            self._draw(drawn := by_chance.ask())
             if _key(drawn.params) not in tried:
                 study.enqueue_trial(drawn.params)
                 return self.suggest(trial_id)

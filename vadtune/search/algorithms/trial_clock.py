@@ -35,9 +35,8 @@ def trial_clock(
             k = trial.model.latent
             of_row = _SOLVE * (columns * k * k + k**3)
             return {epoch: of_row * (train_rows * min(epoch, _SETTLED) + inferred_rows) for epoch in due}
-        weights, values = _weights(trial.model, columns), columns + trial.model.latent
-        values += trial.model.layers * trial.model.hidden
-        of_row = 3 * _PRODUCT * weights + _VALUE * values
+        values = columns + trial.model.latent + trial.model.layers * trial.model.hidden
+        of_row = 3 * _PRODUCT * decoder_weights(trial.model, columns) + _VALUE * values
         of_score = inferred_rows * trial.infer.steps * of_row * 2 / 3  # no gradient of the weights
         scores = [of_score * (1.0 if epoch == due[-1] else _EARLY_STEPS) for epoch in due]
         return {epoch: epoch * train_rows * of_row + sum(scores[: index + 1]) for index, epoch in enumerate(due)}
@@ -45,8 +44,8 @@ def trial_clock(
     return times
 
 
-def _weights(model: ModelConfig, columns: int) -> int:
-    """Returns the number of weights of a decoder."""
+def decoder_weights(model: ModelConfig, columns: int) -> int:
+    """Returns the number of weights of a decoder, to which the arithmetic of an epoch is proportional."""
     if model.layers == 0:
         return model.latent * columns
     return model.latent * model.hidden + (model.layers - 1) * model.hidden**2 + model.hidden * columns

@@ -200,10 +200,10 @@ class Pack:
                 self._shrink(population)
                 return
             self._populations.remove(population)
+            if len(jobs) > 1:  # one of them is to blame, so each is tried again alone
+                self._alone.update(map(_id, jobs))
+                error = CheckpointError(f"a configuration that trained together with it failed: {error}")
             for job in jobs:
-                if len(jobs) > 1:  # one of them is to blame, so each is tried again alone
-                    self._alone.add(_id(job))
-                    error = CheckpointError(f"a configuration that trained together with it failed: {error}")
                 self._give_up(job, error)
             return
         arrived, answered = [], []
