@@ -17,6 +17,7 @@ def test_a_file_is_locked_by_one_at_a_time(tmp_path: Path) -> None:
 
 def test_systems_without_locks_go_on_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
-    with locks.folder_lock(tmp_path), (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+    with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+        locks.wait_for_lock(one.fileno())
         assert locks.try_lock(one.fileno())
         assert locks.try_lock(other.fileno())

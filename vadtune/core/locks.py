@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 
 try:
     import fcntl
@@ -24,16 +21,8 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock of a folder, and holds it during a block; nothing without locks."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+def wait_for_lock(descriptor: int) -> None:
+    """Locks an open file or folder once no other process has; does nothing where nothing can be locked."""
+    if fcntl is not None:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)

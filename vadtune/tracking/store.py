@@ -21,7 +21,7 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from vadtune.core.errors import TrackingError
-from vadtune.core.locks import folder_lock
+from vadtune.core.locks import wait_for_lock
 from vadtune.tracking.empty_store import seeded
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 from vadtune.tracking.store_errors import patiently
@@ -110,8 +110,7 @@ def connect(uri: str) -> MlflowClient:
             return within(seconds, lambda: patiently(attempt, attempts=3 if is_server else 1))
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
-        # Two processes that create the same sqlite database at once would break each other's.
-        with folder_lock(path.parent), seeded(path):
+        with _folder_lock(path.parent), seeded(path):
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
     except UnsupportedModelRegistryStoreURIException as error:
         raise unknown from error
@@ -120,6 +119,20 @@ def connect(uri: str) -> MlflowClient:
             f"the tracking store {shown} must answer, got: {short_reason(error, uri)}; start the server, or pass "
             "another URI by --tracking-uri or MLFLOW_TRACKING_URI"
         ) from error
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Locks a folder: two processes that create the same sqlite database at once would break each other's."""
+    if os.name == "nt":  # Windows opens no folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        wait_for_lock(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 def connect_existing(uri: str) -> MlflowClient:
