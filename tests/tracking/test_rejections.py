@@ -154,7 +154,7 @@ def test_a_deleted_run_stays_deleted_after_a_resume_and_its_lines_are_kept(store
         log_trial(tracker, trial)
     finish(tracker)
     assert [run.info.run_name for run in runs_of(store, tracker)] == ["trial-b"]
-    assert len(runs_of(store, tracker, deleted=True)) == 2, "none is made anew"
+    assert len(runs_of(store, tracker, deleted=True)) == 2, "none is made again"
     assert {line["reason"] for line in rejected(store, "child-1")} == {"trial-a: its run was deleted in MLflow"}
     assert len(rejected(store, "child-1")) == 5
 

@@ -97,7 +97,7 @@ def _problem(entry: object) -> str | None:
 
 
 def forgotten_trials(entries: Iterable[Entry]) -> set[str]:
-    """Returns the trials that a restored search did not know and sampled anew: they do not count."""
+    """Returns the trials that a restored search did not know and sampled again: they do not count."""
     seen: set[str] = set()
     forgotten: set[str] = set()
     for entry in entries:
