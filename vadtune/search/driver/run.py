@@ -107,7 +107,6 @@ def run_search(
     with _nothing_left(folder) as cleanup:
         write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
         tracker = Tracker(client, uri, search.name, run, folder)
-        cleanup.callback(tracker.discard)
         tracker.start(
             params=logged_params(search),
             tags={
@@ -118,6 +117,7 @@ def run_search(
             },
             artifacts=[folder / SEARCH_FILE],
         )
+        cleanup.callback(tracker.discard)  # ``start`` itself leaves no run if it fails
         write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
         return _run(search, data, tracker, folder, where, set(), pending, size)
