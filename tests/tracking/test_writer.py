@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -339,9 +338,8 @@ def test_an_interrupted_search_does_not_wait_for_all_entries_to_be_delivered(
     for index in range(200):
         tracker.start_trial(f"t{index}", f"trial-{index:04d}", {})
     assert not tracker.finish(status="KILLED", metrics={}, tags={}, artifacts={}, at_most=0.3)
-    for thread in threading.enumerate():
-        if thread.name == "mlflow-delivery":
-            thread.join(60)
+    assert tracker._thread is not None
+    tracker._thread.join(60)
     client, uri = store
     assert len(list_trials(client, resolve_search(client, uri, "large-1"))) < 200
     folder, run = folder_of(store, "large-1"), (tracker.experiment_id, tracker.run_id)
