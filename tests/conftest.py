@@ -36,9 +36,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What the user's cache holds changes nothing, here and in processes that tests start."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+def _own_cache(pytestconfig: pytest.Config) -> None:
+    """What the user's cache holds changes nothing, here and in processes that tests start; kernels compile once."""
+    os.environ["XDG_CACHE_HOME"] = str(pytestconfig.cache.mkdir("user_cache"))
 
 
 def trial_config(**sections: dict[str, Any]) -> TrialConfig:

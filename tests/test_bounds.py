@@ -121,6 +121,7 @@ TABLES: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make", "message"), TABLES, ids=[name for name, _, _ in TABLES])
 def test_a_table_beyond_all_bounds_is_refused(
     name: str, make: Callable[[Path], None], message: str, tmp_path: Path
@@ -185,6 +186,7 @@ def test_thousands_of_unknown_keys_are_told_soon_and_some_of_them_only(tmp_path:
     assert ended.seconds < SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [pipe, device])
 @pytest.mark.parametrize(
     ("name", "command"),
@@ -219,6 +221,7 @@ def test_what_is_no_table_is_not_repeated(content: str, tmp_path: Path) -> None:
     assert "SECRET" not in refused("init", "table.csv", "--out", "x.yaml", folder=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [

@@ -125,6 +125,7 @@ def test_a_link_within_a_model_folder_is_fine(model: Path) -> None:
     assert load_model(model).config.name == "tiny"
 
 
+@pytest.mark.slow
 def test_a_sparse_weights_file_of_the_right_hash_is_refused_unread(model: Path, tmp_path: Path) -> None:
     sparse(model / "weights.safetensors")
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
@@ -142,6 +143,7 @@ def test_an_ensemble_is_in_its_folder(name: str, exported: Path, tmp_path: Path)
     assert "a symbolic link that leaves its folder" in line
 
 
+@pytest.mark.slow
 def test_a_retest_does_not_write_where_a_link_of_the_folder_leads(exported: Path, tmp_path: Path) -> None:
     best = Path(shutil.copytree(exported, tmp_path / "best"))
     (tmp_path / "mine").mkdir()
@@ -149,6 +151,7 @@ def test_a_retest_does_not_write_where_a_link_of_the_folder_leads(exported: Path
     assert "a symbolic link that leaves its folder" in refused("retest", "best", "--no-log", folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_retest_neither_creates_folders_nor_downloads(model: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((model / "config.yaml").read_text())
     config["data"] = {"source": "mnist", "data_dir": str(tmp_path / "new" / "folder")}
@@ -168,6 +171,7 @@ def test_images_are_regular_files(change: Callable[[Path], None], tmp_path: Path
         load_dataset(SOURCES["mnist"].model_validate({"source": "mnist", "data_dir": str(tmp_path)}))
 
 
+@pytest.mark.slow
 def test_masks_that_unpack_to_gigabytes_are_refused(iris: IncompleteDataset, tmp_path: Path) -> None:
     path, buffer = tmp_path / "masks.npz", io.BytesIO()
     header = json.dumps({"masks": [{"ratio": 0.5, "seed": 0, "sha256": ""}]}).encode()

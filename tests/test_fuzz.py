@@ -114,6 +114,7 @@ def test_no_bytes_crash_a_reader_of_tables(suffix: str, tmp_path: Path) -> None:
     fuzz()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["mnist", "sfm", "mosi"])
 @pytest.mark.parametrize("which", ["complete", "masked"])
 def test_no_damage_to_an_hdf5_file_crashes_its_reader(source: str, which: str, tmp_path: Path) -> None:

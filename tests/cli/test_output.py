@@ -38,6 +38,7 @@ def test_a_text_is_made_printable() -> None:
     assert quoted("x" * 100) == f"'{'x' * 57}...'"
 
 
+@pytest.mark.slow
 def test_no_control_character_reaches_the_terminal(tmp_path: Path) -> None:
     name = "\x1b]0;title\x07\x1b[2Ja\rb\u202e"
     (tmp_path / f"{name}.yaml").write_text("name: tiny\ndata: {source: iris}\n")

@@ -218,6 +218,7 @@ def run(code: str, **environment: str) -> tuple[list[str], str]:
     return done.stdout.split(), done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = TRAIN + "from vadtune.native.decoder_kernels import train_epoch\n"
     code += "print(sum(train_epoch.stats.cache_hits.values()), sum(train_epoch.stats.cache_misses.values()))"
@@ -247,6 +248,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_without_numba_everything_trains_and_one_warning_says_so(fault: str, tmp_path: Path) -> None:
     (tmp_path / "numba").mkdir()

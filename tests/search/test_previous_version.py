@@ -23,6 +23,7 @@ from packaging.version import Version
 
 ARCHIVE = Path(__file__).parent / "data" / "version_0_1_0.tar.xz"
 FOLDER = Path("/tmp/vadtune-0.1.0")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

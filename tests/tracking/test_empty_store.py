@@ -15,6 +15,8 @@ import pytest
 from vadtune.core.errors import TrackingError
 from vadtune.tracking.store import connect
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -242,6 +242,7 @@ def test_a_search_is_written_into_another_store(store: Store, tmp_path: Path) ->
     assert again((client, other), tracker) == 0, "it belongs to the other store now"
 
 
+@pytest.mark.slow
 def test_a_run_whose_creation_was_not_answered_exists_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     create, lost = MlflowClient.create_run, []
 

@@ -71,6 +71,7 @@ def test_a_search_that_neither_has_is_still_an_error(storage: Path) -> None:
         find_results_here("other", f"sqlite:///{storage.parent / 'mlflow.db'}", storage)
 
 
+@pytest.mark.slow
 def test_export_and_retest_work_without_the_store(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -225,6 +225,7 @@ def test_the_store_is_the_one_given_then_the_environments_then_sqlite(
     assert tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_or_never_answers_is_named_within_ten_seconds() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -286,6 +287,7 @@ def test_what_a_search_logs_is_on_disk_before_the_store_has_it(
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.4), (3, 0.3)]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_for_good_ends_no_search_and_sync_delivers_later(
     store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +325,7 @@ def test_a_finished_search_leaves_statistics_for_queries(store: tuple[MlflowClie
     assert "counted" in {experiment.name for experiment in connect(store[1]).search_experiments()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_does_not_wait_for_all_entries_to_be_delivered(
     store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +414,7 @@ def test_secrets_stay_out_of_what_is_shown(uri: str, shown: str) -> None:
     assert "hunter2" not in hide_secrets(f"could not reach {uri}: no route", uri)
 
 
+@pytest.mark.slow
 def test_secrets_stay_out_of_errors() -> None:
     for uri in ("http://me:hunter2@127.0.0.1:9", "http://hunter2@127.0.0.1:9", "postgresql://me:hunter2@127.0.0.1:9/x"):
         with pytest.raises(TrackingError) as raised:
