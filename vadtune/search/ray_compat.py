@@ -1,7 +1,8 @@
 """Every use of a private name of Ray or Tune, and every function of theirs that is replaced at run time.
 
 Each adaptation names what it needs of Ray and is checked before it is applied. If Ray has changed, an optional
-adaptation is left out: the search runs without it, and one warning says so. A protective one refuses to start.
+adaptation is left out: the search runs without it, and one warning says so. A protective one refuses to start. The
+names that a saved state of Tune consists of are in resume/pickle_check.py.
 """
 
 from __future__ import annotations

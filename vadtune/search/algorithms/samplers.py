@@ -20,6 +20,7 @@ from vadtune.config import SearchFile
 from vadtune.search.algorithms.space import suggest
 from vadtune.search.algorithms.trial_history import RecentTrials
 from vadtune.search.ray_compat import optuna_state
+from vadtune.search.resume.pickle_check import check_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,20 @@ class Searcher(OptunaSearch):
                 return self.suggest(trial_id)
         logger.info("no configuration is left that was not tried: the search ends after %d trials", len(tried))
         return str(self.FINISHED)
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Loads the state of an interrupted search. See tune.search.Searcher.
+
+        Raises:
+            SearchError: Optuna would execute code that is hidden in the state of its CMA-ES sampler, a pickle as text.
+        """
+        super().restore(checkpoint_path)
+        if (state := optuna_state(self)) is None:
+            return
+        for trial in state[0].get_trials(deepcopy=False):
+            parts = {key: value for key, value in trial.system_attrs.items() if "optimizer" in key}
+            prefix = min(parts, default="").rpartition(":")[0]
+            check_pickle(bytes.fromhex("".join(str(parts[f"{prefix}:{index}"]) for index in range(len(parts)))))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports an intermediate value to Optuna, with the epoch as step."""

@@ -25,12 +25,14 @@ from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.search.adaptation import VERSIONS
 from vadtune.search.ray_compat import saved_states
-from vadtune.search.resume.upgrade import upgrade_state
+from vadtune.search.resume.pickle_check import NotListedError, check_state
+from vadtune.search.resume.upgrade import OLD_NAMES, upgrade_state
 
 logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
-_TUNER = "tuner.pkl"
+_TUNER, _ERROR = "tuner.pkl", "error.pkl"
+_STATES = (_TRIALS, "searcher-state", "search_gen_state", "callback-states")  # Tune loads the last file of each
 
 
 def saved_at(folder: Path) -> float:
@@ -108,30 +110,49 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
 
     Raises:
         VadtuneError: The snapshot is damaged, or ``tune`` cannot be written.
-        SearchError: Others may have written it, see ``check_trusted``.
+        SearchError: Others may have written it, see ``check_trusted``, or loading it would execute code.
     """
     check_trusted(folder)
     path = folder / SNAPSHOT_FILE
     try:
         with zipfile.ZipFile(path) as archive:
-            files = {Path(name).name: upgrade_state(archive.read(name)) for name in archive.namelist()}
+            files = {Path(name).name: _checked(archive.read(name)) for name in archive.namelist()}
         state = json.loads(files[f"{_TRIALS}.json"])
         trials = {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
     except FileNotFoundError:
         return set()
+    except NotListedError as error:
+        raise SearchError(f"{path}: {error}; resume only searches of your own") from error
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise VadtuneError(f"{path}: cannot be read ({error}); start the search again") from error
     now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # as Tune names its files; it reads the last one in order
     try:
         filesystem, place = fs.FileSystem.from_uri(tune if is_uri(tune) else Path(tune).as_uri())
+        _delete_states(filesystem, place)
         for name, content in files.items():
             with filesystem.open_output_stream(f"{place}/{Path(name).stem}-{now}{Path(name).suffix}") as stream:
                 stream.write(content)
         with filesystem.open_input_stream(f"{place}/{_TUNER}") as stream:
             content = stream.read()
-        if (upgraded := upgrade_state(content)) != content:
+        if (upgraded := _checked(content)) != content:
             with filesystem.open_output_stream(f"{place}/{_TUNER}") as stream:
                 stream.write(upgraded)
+    except NotListedError as error:
+        raise SearchError(f"{tune}/{_TUNER}: {error}; resume only searches of your own") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise VadtuneError(f"{tune}: cannot be written ({error}); make room, or set its credentials") from error
     return trials
+
+
+def _checked(content: bytes) -> bytes:
+    """Returns a state file that was checked, naming the modules of today."""
+    check_state(content, OLD_NAMES)
+    return upgrade_state(content)
+
+
+def _delete_states(filesystem: fs.FileSystem, place: str) -> None:
+    """Deletes what Tune would load beside the snapshot: states that it saved before, and the errors of trials."""
+    for info in filesystem.get_file_info(fs.FileSelector(place, recursive=True)):
+        is_state = info.base_name.startswith(_STATES) and info.path == f"{place}/{info.base_name}"
+        if is_state or info.base_name == _ERROR:
+            filesystem.delete_file(info.path)

@@ -26,6 +26,10 @@ _MOVED = {
 }
 _SEARCH_FILE = "vadtune.search_file"
 _SECTIONS = ("vadtune.config", "vadtune.domains")
+OLD_NAMES = {module: set[str]() for module in _SECTIONS} | {_SEARCH_FILE: {"SearchFile"}}
+"""What a state of version 0.1.0 may name beside what a state of today does: module -> names, empty for all of them."""
+for _name in _MOVED:
+    OLD_NAMES.setdefault(_name.rpartition(".")[0], set()).add(_name.rpartition(".")[2])
 _HEX_PICKLE = re.compile(rb"(?<=\")80(?:[0-9a-f]{2})+")  # in JSON, as Ray Tune writes it
 _OLD_MODULES = [name.rpartition(".")[0].encode() for name in (*_MOVED, f"{_SEARCH_FILE}.SearchFile")]
 
