@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +39,15 @@ def check_memory(needed: float, what: str, remedy: str) -> None:
     there = available_memory()
     if there is not None and needed > there:
         raise DataError(f"{what} needs about {_gigabytes(needed)} of memory, {_gigabytes(there)} are free; {remedy}")
+
+
+def return_freed_memory() -> None:
+    """Gives the memory that was freed back to the system, where the C library can; it keeps much of it otherwise.
+
+    Measured on 60,000 x 784 values: 300 MB of 800 in the driver of a search, once the data is in Ray's object store.
+    """
+    with suppress(OSError, AttributeError):  # no C library of GNU
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

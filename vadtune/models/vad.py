@@ -32,7 +32,9 @@ def _iterated_principal_components(x: Tensor, mask: Tensor, k: int, generator: t
     This is EM for PCA on incomplete data (Ilin & Raiko 2010, JMLR 11, section 3.1), stopped early. With as many
     components as features the filling has no effect.
     """
-    centred = torch.cat(list(_centred(x, mask)()))  # (n, d)
+    centred = torch.empty_like(x)  # (n, d)
+    for block, rows in zip(torch.split(centred, _BLOCK_ROWS), _centred(x, mask)(), strict=True):
+        block.copy_(rows)
 
     def blocks() -> Iterable[Tensor]:
         return torch.split(centred, _BLOCK_ROWS)
@@ -50,7 +52,8 @@ def _centred(x: Tensor, mask: Tensor) -> _Blocks:
     """Returns the rows less the features' means, 0 in missing cells."""
     pairs = list(zip(torch.split(x, _BLOCK_ROWS), torch.split(mask, _BLOCK_ROWS), strict=True))
     total = sum((torch.where(observed, rows, 0.0).sum(0) for rows, observed in pairs), x.new_zeros(x.shape[1]))
-    mean = total / mask.sum(0).clamp(min=1.0)
+    count = sum((observed.sum(0) for _, observed in pairs), mask.new_zeros(x.shape[1], dtype=torch.int64))
+    mean = total / count.clamp(min=1.0)
     return lambda: (torch.where(observed, rows - mean, 0.0) for rows, observed in pairs)
 
 
@@ -63,10 +66,9 @@ def _scores(blocks: _Blocks, k: int, generator: torch.Generator) -> Tensor:
 
 def _components(blocks: _Blocks, k: int) -> tuple[Tensor, Tensor]:
     """Returns at most k principal components (d, rank), and the standard deviation of the rows along each (rank,)."""
-    products = [(rows.mT @ rows, len(rows)) for rows in blocks()]
-    gram, n = products[0]
-    for product, count in products[1:]:
-        gram, n = gram + product, n + count
+    gram, n = torch.zeros(()), 0
+    for rows in blocks():
+        gram, n = gram + rows.mT @ rows, n + len(rows)
     variance, components = torch.linalg.eigh((gram / n).double())  # ascending
     rank = min(k, int((variance > 1e-6 * variance[-1].clamp(min=1e-12)).sum()))
     first = len(variance) - rank

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from vadtune.data import MaskedRows
+from vadtune.data.row_blocks import row_blocks
+
+_BLOCK_ROWS = 2048
 
 
 class TrainRows:
@@ -30,11 +33,12 @@ class TrainRows:
     def __init__(self, train: MaskedRows, device: torch.device) -> None:
         self.n, self.features = train.x.shape
         x = np.ascontiguousarray(train.x, dtype=np.float32)
-        if not np.array_equal(np.isnan(x), ~train.mask):
+        if not all(np.array_equal(np.isnan(x[part]), ~train.mask[part]) for part in row_blocks(*x.shape)):
             x = np.where(train.mask, x, np.float32(np.nan))
         self.values = _shared(x).to(device)
         self.mask = _shared(np.ascontiguousarray(train.mask)).to(device)
-        self.counts = self.mask.sum(1).float()
+        # In blocks: PyTorch sums a copy as int64.
+        self.counts = torch.cat([block.sum(1) for block in torch.split(self.mask, _BLOCK_ROWS)]).float()
         self.cells = float(self.counts.sum())
 
     @property

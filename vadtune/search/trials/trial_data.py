@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from vadtune.core.memory import return_freed_memory
 from vadtune.data import IncompleteDataset, Scaler, SearchData
 
 
@@ -44,4 +45,5 @@ class TrialData:
         """Puts the train and validation rows into the object store and returns the reference; only once."""
         reference = ray.put(self._data)
         self._data = None
+        return_freed_memory()
         return reference
