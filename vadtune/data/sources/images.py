@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pickle
 import sys
@@ -71,15 +72,16 @@ class ImageFiles(DataConfig):
             ) from error
         if train.shape[1:] != test.shape[1:]:
             raise DataError(f"{folder}: images must be of one size, got {train.shape[1:]} and {test.shape[1:]}")
-        images = np.concatenate([train, test])
-        height, width = images.shape[1:]
+        x = np.concatenate([train, test], dtype=np.float32)
+        x /= 255
+        height, width = x.shape[1:]
         train_rows, validation_rows = split_train_rows(len(train))
         return RawData(
-            x=images.reshape(len(images), -1).astype(np.float32) / 255,
+            x=x.reshape(len(x), -1),
             feature_names=pixel_names(height, width),
             standardise=False,
             layout=Layout(image=(height, width)),
-            split={"train": train_rows, "validation": validation_rows, "test": np.arange(len(train), len(images))},
+            split={"train": train_rows, "validation": validation_rows, "test": np.arange(len(train), len(x))},
         )
 
 
@@ -113,4 +115,5 @@ def _torchvision_datasets(source: str) -> Any:
         return require("torchvision.datasets", "images", f"data.source: '{source}'")
     except RuntimeError:
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
-        return importlib.import_module("torchvision.datasets")
+    gc.collect()  # what failed keeps all callers' variables, soon the images, in a cycle
+    return importlib.import_module("torchvision.datasets")
