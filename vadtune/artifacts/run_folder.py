@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,11 +58,17 @@ def local_folder(storage: str) -> Path:
     return Path("runs") if is_uri(storage) else Path(storage)
 
 
-def drop_training_states(trial: Path) -> None:
-    """Deletes the training states in the checkpoints of a trial that has ended, given its folder; models stay."""
+def keep_last_model(last: Path) -> None:
+    """Deletes what only training needs of a trial that has ended, given its last checkpoint.
+
+    That is the training state, and, where the last checkpoint is there, all others of the trial.
+    """
     for name in (STATE_FILE, STATE_HASH):
-        for path in trial.glob(f"checkpoint_*/{name}"):
+        for path in last.parent.glob(f"checkpoint_*/{name}"):
             path.unlink(missing_ok=True)
+    for other in last.parent.glob("checkpoint_*") if last.is_dir() else ():
+        if other.name != last.name:
+            shutil.rmtree(other, ignore_errors=True)  # which follows no link
 
 
 def write_run(folder: Path, run: Run) -> None:

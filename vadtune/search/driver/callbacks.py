@@ -109,8 +109,7 @@ class SearchCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Ends the MLflow run of a trial that finished or was stopped."""
         self._end(trial)
-        if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
-            self._session.spent[Path(trial.checkpoint.path)] = time.time()
+        self._spend(trial)
         _shrink(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -118,13 +117,14 @@ class SearchCallback(Callback):
         if trial.trial_id not in self._session.started:
             self._start(trial)
         self._end(trial)
+        self._spend(trial)
         _shrink(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refreshes the display and frees disk space. Raises SearchError if Tune does not save its state."""
         check_effect("atomic_snapshots")
         if self._session.spent:
-            self._session.drop_training_states(saved_at(self._session.tracker.folder))
+            self._session.keep_last_models(saved_at(self._session.tracker.folder))
         if self._session.display.due():
             self._show(trials)
 
@@ -141,6 +141,7 @@ class SearchCallback(Callback):
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
+                self._spend(trial)
         self._show(trials)
 
     def _reconcile(self, trials: list[Trial]) -> None:
@@ -199,6 +200,10 @@ class SearchCallback(Callback):
         else:
             by = self._session.search.search.scheduler
             self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
+
+    def _spend(self, trial: Trial) -> None:
+        if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
+            self._session.spent[Path(trial.checkpoint.path)] = time.time()
 
     def _gpus_held(self, trials: list[Trial]) -> float:
         """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""

@@ -256,7 +256,7 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
         at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
     if not stopped_early:
-        session.drop_training_states(time.time())
+        session.keep_last_models(time.time())
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
     if not logged and not stopped_early:
         logger.warning(
