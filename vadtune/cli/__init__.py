@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vadtune import __version__
-from vadtune.cli import cluster, compare, models, retest, search_files, searches
+from vadtune.cli import cleanup, cluster, compare, models, retest, search_files, searches
 from vadtune.cli.output import PrintableFormatter, say_error
 from vadtune.core.errors import ConfigError, VadtuneError, unknown_name
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "resume": searches.resume,
     "list": searches.list_searches,
     "sync": searches.sync,
+    "prune": cleanup.prune,
+    "delete": cleanup.delete,
     "results": searches.results,
     "export": models.export,
     "retest": retest.retest,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vadtune.artifacts.run_folder import find_run, is_running, local_folder, read_run, run_folders, run_lock
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
+from vadtune.cli.cleanup import disk_of
 from vadtune.cli.output import emit, logger, print_failures, print_table, say
 from vadtune.core.errors import ConfigError, TrackingError
 from vadtune.core.files import check_writable
@@ -112,8 +113,8 @@ def _list_unfinished(storage: Path) -> int:
 def list_searches(args: argparse.Namespace) -> None:
     """List the searches in an MLflow store with their state.
 
-    One row per search, newest first: state, trials by how they ended, best score. Searches in the state killed,
-    interrupted or failed can be resumed.
+    One row per search, newest first: state, trials by how they ended, best score, and the MB that its folder takes if
+    it is on this machine. Searches in the state killed, interrupted or failed can be resumed.
 
     example: vadtune list
     example: vadtune list digits --format csv
@@ -121,7 +122,8 @@ def list_searches(args: argparse.Namespace) -> None:
     from vadtune.tracking.store import tracking_uri
     from vadtune.tracking.table_rows import search_rows
 
-    emit(search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here), args.format)
+    rows = search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here, disk=disk_of)
+    emit(rows, args.format)
 
 
 def _runs_here(folder: str) -> bool | None:
