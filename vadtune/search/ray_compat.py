@@ -272,10 +272,11 @@ def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Abstr
     return ADAPTATIONS["atomic_snapshots"].applied(replacement)
 
 
-def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
+def start_on_loopback(folder: Path, *, preloaded: str = "", **options: Any) -> None:
     """Starts a Ray of this machine alone, and checks that its processes listen on loopback addresses only.
 
     Args:
+        folder: For its files; an absolute path.
         preloaded: Module that its worker processes import when they start.
         options: Further arguments of ``ray.init``.
 
@@ -292,7 +293,8 @@ def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
             for name in _NOT_STARTED:
                 stack.enter_context(ADAPTATIONS[name].applied(lambda original, node, **unused: None))
             stack.enter_context(ADAPTATIONS["quick_node_lookup"].applied(_get_node))
-            ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=system, **options)
+            private = {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder), "_system_config": system}
+            ray.init(address="local", **private, **options)
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
             rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"
