@@ -89,7 +89,7 @@ def delete(args: argparse.Namespace) -> None:
             from vadtune.tracking.store import store_of
 
             uri = store_of(run.tracking_uri, args.tracking_uri)
-            runs = SearchRuns(run, uri)
+            runs = SearchRuns(folder, run, uri)
             rows.append({"what": "MLflow runs", "where": without_secrets(uri), "size": f"{len(runs.ids)} runs"})
         print_table(rows)
         if not _is_wanted(args):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from vadtune.artifacts.disk_use import unneeded
 from vadtune.artifacts.model_folder import MANIFEST
 from vadtune.core.errors import SearchError
+from vadtune.tracking.commands import next_command
 from vadtune.tracking.queries import ranked
 from vadtune.tracking.run_log import read_results
 from vadtune.tracking.spool import is_finished
@@ -38,8 +39,8 @@ def plan_pruning(folder: Path, keep: int) -> Pruning:
     found = read_results(folder)
     if not is_finished(folder):
         raise SearchError(
-            f"{folder.name}: must be finished to be pruned, as a resume needs its checkpoints; complete it by "
-            f"`vadtune resume`, or delete it by `vadtune delete`"
+            f"{folder.name}: must be finished to be pruned, as a resume needs its checkpoints; complete it: "
+            f"{next_command(f'resume {folder.name}', folder=folder)}"
         )
 
     def here(checkpoint: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from mlflow import MlflowClient
 
@@ -16,15 +17,16 @@ class SearchRuns:
     """The runs of a search in its store that are not deleted.
 
     Args:
-        run: The content of the search's run.json.
+        folder: The search's folder.
+        run: The content of its run.json.
         uri: The store.
 
     Raises:
         TrackingError: The store does not exist or does not answer.
     """
 
-    def __init__(self, run: Run, uri: str) -> None:
-        self._client: MlflowClient = connect_of(run.run, uri)
+    def __init__(self, folder: Path, run: Run, uri: str) -> None:
+        self._client: MlflowClient = connect_of(folder, uri)
         self._uri = uri
         with readable_errors(uri):
             trials = child_runs(self._client, run.experiment_id, run.parent_run_id)

@@ -5,6 +5,7 @@ The search only appends to the file and never waits for the store, so an unreach
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from vadtune.core.errors import OutputError
 from vadtune.core.files import write_atomically
 from vadtune.tracking.entries import DAMAGED, Entry, parse_entry
 
@@ -84,15 +86,21 @@ class Spool:
         return [parse_entry(line) for line in content[:end].split(b"\n")[:-1]], self._offset + end
 
     def mark_delivered(self, offset: int) -> None:
-        """Records that the store has all entries before the byte ``offset``."""
+        """Records that the store has all entries before the byte ``offset``; on a full disk, in memory alone."""
         if not self._replay:
-            write_atomically(self._mark, str(offset).encode())
+            with contextlib.suppress(OutputError):  # what is sent twice changes nothing
+                write_atomically(self._mark, str(offset).encode())
         self._offset = offset
 
     def keep_mark(self) -> None:
         """Ends a replay: records what was taken in it as delivered."""
         self._replay = False
         self.mark_delivered(self._offset)
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether entries are in memory alone, because the disk is full."""
+        return bool(self._unwritten)
 
     @property
     def undelivered(self) -> int:

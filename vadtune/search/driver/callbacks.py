@@ -17,6 +17,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
+from vadtune.core.files import FULL, is_almost_full
 from vadtune.search.algorithms.schedulers import EPOCH, report_epochs, trial_number
 from vadtune.search.driver.progress import duration
 from vadtune.search.driver.session import SESSIONS, Session
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SHARED: dict[Any, Any] = {}  # resources that trials ask for, by themselves
 _LONG_TRIAL = 20.0  # seconds
 _METRICS = ("val_", "train_", "inference_")
+_FULL = tuple(os.strerror(number) for number in FULL)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemory", "out of memory", "not enough memory", "allocate memory")
 
 
@@ -102,6 +104,10 @@ class SearchCallback(Callback):
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
         reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
+        if any(text in reason for text in _FULL) and is_almost_full(self._session.tracker.folder):
+            self._session.full = reason
+            self._session.signals.append(signal.SIGUSR1)  # stops the search, as Ctrl-C does
+            os.kill(os.getpid(), signal.SIGUSR1)
         if trial.trial_id not in self._session.started:
             self._start(trial)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
@@ -297,7 +303,10 @@ def _epoch(trial: Trial) -> int:
 def _reason(trial: Trial) -> str:
     """Returns why a trial failed, on one line: ``diverged: ...`` or ``error: ...``."""
     local = Path(trial.pickled_error_file or "")  # Tune copies it to the trial's folder only after this callback
-    error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
+    try:
+        error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
+    except (OSError, EOFError, pickle.UnpicklingError) as damage:
+        return f"error: unknown, the file that said so cannot be read ({damage})"
     cause = getattr(error, "cause", None) or error
     text = " ".join(str(cause).split())
     if isinstance(cause, TrialDiverged) or "TrialDiverged" in text:

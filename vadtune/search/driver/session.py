@@ -71,6 +71,7 @@ class Session:
         spent: Last checkpoint of an ended trial that has more than its model -> when it ended, by ``time.time``.
         order: The order in which results count; None to take them as they arrive.
         rungs: What ASHA knows: for each rung, highest first, trial id -> score.
+        full: Why a checkpoint could not be written, where the disk is full; empty where it is not.
         start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
@@ -94,6 +95,7 @@ class Session:
     spent: dict[Path, float] = field(default_factory=dict)
     order: LogicalOrder | None = None
     rungs: list[dict[str, float]] = field(default_factory=list)
+    full: str = ""
     start: float = field(default_factory=time.monotonic)
 
     @property
