@@ -15,6 +15,9 @@ import pytest
 from pyarrow import parquet
 
 from tests.hostile import ROOT, SECONDS, refused, run
+from vadtune.artifacts.run_folder import Run, write_run
+from vadtune.core.reading import bounded_lines, end_of_lines
+from vadtune.tracking.spool import SPOOL_FILE
 
 HEAD = "name: tiny\ndata: {source: iris}\n"
 
@@ -212,6 +215,22 @@ def test_no_command_waits_for_a_pipe_or_reads_a_device(
     assert "not a regular file" in line or "a symbolic link that leaves its folder" in line
 
 
+def test_the_log_of_a_search_is_a_file_of_bounded_lines(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    write_run(tmp_path / "tiny", Run("tiny", "tiny", "1", "2", "sqlite:///x.db", "tune"))
+    (tmp_path / "tiny" / "lock").touch()
+    assert "holds no log of a search" in refused("prune", "tiny", folder=tmp_path)
+    pipe(tmp_path / "tiny" / SPOOL_FILE)
+    assert "not a regular file" in refused("prune", "tiny", folder=tmp_path)
+    log = tmp_path / "log"
+    log.write_bytes(b"one\n" + b"x" * 200_000 + b"\nlast\nbroken off")
+    assert max(map(len, bounded_lines(log, 1000))) == 1000
+    assert [line for line in bounded_lines(log, 1000) if len(line) < 100] == [b"one\n", b"\n", b"last\n", b"broken off"]
+    assert end_of_lines(log) == log.stat().st_size - len(b"broken off")
+    log.write_bytes(b"x" * 200_000)
+    assert end_of_lines(log) == 0
+
+
 @pytest.mark.parametrize(
     "content",
     ["root:$6$SECRET:19000:0\nbin:*:19000:0\n", '{"token": "SECRET", "more": "SECRET"}\n', "SECRET,\nSECRET,b\n"],
@@ -244,12 +263,25 @@ KNOWN = {  # places that read only what vadtune or its libraries installed, or w
     *("core/memory.py", "core/processes.py", "core/shipped.py", "core/reading.py", "cli/search_files.py"),
     *("cli/__init__.py", "data/sources/bundled.py", "artifacts/held_out_predictions.py", "data/retest_masks.py"),
     *("tables/arrays.py", "tables/text.py", "artifacts/run_folder.py", "training/refit.py"),
+    *("tracking/empty_store.py", "tracking/store.py", "tracking/spool.py"),
 }
 
 
 def test_files_of_others_are_opened_in_one_place() -> None:
     package = ROOT / "vadtune"
-    folders = ("core", "tables", "config", "data", "training", "artifacts", "ensemble", "evaluation", "compat", "cli")
+    folders = (
+        "core",
+        "tables",
+        "config",
+        "data",
+        "training",
+        "artifacts",
+        "tracking",
+        "ensemble",
+        "evaluation",
+        "compat",
+        "cli",
+    )
     readers = {
         str(path.relative_to(package))
         for name in folders

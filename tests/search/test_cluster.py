@@ -62,13 +62,17 @@ def test_the_doctor_says_what_to_do(two_nodes: Cluster, tmp_path: Path) -> None:
     assert "start the server" in problems[1]
 
 
-def test_a_wrong_token_is_refused(two_nodes: Cluster, tmp_path: Path) -> None:
+def test_a_wrong_token_is_refused_on_one_line(two_nodes: Cluster, tmp_path: Path) -> None:
     search_file(tmp_path)
     env = {**two_nodes.env, "RAY_AUTH_TOKEN": "0" * 64}
-    command = [sys.executable, "-m", "vadtune", "search", "tiny.yaml", "--address", two_nodes.address]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert "vadtune: error: --address: a Ray cluster must run at" in done.stderr
+    options = ["--address", two_nodes.address]
+    for arguments, code in ((["search", "tiny.yaml"], 2), (["doctor"], 1)):
+        command = [sys.executable, "-m", "vadtune", *arguments, *options]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == code
+        (line,) = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("ok ")]
+        assert "--address: the cluster at" in line
+        assert "takes the token that its nodes share, got none or another; set RAY_AUTH_TOKEN" in line
     assert not (tmp_path / "runs").exists()
 
 

@@ -81,7 +81,7 @@ def test_a_search_without_protection_is_refused(
     name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vadtune.search.driver.ray_start.start_on_loopback", lambda **options: None)
+    monkeypatch.setattr("vadtune.search.driver.ray_start.start_on_loopback", lambda folder, **options: None)
     method = ADAPTATIONS[name].target.rpartition(".")[2]
     if how == "gone":
         monkeypatch.delattr(TuneController, method)
@@ -136,10 +136,10 @@ def test_a_ray_that_listens_beyond_loopback_is_refused() -> None:
     assert done.stdout.strip().endswith("False")
 
 
-def test_a_ray_without_the_option_for_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_without_the_option_for_loopback_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**options: object) -> None:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(options)}")
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(SearchError, match=r"cannot listen on 127\.0\.0\.1 only; install 'ray>="):
-        start_on_loopback()
+        start_on_loopback(tmp_path)

@@ -32,17 +32,17 @@ def test_the_line_counts_trials_by_how_they_ended() -> None:
     assert line.startswith("4/10 trials: 2 running, 1 completed, 1 stopped, 2 failed; best 0.2500 (trial-0002); 1m 40s")
 
 
-def test_training_states_go_once_a_snapshot_knows_the_end_of_their_trial(tmp_path: Path) -> None:
+def test_a_trial_keeps_its_last_model_alone_once_a_snapshot_knows_its_end(tmp_path: Path) -> None:
     checkpoints = [tmp_path / trial / f"checkpoint_{number:06}" for trial in ("a", "b") for number in (0, 1)]
     for folder in checkpoints:
         folder.mkdir(parents=True)
         for name in (STATE_FILE, STATE_HASH, "held_out.npz"):
             (folder / name).touch()
     running = session(spent={checkpoints[1]: 100.0, checkpoints[3]: 200.0})
-    running.drop_training_states(100.0)
+    running.keep_last_models(100.0)
     assert all((folder / STATE_FILE).exists() for folder in checkpoints)
-    running.drop_training_states(150.0)
-    assert [path.name for path in sorted(tmp_path.glob("a/*/*"))] == ["held_out.npz"] * 2
+    running.keep_last_models(150.0)
+    assert list(tmp_path.glob("a/*/*")) == [checkpoints[1] / "held_out.npz"]
     assert all((folder / STATE_HASH).exists() for folder in checkpoints[2:])
     assert running.spent == {checkpoints[3]: 200.0}
 

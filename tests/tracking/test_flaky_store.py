@@ -89,11 +89,11 @@ def test_sixty_four_trials_through_lost_answers_cut_bodies_and_rejections(server
             tracker.end_trial(f"t{number}", status="FINISHED", end="completed")
         if not tracker.finish(status="FINISHED", metrics={"m": 1.0}, tags={}, artifacts={}):
             ids = {"experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
-            sync(tmp_path, proxy.uri, search="chaos-1", **ids)
+            sync(tmp_path, proxy.uri, **ids)
         assert min(proxy.counts[fault] for fault in ("lose", "cut", "fail", "reject")) > 0, proxy.counts
     check_runs(server.uri, tracker, tmp_path)
     ids = {"experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
-    sync(tmp_path, server.uri, search="chaos-1", **ids, retry_rejected=True)
+    sync(tmp_path, server.uri, **ids, retry_rejected=True)
     assert not (tmp_path / "mlflow.rejected.jsonl").exists()
     client = connect(server.uri)
     for run in child_runs(client, tracker.experiment_id, tracker.run_id):

@@ -64,7 +64,7 @@ def steps(store: Store, run_id: str) -> list[int]:
 
 def again(store: Store, tracker: Tracker, **options: bool) -> int:
     ids = {"experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
-    return sync(tracker.folder, store[1], search=tracker.search, **ids, **options)
+    return sync(tracker.folder, store[1], **ids, **options)
 
 
 def moved(store: Store, tracker: Tracker, experiment: str, uri: str) -> RunFile:

@@ -302,12 +302,14 @@ def test_a_store_that_is_gone_for_good_ends_no_search_and_sync_delivers_later(
         tracker.end_trial("t", status="FINISHED", end="completed")
         assert not tracker.finish(status="FINISHED", metrics={"best": 0.5}, tags={}, artifacts={"summary.json": "{}"})
         assert is_finished(folder)
-        with pytest.raises(TrackingError, match="run `vadtune sync gone-1` again"):
-            sync(folder, uri, search="gone-1", experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+        with pytest.raises(
+            TrackingError, match=f"run `vadtune sync gone-1 --storage {folder.parent} --tracking-uri {uri}` again"
+        ):
+            sync(folder, uri, experiment_id=tracker.experiment_id, run_id=tracker.run_id)
         tracker._drained.set()  # as if the process had ended
         tracker._thread = None
     for expected in (True, False):
-        done = sync(folder, uri, search="gone-1", experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+        done = sync(folder, uri, experiment_id=tracker.experiment_id, run_id=tracker.run_id)
         assert (done > 0) in (expected, False)  # the thread of this very process may have been faster
     search = resolve_search(client, uri, "gone-1")
     (trial,) = list_trials(client, search)
@@ -346,7 +348,7 @@ def test_an_interrupted_search_does_not_wait_for_all_entries_to_be_delivered(
     client, uri = store
     assert len(list_trials(client, resolve_search(client, uri, "large-1"))) < 200
     folder, run = folder_of(store, "large-1"), (tracker.experiment_id, tracker.run_id)
-    assert sync(folder, uri, search="large-1", experiment_id=run[0], run_id=run[1])
+    assert sync(folder, uri, experiment_id=run[0], run_id=run[1])
     assert len(list_trials(client, resolve_search(client, uri, "large-1"))) == 200
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from vadtune.core.reading import read_bounded
 
 SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
 STATE_FILE, STATE_HASH = "training_state.safetensors", "training_state.sha256"
+MOST_STATE_BYTES = 2**31
 _LOCK_FILE = "lock"
 
 
@@ -57,11 +60,17 @@ def local_folder(storage: str) -> Path:
     return Path("runs") if is_uri(storage) else Path(storage)
 
 
-def drop_training_states(trial: Path) -> None:
-    """Deletes the training states in the checkpoints of a trial that has ended, given its folder; models stay."""
+def keep_last_model(last: Path) -> None:
+    """Deletes what only training needs of a trial that has ended, given its last checkpoint.
+
+    That is the training state, and, where the last checkpoint is there, all others of the trial.
+    """
     for name in (STATE_FILE, STATE_HASH):
-        for path in trial.glob(f"checkpoint_*/{name}"):
+        for path in last.parent.glob(f"checkpoint_*/{name}"):
             path.unlink(missing_ok=True)
+    for other in last.parent.glob("checkpoint_*") if last.is_dir() else ():
+        if other.name != last.name:
+            shutil.rmtree(other, ignore_errors=True)  # which follows no link
 
 
 def write_run(folder: Path, run: Run) -> None:
@@ -113,20 +122,30 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Holds an exclusive lock on a run folder; the operating system releases it when the process exits.
 
     Raises:
-        SearchError: Another process holds the lock.
+        SearchError: Another process holds the lock, or this user may not hold it.
     """
-    with (folder / _LOCK_FILE).open("w") as file:
-        if not try_lock(file.fileno()):
+    path = folder / _LOCK_FILE
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise SearchError(f"{path}: cannot be opened ({error.strerror}); make the folder yours") from error
+    try:
+        if not try_lock(lock):
             raise SearchError(
                 f"{folder.name}: must not be running already, and another process runs it; wait for that one to end"
             )
         yield
+    finally:
+        os.close(lock)
 
 
 def is_running(folder: Path) -> bool:
-    """Returns whether a process holds the lock of a run folder."""
+    """Returns whether a process holds the lock of a run folder; writes nothing."""
     try:
-        with run_lock(folder):
-            return False
-    except SearchError:
-        return True
+        lock = os.open(folder / _LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not try_lock(lock)
+    finally:
+        os.close(lock)

@@ -9,13 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
+from vadtune.artifacts.run_folder import MOST_STATE_BYTES, STATE_FILE, STATE_HASH
 from vadtune.core.errors import ModelFolderError
 from vadtune.core.reading import read_bounded
 from vadtune.training.member import State
 from vadtune.training.population import Population
-
-_MOST_BYTES = 2**31
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -32,7 +30,10 @@ def load_state(folder: Path, population: Population) -> State:
         ModelFolderError: The file is missing, damaged or altered.
     """
     try:
-        content, sha256 = read_bounded(folder / STATE_FILE, _MOST_BYTES), read_bounded(folder / STATE_HASH).decode()
+        content, sha256 = (
+            read_bounded(folder / STATE_FILE, MOST_STATE_BYTES),
+            read_bounded(folder / STATE_HASH).decode(),
+        )
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{folder}: training cannot be resumed from it, {STATE_FILE}: {error}") from error
     state = parse_state(content, sha256)

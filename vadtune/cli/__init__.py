@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vadtune import __version__
-from vadtune.cli import cluster, compare, models, retest, search_files, searches
+from vadtune.cli import cleanup, cluster, compare, models, retest, search_files, searches
 from vadtune.cli.output import PrintableFormatter, say_error
 from vadtune.core.errors import ConfigError, VadtuneError, unknown_name
+from vadtune.core.files import is_full
 
 COMMANDS = {
     "spaces": search_files.spaces,
@@ -31,6 +32,8 @@ COMMANDS = {
     "resume": searches.resume,
     "list": searches.list_searches,
     "sync": searches.sync,
+    "prune": cleanup.prune,
+    "delete": cleanup.delete,
     "results": searches.results,
     "export": models.export,
     "retest": retest.retest,
@@ -130,6 +133,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout ended, as in `vadtune results digits | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not is_full(error):
+            raise
+        say_error(
+            f"{error.filename or 'a file or stdout'}: cannot be written ({error.strerror}); make room, run it again"
+        )
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("vadtune: interrupted\n")
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from vadtune.cli import arguments as shared
@@ -51,6 +52,7 @@ def export(args: argparse.Namespace) -> None:
         start_server()  # before this process imports large libraries
     from vadtune.ensemble.export import check_out, check_refit, export_best
     from vadtune.ensemble.selection import parse_ensemble
+    from vadtune.tracking.commands import next_command
     from vadtune.tracking.table_rows import main_columns, trial_rows
 
     parse_ensemble(args.ensemble)  # before connecting to a store
@@ -86,7 +88,7 @@ def export(args: argparse.Namespace) -> None:
     ]
     print_table(rows)
     say(f"ensemble: {exported.ensemble.line()}")
-    logger.info("next: vadtune retest %s", args.out)
+    logger.info("next: %s", next_command(f"retest {shlex.quote(str(args.out))}", uri=search.tracking_uri))
 
 
 @command(
@@ -124,7 +126,7 @@ def train(args: argparse.Namespace) -> None:
     if args.out is not None:
         (model,) = population.models()
         save_model(args.out, model.with_metadata(dataset.scaler, dataset.feature_names), metrics=scores)
-        logger.info("wrote %s; retest it: vadtune retest %s", args.out, args.out)
+        logger.info("wrote %s; retest it: vadtune retest %s", args.out, shlex.quote(str(args.out)))
     say(json.dumps(scores, indent=1))
 
 

@@ -6,12 +6,14 @@ import argparse
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vadtune.artifacts.run_folder import find_run, is_running, local_folder, read_run, run_folders, run_lock
 from vadtune.cli import arguments as shared
 from vadtune.cli.arguments import argument, command
+from vadtune.cli.cleanup import disk_of
 from vadtune.cli.output import emit, logger, print_failures, print_table, say
 from vadtune.core.errors import ConfigError, TrackingError
 from vadtune.core.files import check_writable
@@ -40,27 +42,25 @@ def search(args: argparse.Namespace) -> int:
 
 def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     """Prints the best trials of a search and the next commands; returns the exit code."""
-    from vadtune.tracking.redact import without_secrets
+    from vadtune.tracking.commands import next_command
 
-    store = f" --tracking-uri {without_secrets(args.tracking_uri)}" if args.tracking_uri else ""
+    of_search = partial(next_command, folder=outcome.folder, uri=outcome.tracking_uri)
     if outcome.interrupted:
-        storage = f" --storage {args.storage}" if args.storage != "runs" else ""
-        address = f" --address {args.address}" if args.address else ""
-        logger.info("resume it: vadtune resume %s%s%s%s", outcome.run, storage, store, address)
+        logger.info("resume it: %s", of_search(f"resume {outcome.run}", address=args.address))
         return 130
     if not outcome.logged:
         best = f"best {outcome.best[0]:.4f} ({outcome.best[1]})" if outcome.best else "no trial has a score"
-        logger.info("%s; send the rest to the store later: vadtune sync %s%s", best, outcome.run, store)
+        logger.info("%s; send the rest to the store later: %s", best, of_search(f"sync {outcome.run}"))
         return print_failures(outcome.failures)
     from vadtune.tracking.run_log import find_results_here
     from vadtune.tracking.table_rows import main_columns, trial_rows
 
-    _, trials, metric = find_results_here(outcome.run, outcome.tracking_uri, local_folder(args.storage))
+    _, trials, metric = find_results_here(outcome.run, outcome.tracking_uri, outcome.folder.parent)
     best_rows = [row for row in trial_rows(trials, metric) if row["rank"] is not None][:5]
     print_table(main_columns(best_rows, metric))
-    logger.info("all trials: vadtune results %s%s", outcome.experiment, store)
-    logger.info("next: vadtune export %s --out best%s && vadtune retest best", outcome.experiment, store)
-    logger.info("browse: vadtune ui%s", store)
+    logger.info("all trials: %s", of_search(f"results {outcome.experiment}"))
+    logger.info("next: %s", of_search(f"export {outcome.experiment} --out best"))
+    logger.info("browse: %s", next_command("ui", uri=outcome.tracking_uri))
     return print_failures(outcome.failures)
 
 
@@ -81,7 +81,7 @@ def resume(args: argparse.Namespace) -> int:
     """
     storage = local_folder(args.storage)
     if args.search_run is None:
-        return _list_unfinished(storage)
+        return _list_unfinished(storage, args.address)
     folder = find_run(args.search_run, storage)
     from vadtune.search.driver.run import resume_search
 
@@ -92,15 +92,18 @@ def resume(args: argparse.Namespace) -> int:
     return report(outcome, args)
 
 
-def _list_unfinished(storage: Path) -> int:
+def _list_unfinished(storage: Path, address: str | None) -> int:
     from vadtune.tracking.spool import is_finished
 
-    unfinished = [folder.name for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
-    for name in unfinished:
-        say(name)
+    unfinished = [folder for folder in run_folders(storage) if not is_finished(folder) and not is_running(folder)]
+    for folder in unfinished:
+        say(folder.name)
     logger.info("to resume: %d searches in %s%s", len(unfinished), storage, "" if unfinished else ", nothing to do")
     if unfinished:
-        logger.info("next: vadtune resume %s", unfinished[-1])
+        from vadtune.tracking.commands import next_command
+
+        command = next_command(f"resume {unfinished[-1].name}", folder=unfinished[-1], address=address)
+        logger.info("next: %s", command)
     return 0
 
 
@@ -112,8 +115,8 @@ def _list_unfinished(storage: Path) -> int:
 def list_searches(args: argparse.Namespace) -> None:
     """List the searches in an MLflow store with their state.
 
-    One row per search, newest first: state, trials by how they ended, best score. Searches in the state killed,
-    interrupted or failed can be resumed.
+    One row per search, newest first: state, trials by how they ended, best score, and the MB that its folder takes if
+    it is on this machine. Searches in the state killed, interrupted or failed can be resumed.
 
     example: vadtune list
     example: vadtune list digits --format csv
@@ -121,7 +124,8 @@ def list_searches(args: argparse.Namespace) -> None:
     from vadtune.tracking.store import tracking_uri
     from vadtune.tracking.table_rows import search_rows
 
-    emit(search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here), args.format)
+    rows = search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here, disk=disk_of)
+    emit(rows, args.format)
 
 
 def _runs_here(folder: str) -> bool | None:
@@ -166,7 +170,7 @@ def sync(args: argparse.Namespace) -> None:
             return
         uri = store_of(run.tracking_uri, args.tracking_uri)
         ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
-        sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
+        sent = send_rest(folder, uri, **ids, retry_rejected=args.retry_rejected)
     done = f"{sent} bytes delivered" if sent else "nothing is left to send"
     logger.info("%s: %s", run.run, done + ("" if rejected_lines(folder) else ", the store has everything"))
 

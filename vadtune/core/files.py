@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import struct
 import tempfile
 import tokenize
@@ -19,6 +21,28 @@ NOT_ARRAYS = (
     *(RuntimeError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile),
 )
 """What numpy was seen to raise on damaged npy and npz files: their headers are Python literals, in zip archives."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk, or of a process that may write no more to it."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether an error is that of a full disk, see ``FULL``."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def is_almost_full(folder: Path) -> bool:
+    """Returns whether a folder's disk has less than 1 GiB left, or this user may write no MiB more to it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**20))
+        return shutil.disk_usage(folder).free < 2**30
+    except OSError as error:
+        return is_full(error)
+
+
+def _not_written(path: Path, error: OSError, another: str) -> OutputError:
+    advice = f"make room, or name another {another}" if is_full(error) else f"name another {another}"
+    return OutputError(f"{path}: cannot be written ({error.strerror}); {advice}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -45,7 +69,7 @@ def new_file(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
+        raise _not_written(path, error, "place") from error
 
 
 @contextmanager
@@ -78,7 +102,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                     old.rename(folder)
                 raise
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise _not_written(folder, error, "folder") from error
 
 
 def check_new_folder(folder: Path) -> None:
@@ -94,7 +118,7 @@ def check_new_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder.absolute().parent):
             pass
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise _not_written(folder, error, "folder") from error
 
 
 def check_writable(folder: Path) -> None:
@@ -109,7 +133,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise _not_written(folder, error, "folder") from error
 
 
 def fetch_folder(uri: str, to: Path) -> None:

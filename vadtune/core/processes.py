@@ -59,6 +59,20 @@ def last_words(text: str) -> Iterator[None]:
             watcher.communicate(b"end\n")
 
 
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Discards what this process writes to its file descriptor for errors, also from native code, during a block."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def worker_context() -> ForkServerContext:
     """Returns the multiprocessing context that worker processes are started in."""
     context = multiprocessing.get_context("forkserver")

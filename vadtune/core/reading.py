@@ -10,11 +10,13 @@ import hashlib
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
 SMALL_FILE = 2**20
 """Bytes that a file of settings may have."""
+_BLOCK = 2**16  # bytes
 _MOST_MEMBERS = 10_000  # of an archive
 _MOST_EXPANSION = 100  # bytes per byte of a file: real tables and masks stay well below
 _ALWAYS_FINE = 2**28  # bytes, which any machine has
@@ -53,6 +55,25 @@ def read_bounded(path: Path, most: int = SMALL_FILE) -> bytes:
         content = file.read(most + 1)
     _check_size(path, len(content), most)  # files of /proc have size 0, and content
     return content
+
+
+def bounded_lines(path: Path, longest: int) -> Iterator[bytes]:
+    """Yields the lines of a regular file, longer ones than ``longest`` bytes in parts; raises as ``open_regular``."""
+    with open_regular(path) as file:
+        yield from iter(lambda: file.readline(longest), b"")
+
+
+def end_of_lines(path: Path) -> int:
+    """Returns how many bytes of a regular file are before the end of its last whole line; raises as above."""
+    with open_regular(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
 def _check_size(path: Path, size: int, most: int) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vadtune.artifacts.held_out_predictions import load_held_out
+from vadtune.artifacts.held_out_predictions import HELD_OUT_FILE, load_held_out
 from vadtune.artifacts.model_folder import find_model_folders, load_model, read_manifest
 from vadtune.config import TrialConfig, load_trial
 from vadtune.core.errors import ModelFolderError, VadtuneError
@@ -74,7 +74,11 @@ def find_candidates(
     """
     dataset: IncompleteDataset | None = None
     found: list[Candidate] = []
+    pruned = 0
     for trial in ranked(trials, metric):
+        if _is_pruned(trial):
+            pruned += 1
+            continue
         folder = _model_folder(trial, fetched)
         if folder is None:
             continue
@@ -91,6 +95,8 @@ def find_candidates(
         found.append(Candidate(trial, folder, load_trial(folder / "config.yaml"), held_out))
         if len(found) == most:
             break
+    if pruned:
+        logger.warning("%d trials are left out, their models were deleted by `vadtune prune`", pruned)
     if dataset is None or not found:
         raise ModelFolderError(
             f"{name}: none of its {len(trials)} trials has both a score and a checkpoint that can be read here; "
@@ -112,6 +118,12 @@ def _check_train_rows(name: str, trained: int, dataset: IncompleteDataset) -> No
             f"{name}: its models must be of the {len(dataset.train.x)} train rows that its data section gives, got "
             f"models of {trained} rows, of an earlier version without data.sample; search again"
         )
+
+
+def _is_pruned(trial: Trial) -> bool:
+    """Returns whether only the held-out predictions of a trial are left."""
+    folder = Path(trial.checkpoint)
+    return bool(trial.checkpoint) and (folder / HELD_OUT_FILE).exists() and len(list(folder.iterdir())) == 1
 
 
 def _model_folder(trial: Trial, fetched: Path) -> Path | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import ipaddress
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from vadtune.core.errors import SearchError
+from vadtune.core.processes import stderr_closed
 from vadtune.search.adaptation import VERSIONS, Adaptation, call_optional, warn_once
+from vadtune.search.listening import is_loopback, listening
 
 if TYPE_CHECKING:
     import optuna
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOT_STARTED = ("no_api_server", "no_autoscaler", "no_log_monitor")
+_ANSWER_MS = 5_000
 _IDLE_MS = 60_000  # Ray would end idle processes after a second, before the first trials need them
 _CONTROLLER = "ray.tune.execution.tune_controller:TuneController"
 
@@ -273,10 +275,11 @@ def saved_states(save: Callable[[Callable[[], dict[str, Path]]], None]) -> Abstr
     return ADAPTATIONS["atomic_snapshots"].applied(replacement)
 
 
-def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
+def start_on_loopback(folder: Path, *, preloaded: str = "", **options: Any) -> None:
     """Starts a Ray of this machine alone, and checks that its processes listen on loopback addresses only.
 
     Args:
+        folder: For its files; an absolute path.
         preloaded: Module that its worker processes import when they start.
         options: Further arguments of ``ray.init``.
 
@@ -284,7 +287,7 @@ def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
         SearchError: One of its processes listens on another address. Ray is shut down again.
     """
     set_cluster_networking(False)
-    before = _listening()
+    before = listening()
     try:
         system: dict[str, Any] = {"idle_worker_killing_time_threshold_ms": _IDLE_MS}
         if preloaded:
@@ -293,13 +296,14 @@ def start_on_loopback(*, preloaded: str = "", **options: Any) -> None:
             for name in _NOT_STARTED:
                 stack.enter_context(ADAPTATIONS[name].applied(lambda original, node, **unused: None))
             stack.enter_context(ADAPTATIONS["quick_node_lookup"].applied(_get_node))
-            ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=system, **options)
+            private = {"_node_ip_address": "127.0.0.1", "_temp_dir": str(folder), "_system_config": system}
+            ray.init(address="local", **private, **options)
     except (RuntimeError, TypeError) as error:
         if "_node_ip_address" in str(error):
             rule = f"Ray {ray.__version__} cannot listen on 127.0.0.1 only"
             raise SearchError(f"{rule}; install 'ray{VERSIONS}'") from error
         raise
-    exposed = sorted({address for _, address in _listening() - before if not _is_loopback(address)})
+    exposed = sorted({address for _, address in listening() - before if not is_loopback(address)})
     if exposed:
         ray.shutdown()
         rule = f"Ray {ray.__version__} must listen on loopback addresses only, got {', '.join(exposed)}"
@@ -314,27 +318,6 @@ def _get_node(original: Any, gcs_address: str, node_id: str) -> Any:
     while all(node["NodeID"] != node_id for node in nodes.node_table()) and time.monotonic() < end:
         time.sleep(0.05)
     return original(gcs_address, node_id)
-
-
-def _listening() -> set[tuple[int, str]]:
-    """Returns the TCP addresses that this process and its descendants listen on, each with the process id."""
-    psutil = importlib.import_module("psutil")  # comes with Ray, which adds it to sys.path
-    this, found = psutil.Process(), set()
-    for process in (this, *this.children(recursive=True)):
-        try:
-            connections = process.net_connections("tcp")
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-        except psutil.AccessDenied:
-            warn_once("the addresses that Ray listens on cannot be checked: this system does not show them")
-            continue
-        found |= {(process.pid, c.laddr.ip) for c in connections if c.status == psutil.CONN_LISTEN}
-    return found
-
-
-def _is_loopback(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def set_cluster_networking(enabled: bool) -> None:
@@ -355,6 +338,17 @@ def address_of_this_node() -> str | None:
         "ray._private.utils:read_ray_address", "--address auto finds no cluster, name its host:port"
     )
     return str(address) if address else None
+
+
+def ask_cluster(address: str) -> None:
+    """Asks the head of a cluster for its id; raises what Ray raises where it answers that the token is wrong.
+
+    ``ray.init`` would ask again for twenty seconds.
+    """
+    with stderr_closed():  # Ray writes a warning there
+        call_optional(
+            "ray._raylet:InnerGcsClient.standalone", "a wrong token is noticed late", address, None, _ANSWER_MS
+        )
 
 
 def accelerator_type() -> str | None:

@@ -180,7 +180,7 @@ class Delivery:
             if not is_rejection(error):
                 raise
             uri = self._client.tracking_uri
-            check_parent(self._client, uri, self._spool.folder.name, self._parent)
+            check_parent(self._client, uri, self._spool.folder, self._parent)
             if not isinstance(error, RejectedError):
                 self._runs.forget()  # a run that was deleted is found by looking it up
                 if len(entries) > 1 or self._is_deleted(entries[0]):

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from vadtune.core.errors import OutputError
-from vadtune.core.files import cache_folder, write_atomically
+from vadtune.core.files import cache_folder, is_full, write_atomically
 
 
 @contextlib.contextmanager
@@ -29,14 +29,25 @@ def seeded(path: Path) -> Iterator[None]:
 
     Args:
         path: The database file.
+
+    Raises:
+        OSError: The disk is full; nothing is created.
     """
     if path.exists() or set(path.name) & set(":?"):  # in memory, or with options: not a file of this name
         yield
         return
     is_seeded = False
-    with contextlib.suppress(OSError, EOFError, zlib.error):  # none is cached, it is damaged, or there is no room
-        _create(path, gzip.decompress(_cached().read_bytes()))
-        is_seeded = True
+    content = None
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # none is cached, or it is damaged
+        content = gzip.decompress(_cached().read_bytes())
+    if content is not None:
+        try:
+            _create(path, content)
+        except OSError as error:
+            if is_full(error):
+                raise
+        else:
+            is_seeded = True
     yield
     if not is_seeded:
         with contextlib.suppress(OSError, sqlite3.Error, OutputError):

@@ -17,6 +17,8 @@ Entry = dict[str, Any]
 
 DAMAGED = "damaged"
 """Kind of an entry that stands for a line that is none; its ``text`` is the line, ``reason`` what is wrong."""
+LONGEST_LINE = 2**24
+"""Bytes of a line at most; longer ones are taken for damaged ones."""
 _STATUSES = ("FINISHED", "KILLED", "FAILED")
 _MOST_TEXT = 2000  # characters of a damaged line that are kept
 

@@ -38,7 +38,8 @@ def hide_secrets(text: str, uri: str) -> str:
 
 def short_reason(error: BaseException, uri: str) -> str:
     """Returns the message of a store's error on one line of at most 300 characters, without secrets."""
-    reason = hide_secrets(" ".join(str(getattr(error, "reason", None) or error).split())[:300], uri)
+    text = str(getattr(error, "reason", None) or error).partition("\n[SQL: ")[0]  # as SQLAlchemy adds
+    reason = hide_secrets(" ".join(text.split())[:300], uri)
     return reason or type(error).__name__
 
 

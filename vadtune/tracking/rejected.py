@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from vadtune.core.errors import SearchError
 from vadtune.core.files import write_atomically
-from vadtune.tracking.entries import DAMAGED, Entry, parse_entry
+from vadtune.core.reading import bounded_lines
+from vadtune.tracking.entries import DAMAGED, LONGEST_LINE, Entry, parse_entry
 
 REJECTED_FILE = "mlflow.rejected.jsonl"
 _MOST_REASONS = 2  # of those that a message names
@@ -94,9 +96,19 @@ def _trial_of(line: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Reads the file of rejected lines; what cannot be read in it is taken for a damaged line."""
+    """Reads the file of rejected lines; what cannot be read in it is taken for a damaged line.
+
+    Raises:
+        SearchError: It is no regular file, or this user may not read it.
+    """
     found: dict[str, str] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    try:
+        lines = list(bounded_lines(path, LONGEST_LINE))
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise SearchError(f"{path}: cannot be read ({error.strerror}); put the file of the search back") from error
+    for line in lines:
         try:
             kept = json.loads(line)
             entry, reason = kept["line"], str(kept["reason"])

@@ -7,12 +7,14 @@ double that appears later (the store was slow) is deleted once its values are kn
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from vadtune.core.errors import TrackingError
+from vadtune.tracking.commands import into, next_command
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.store import PARENT, RUN_NAME, SEARCH_RUN, TRIAL_ID, child_runs, find_runs, sqlite_path
 from vadtune.tracking.store_errors import SearchGoneError, with_store, without_http_retries
@@ -63,15 +65,16 @@ def parent_runs(client: MlflowClient, experiment_id: str, search: str) -> list[R
     return sorted(find_runs(client, [experiment_id], f"tags.`{SEARCH_RUN}` = '{search}'"), key=_age)
 
 
-def check_parent(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
+def check_parent(client: MlflowClient, uri: str, folder: Path, run_id: str) -> None:
     """Checks that a store holds the parent run of a search.
 
     Raises:
         SearchGoneError: It does not, or the run or its experiment was deleted; the message says what can be done.
         Exception: The store is away.
     """
-    shown = without_secrets(uri)
-    into = f"or deliver the search into a new run (vadtune sync {search} --into {shown})"
+    shown, search = without_secrets(uri), folder.name
+    command = next_command(f"sync {search} {into(uri)}", folder=folder)
+    instead = f"or deliver the search into a new run ({command})"
     try:
         run = client.get_run(run_id)
         if run.info.lifecycle_stage != "deleted":
@@ -82,7 +85,7 @@ def check_parent(client: MlflowClient, uri: str, search: str, run_id: str) -> No
             raise
         raise SearchGoneError(
             f"the store {shown} does not hold the parent run {run_id} of {search} ({short_reason(error, uri)}); pass "
-            f"the store that the search was started with by --tracking-uri, {into}"
+            f"the store that the search was started with by --tracking-uri, {instead}"
         ) from error
     what, restore = f"the parent run {run_id} of {search}", f"mlflow runs restore --run-id {run_id}"
     if experiment.lifecycle_stage == "deleted":
@@ -90,7 +93,7 @@ def check_parent(client: MlflowClient, uri: str, search: str, run_id: str) -> No
         restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
     raise SearchGoneError(
         f"{what} must not be deleted in MLflow, but it is; nothing is lost: restore it ({with_store(uri, restore)}), "
-        f"{into}"
+        f"{instead}"
     )
 
 

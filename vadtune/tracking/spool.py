@@ -5,6 +5,7 @@ The search only appends to the file and never waits for the store, so an unreach
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,8 +13,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from vadtune.core.errors import OutputError, SearchError
 from vadtune.core.files import write_atomically
-from vadtune.tracking.entries import DAMAGED, Entry, parse_entry
+from vadtune.core.reading import bounded_lines, end_of_lines, read_bounded
+from vadtune.tracking.entries import DAMAGED, LONGEST_LINE, Entry, parse_entry
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +37,19 @@ class Spool:
         self._path, self._mark = folder / SPOOL_FILE, folder / DELIVERED_FILE
         self._lock = threading.Lock()
         self._unwritten, self._warned = b"", False
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
         # After a crash of the machine the last line may be incomplete.
-        self._size = self._path.read_bytes().rfind(b"\n") + 1
+        try:
+            self._size = end_of_lines(self._path)
+        except OSError as error:
+            raise SearchError(
+                f"{self._path}: must be a file, and cannot be read ({error.strerror}); put it back"
+            ) from error
         os.ftruncate(self._file, self._size)
         self._replay, self._offset = replay, 0
         if not replay:
             try:
-                self._offset = max(0, min(int(self._mark.read_text()), self._size))
+                self._offset = max(0, min(int(read_bounded(self._mark)), self._size))
             except (OSError, ValueError):  # nothing delivered yet; sending a line twice changes nothing
                 self._offset = 0
 
@@ -84,15 +92,21 @@ class Spool:
         return [parse_entry(line) for line in content[:end].split(b"\n")[:-1]], self._offset + end
 
     def mark_delivered(self, offset: int) -> None:
-        """Records that the store has all entries before the byte ``offset``."""
+        """Records that the store has all entries before the byte ``offset``; on a full disk, in memory alone."""
         if not self._replay:
-            write_atomically(self._mark, str(offset).encode())
+            with contextlib.suppress(OutputError):  # what is sent twice changes nothing
+                write_atomically(self._mark, str(offset).encode())
         self._offset = offset
 
     def keep_mark(self) -> None:
         """Ends a replay: records what was taken in it as delivered."""
         self._replay = False
         self.mark_delivered(self._offset)
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether entries are in memory alone, because the disk is full."""
+        return bool(self._unwritten)
 
     @property
     def undelivered(self) -> int:
@@ -106,17 +120,17 @@ class Spool:
 
 def read_entries(folder: Path) -> Iterator[Entry]:
     """Yields every entry that was logged in the folder of a search, without damaged lines."""
-    with (folder / SPOOL_FILE).open("rb") as file:
-        for line in file:
-            entry = parse_entry(line)
-            if entry["op"] != DAMAGED:
-                yield entry
+    for line in bounded_lines(folder / SPOOL_FILE, LONGEST_LINE):
+        entry = parse_entry(line)
+        if entry["op"] != DAMAGED:
+            yield entry
 
 
 def is_finished(folder: Path) -> bool:
     """Returns whether the last search logged in a folder finished; False if it was interrupted or killed."""
-    if not (folder / SPOOL_FILE).exists():
-        return False
-    with (folder / SPOOL_FILE).open("rb") as file:
-        ends = [line for line in file if b'"op":"finish"' in line or b'"op":"reopen"' in line]
-    return bool(ends) and b'"status":"FINISHED"' in ends[-1]
+    last = b""
+    with contextlib.suppress(OSError):  # nothing was logged
+        for line in bounded_lines(folder / SPOOL_FILE, LONGEST_LINE):
+            if b'"op":"finish"' in line or b'"op":"reopen"' in line:
+                last = line
+    return b'"status":"FINISHED"' in last

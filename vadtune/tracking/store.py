@@ -24,7 +24,7 @@ from vadtune.core.errors import TrackingError
 from vadtune.core.locks import wait_for_lock
 from vadtune.tracking.empty_store import seeded
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
-from vadtune.tracking.store_errors import patiently
+from vadtune.tracking.store_errors import next_step, patiently
 
 TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"
 PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
@@ -82,6 +82,7 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.utils.databricks_utils", "urllib3.connectionpool"):  # the reason is in the error below
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # likewise, with a traceback
     shown = without_secrets(uri)
     unknown = TrackingError(
         f"the URI of a tracking store must start with one of {_EXAMPLES}, or a scheme of an MLflow plugin, got "
@@ -115,9 +116,9 @@ def connect(uri: str) -> MlflowClient:
     except UnsupportedModelRegistryStoreURIException as error:
         raise unknown from error
     except Exception as error:  # depends on the store: no answer, no database, not MLflow's, damaged
+        reason = short_reason(error, uri)
         raise TrackingError(
-            f"the tracking store {shown} must answer, got: {short_reason(error, uri)}; start the server, or pass "
-            "another URI by --tracking-uri or MLFLOW_TRACKING_URI"
+            f"the tracking store {shown} must answer, got: {reason}; {next_step(reason, 'start the server')}"
         ) from error
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
 
-from vadtune.core.errors import TrackingError
+from vadtune.core.errors import OutputError, TrackingError
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ _PAUSE = 0.5  # seconds
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # Answers of an artifact store that say nothing about the request: log in, timeout, too many requests.
 _TRANSIENT_STATUS = (401, 408, 429)
+_FULL = ("database or disk is full", "No space left on device")
 
 
 class RejectedError(Exception):
@@ -55,13 +57,20 @@ def readable_errors(uri: str) -> Iterator[None]:
     """Raises any error of a store as a TrackingError, whose message is one line without secrets."""
     try:
         yield
-    except TrackingError:
+    except (TrackingError, OutputError):
         raise
     except Exception as error:  # the type depends on the store
+        reason = short_reason(error, uri)
         raise TrackingError(
-            f"the tracking store {without_secrets(uri)} must do as asked, got: {short_reason(error, uri)}; run the "
-            "command again once it does, or pass another URI by --tracking-uri or MLFLOW_TRACKING_URI"
+            f"the tracking store {without_secrets(uri)} must do as asked, got: {reason}; "
+            f"{next_step(reason, 'run the command again once it does')}"
         ) from error
+
+
+def next_step(reason: str, otherwise: str) -> str:
+    """Returns what a user can do about the error of a store."""
+    first = "make room on its disk" if any(text in reason for text in _FULL) else otherwise
+    return f"{first}, or pass another URI by --tracking-uri or MLFLOW_TRACKING_URI"
 
 
 @contextlib.contextmanager
@@ -102,4 +111,4 @@ def patiently(work: Callable[[], T], *, attempts: int = 5, progress: Callable[[]
 def with_store(uri: str, command: str) -> str:
     """Returns a shell command that is run with a store, without the store where its URI holds a secret."""
     shown = without_secrets(uri)
-    return command if HIDDEN in shown else f"MLFLOW_TRACKING_URI={shown} {command}"
+    return command if HIDDEN in shown else f"MLFLOW_TRACKING_URI={shlex.quote(shown)} {command}"

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from vadtune.artifacts.run_folder import Run, write_run
 from vadtune.core.errors import TrackingError
+from vadtune.tracking.commands import into, next_command
 from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.rejected import RejectedLines
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 _SETTLE_ATTEMPTS = 8
 
 
-def connect_of(search: str, uri: str) -> MlflowClient:
+def connect_of(folder: Path, uri: str) -> MlflowClient:
     """Returns a client of the store that a search was started with.
 
     Raises:
@@ -33,29 +34,28 @@ def connect_of(search: str, uri: str) -> MlflowClient:
     """
     if (path := sqlite_path(uri)) is not None and not path.exists():
         raise TrackingError(
-            f"the store {path} of {search} must exist, and does not; put it back, or write the search into another "
-            f"store: vadtune sync {search} --into URI"
+            f"the store {path} of {folder.name} must exist, and does not; put it back, or write the search into "
+            f"another store: {next_command(f'sync {folder.name} --into URI', folder=folder)}"
         )
     return connect(uri)
 
 
-def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
+def check_holds(client: MlflowClient, uri: str, folder: Path, run_id: str) -> None:
     """Checks that a store has the parent run of a search.
 
     Raises:
         TrackingError: It does not, or it is away.
     """
     with readable_errors(uri):
-        patiently(lambda: check_parent(client, uri, search, run_id))
+        patiently(lambda: check_parent(client, uri, folder, run_id))
 
 
-def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str, retry_rejected: bool = False) -> int:
+def sync(folder: Path, uri: str, *, experiment_id: str, run_id: str, retry_rejected: bool = False) -> int:
     """Sends the entries in the folder of a search that the store has not received.
 
     Args:
         folder: The folder of the search.
         uri: The store that the search was started with.
-        search: The unique name of the search.
         experiment_id: Its experiment.
         run_id: Its parent run.
         retry_rejected: Whether lines that the store rejected are sent again.
@@ -66,13 +66,14 @@ def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str
     Raises:
         TrackingError: The store does not answer, stops answering, or does not have the search.
     """
-    client = connect_of(search, uri)
-    check_holds(client, uri, search, run_id)
+    client = connect_of(folder, uri)
+    check_holds(client, uri, folder, run_id)
     spool = Spool(folder)
     waiting = spool.undelivered
     try:
         delivery = Delivery(client, experiment_id, run_id, spool)
-        _deliver_all(delivery, uri, search, command=f"vadtune sync {search}", retry_rejected=retry_rejected)
+        command = next_command(f"sync {folder.name}", folder=folder, uri=uri)
+        _deliver_all(delivery, uri, folder, command=command, retry_rejected=retry_rejected)
     finally:
         spool.close()
     return waiting
@@ -106,7 +107,7 @@ def sync_into(folder: Path, uri: str, run: Run) -> Run:
         delivery = Delivery(client, experiment_id, run_id, spool, rejected=RejectedLines(folder, empty=True))
         if not any(entry["op"] == "search" for entry in spool.entries()):  # of an earlier version
             spool.append(search_entry(folder))
-        _deliver_all(delivery, uri, run.run, command=f"vadtune sync {run.run} --into {without_secrets(uri)}")
+        _deliver_all(delivery, uri, folder, command=next_command(f"sync {folder.name} {into(uri)}", folder=folder))
         write_run(folder, new)
         spool.keep_mark()
         delivery.rejected.replace()
@@ -115,7 +116,7 @@ def sync_into(folder: Path, uri: str, run: Run) -> Run:
     return new
 
 
-def _deliver_all(delivery: Delivery, uri: str, search: str, *, command: str, retry_rejected: bool = False) -> None:
+def _deliver_all(delivery: Delivery, uri: str, folder: Path, *, command: str, retry_rejected: bool = False) -> None:
     try:
         if retry_rejected:
             delivery.retry_rejected()
@@ -130,7 +131,8 @@ def _deliver_all(delivery: Delivery, uri: str, search: str, *, command: str, ret
             f"rest is kept, run `{command}` again"
         ) from error
     if len(delivery.rejected):
-        logger.warning("%s; try them again: vadtune sync %s --retry-rejected", delivery.rejected.summary(), search)
+        again = next_command(f"sync {folder.name} --retry-rejected", folder=folder, uri=uri)
+        logger.warning("%s; try them again: %s", delivery.rejected.summary(), again)
 
 
 def _free_experiment(client: MlflowClient, uri: str, name: str) -> tuple[str, str]:

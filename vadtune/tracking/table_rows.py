@@ -17,13 +17,16 @@ _ALWAYS = ("rank", "trial", "end", "epoch")
 _SECTIONS = ("model", "train", "infer", "data")
 
 
-def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
-    """Returns one row per search, newest first: names, state, number of trials by outcome, best score.
+def search_rows(
+    uri: str, experiment: str | None, *, running: Callable[[str], bool | None], disk: Callable[[str], float | None]
+) -> list[dict[str, object]]:
+    """Returns one row per search, newest first: names, state, number of trials by outcome, best score, disk space.
 
     Args:
         uri: The MLflow store.
         experiment: Only searches of this experiment; None for all.
         running: Maps a search's folder to whether a process works on it, or to None where that is unknown.
+        disk: Maps a search's folder to its size in MB, or to None where that is unknown.
 
     Raises:
         TrackingError: The store does not exist, does not answer, or has no such experiment.
@@ -37,6 +40,7 @@ def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bo
                 "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
                 "started": search.started,
                 **(_summary(search) or _counts(list_trials(client, search), search.metric)),
+                "disk_mb": disk(search.tags.get("vadtune.folder", "")),
             }
             for search in list_searches(client, uri, experiment)
         ]

@@ -16,6 +16,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from vadtune import __version__
+from vadtune.tracking.commands import next_command
 from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.redact import short_reason
 from vadtune.tracking.runs import find_or_create_experiment, find_or_create_parent, parent_runs
@@ -167,6 +168,11 @@ class Tracker:
             optimise(self.uri)
         return has_all
 
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether a full disk kept the last entries from the spool, so that only memory has them."""
+        return self._spool.is_unwritten
+
     def abandon(self) -> None:
         """Ends the parent run as failed and never raises: the error that ended the search must stay visible."""
         self._append("finish", status="FAILED", metrics={}, tags={}, artifacts={})
@@ -212,8 +218,8 @@ class Tracker:
             rejected = len(delivery.rejected)
             if rejected > told and (is_done or not told):  # the first ones, and all of them at the end
                 told = rejected
-                retry = f"try them again: vadtune sync {self.search} --retry-rejected"
-                logger.warning("%s; %s", delivery.rejected.summary(), retry)
+                retry = next_command(f"sync {self.search} --retry-rejected", folder=self.folder, uri=self.uri)
+                logger.warning("%s; try them again: %s", delivery.rejected.summary(), retry)
             if is_done:
                 self._drained.set()
                 return

@@ -14,7 +14,7 @@ import ray
 from vadtune.artifacts.run_folder import local_folder
 from vadtune.core.errors import VadtuneError
 from vadtune.search.cluster.join import check_shared, joined, nodes, on_every_node
-from vadtune.search.cluster.token import token_file
+from vadtune.search.cluster.token import has_token, uses_token
 from vadtune.search.driver.ray_start import local_ray
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.store import connect
@@ -54,9 +54,9 @@ def examine(*, address: str | None, storage: str, tracking_uri: str) -> Iterator
 
 
 def _token(address: str | None) -> Check:
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if not uses_token():
         return Check("token", False, "whoever reaches Ray's ports can run code; unset RAY_AUTH_MODE or set it to token")
-    if os.environ.get("RAY_AUTH_TOKEN") or token_file().is_file():
+    if has_token():
         return Check("token", True, "Ray's token is set")
     if address is None:
         return Check("token", True, "none yet, Ray makes one for this machine when it starts")
@@ -93,7 +93,6 @@ def _node_description() -> Any:
 
     def describe() -> dict[str, Any]:
         import importlib.metadata
-        import os
         import platform
         import shutil
         import subprocess

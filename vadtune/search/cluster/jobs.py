@@ -9,7 +9,6 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from vadtune.artifacts.run_folder import SEARCH_FILE
 from vadtune.config import SearchFile
 from vadtune.core.errors import ConfigError, SearchError
 
@@ -45,8 +44,8 @@ class Jobs:
             options += ["--tracking-uri", tracking_uri]
         # Not in a working_dir of Ray's: with two nodes on one machine, the second one deletes that of the first.
         entrypoint = (
-            f"folder=$(mktemp -d) && printf %s {shlex.quote(search.to_yaml())} > $folder/{SEARCH_FILE} && "
-            f"exec python -m vadtune search $folder/{SEARCH_FILE} {shlex.join(options)}"
+            f"file=$(mktemp) && printf %s {shlex.quote(search.to_yaml())} > $file && exec 3< $file && rm $file && "
+            f"exec python -m vadtune search /dev/fd/3 {shlex.join(options)}"
         )
         if len(entrypoint) > _LONGEST_COMMAND:
             raise ConfigError(

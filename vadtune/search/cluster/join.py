@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vadtune.artifacts.run_folder import is_uri
 from vadtune.core.errors import SearchError, VadtuneError
-from vadtune.search.ray_compat import address_of_this_node, set_cluster_networking
+from vadtune.search.cluster.token import has_token, uses_token
+from vadtune.search.ray_compat import address_of_this_node, ask_cluster, set_cluster_networking
 
 _JOIN_HELP = "start one with `ray up cluster.yaml` or `ray start --head`, and run this on one of its nodes"
 _NODE_SECONDS, _REACH_SECONDS = 60.0, 5.0
@@ -46,14 +47,22 @@ def joined(address: str) -> Iterator[None]:
     connected = ray.is_initialized()
     try:
         found = _answering(address)
+        if not connected and uses_token() and has_token():  # without one, Ray would end this process
+            ask_cluster(found)
         set_cluster_networking(not found.startswith(("127.", "localhost:")))
         if not connected:
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # various types: no such host, another version, another token
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         token = "token" in str(error).lower() or "auth" in str(error).lower()
-        help_ = "set RAY_AUTH_TOKEN to the token its nodes share" if token else _JOIN_HELP
-        raise SearchError(f"--address: a Ray cluster must run at {address}, got: {reason[:200]}; {help_}") from error
+        if token:
+            raise SearchError(
+                f"--address: the cluster at {address} takes the token that its nodes share, got none or another; set "
+                "RAY_AUTH_TOKEN to it, or RAY_AUTH_TOKEN_PATH to its file"
+            ) from error
+        raise SearchError(
+            f"--address: a Ray cluster must run at {address}, got: {reason[:200]}; {_JOIN_HELP}"
+        ) from error
     try:
         yield
     finally:

@@ -7,10 +7,27 @@ import os
 import secrets
 from pathlib import Path
 
+from vadtune.core.reading import read_bounded
+
 
 def token_file() -> Path:
     """Returns the file that Ray reads its token from."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def uses_token() -> bool:
+    """Returns whether Ray asks for a token, as it does unless that is switched off."""
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def has_token() -> bool:
+    """Returns whether this process has a token."""
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return True
+    try:
+        return bool(read_bounded(token_file()).strip())
+    except OSError:
+        return False
 
 
 def protect_token() -> None:
@@ -18,7 +35,7 @@ def protect_token() -> None:
 
     Ray would write one that everyone on the machine can read. An error is left to Ray, which needs the file.
     """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+    if not uses_token() or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_file()
     with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from vadtune.core.errors import SearchError, TrialDiverged
+from vadtune.core.files import FULL, is_almost_full
 from vadtune.search.algorithms.schedulers import EPOCH, report_epochs, trial_number
 from vadtune.search.driver.progress import duration
 from vadtune.search.driver.session import SESSIONS, Session
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _SHARED: dict[Any, Any] = {}  # resources that trials ask for, by themselves
 _LONG_TRIAL = 20.0  # seconds
 _METRICS = ("val_", "train_", "inference_")
+_FULL = tuple(os.strerror(number) for number in FULL)
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemory", "out of memory", "not enough memory", "allocate memory")
 
 
@@ -102,6 +104,10 @@ class SearchCallback(Callback):
         retry = f"{min(trial.num_failures, MAX_RETRIES)} of {MAX_RETRIES}"
         reason = (self._session.hung.get(trial.trial_id) or _reason(trial)).removeprefix("error: ")
         logger.warning("%s is retried (%s): %s", short_name(trial), retry, reason)
+        if any(text in reason for text in _FULL) and is_almost_full(self._session.tracker.folder):
+            self._session.full = reason
+            self._session.signals.append(signal.SIGUSR1)  # stops the search, as Ctrl-C does
+            os.kill(os.getpid(), signal.SIGUSR1)
         if trial.trial_id not in self._session.started:
             self._start(trial)
         self._session.tracker.tag_trial(trial.trial_id, {"vadtune.retries": f"{retry}, the last because {reason}"})
@@ -109,8 +115,7 @@ class SearchCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Ends the MLflow run of a trial that finished or was stopped."""
         self._end(trial)
-        if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
-            self._session.spent[Path(trial.checkpoint.path)] = time.time()
+        self._spend(trial)
         _shrink(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -118,13 +123,14 @@ class SearchCallback(Callback):
         if trial.trial_id not in self._session.started:
             self._start(trial)
         self._end(trial)
+        self._spend(trial)
         _shrink(trial)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refreshes the display and frees disk space. Raises SearchError if Tune does not save its state."""
         check_effect("atomic_snapshots")
         if self._session.spent:
-            self._session.drop_training_states(saved_at(self._session.tracker.folder))
+            self._session.keep_last_models(saved_at(self._session.tracker.folder))
         if self._session.display.due():
             self._show(trials)
 
@@ -141,6 +147,7 @@ class SearchCallback(Callback):
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
+                self._spend(trial)
         self._show(trials)
 
     def _reconcile(self, trials: list[Trial]) -> None:
@@ -199,6 +206,10 @@ class SearchCallback(Callback):
         else:
             by = self._session.search.search.scheduler
             self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
+
+    def _spend(self, trial: Trial) -> None:
+        if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
+            self._session.spent[Path(trial.checkpoint.path)] = time.time()
 
     def _gpus_held(self, trials: list[Trial]) -> float:
         """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""
@@ -292,7 +303,10 @@ def _epoch(trial: Trial) -> int:
 def _reason(trial: Trial) -> str:
     """Returns why a trial failed, on one line: ``diverged: ...`` or ``error: ...``."""
     local = Path(trial.pickled_error_file or "")  # Tune copies it to the trial's folder only after this callback
-    error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
+    try:
+        error: Any = pickle.loads(local.read_bytes()) if local.is_file() else trial.get_pickled_error()
+    except (OSError, EOFError, pickle.UnpicklingError) as damage:
+        return f"error: unknown, the file that said so cannot be read ({damage})"
     cause = getattr(error, "cause", None) or error
     text = " ".join(str(cause).split())
     if isinstance(cause, TrialDiverged) or "TrialDiverged" in text:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,6 +17,7 @@ import ray
 from vadtune.core.processes import available_cores
 from vadtune.search.cluster.join import silence_logs
 from vadtune.search.cluster.token import protect_token
+from vadtune.search.driver.ray_folder import ray_folder
 from vadtune.search.ray_compat import start_on_loopback
 
 _SERVERS = ("gcs_server", "raylet")
@@ -40,19 +42,21 @@ def local_ray(data_bytes: int = 0) -> Iterator[None]:
     protect_token()
     global _is_ours
     _is_ours = True
-    start_on_loopback(
-        num_cpus=available_cores(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=_OBJECT_STORE_BYTES + data_bytes,
-        preloaded="vadtune.search.trials.preloaded",
-    )
-    try:
-        yield
-    finally:
-        _is_ours = False
-        ray.shutdown()
+    with ray_folder() as folder:
+        start_on_loopback(
+            folder,
+            num_cpus=available_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=_OBJECT_STORE_BYTES + data_bytes,
+            preloaded="vadtune.search.trials.preloaded",
+        )
+        try:
+            yield
+        finally:
+            _is_ours = False
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -108,4 +112,4 @@ def pending_ray(data_bytes: int = 0) -> Iterator[PendingRay]:
         finally:
             wait([started])  # a block that fails at once ends before Ray has started
             if started.exception() is None:
-                context.__exit__(None, None, None)
+                context.__exit__(*sys.exc_info())

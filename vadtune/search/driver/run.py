@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import pickle
 import secrets
 import shutil
 import time
@@ -19,8 +20,8 @@ from ray import tune
 
 from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
 from vadtune.config import SearchFile, load_recorded_search
-from vadtune.core.errors import TrackingError
-from vadtune.core.files import write_atomically
+from vadtune.core.errors import SearchError, TrackingError
+from vadtune.core.files import is_full, write_atomically
 from vadtune.core.processes import large_imports, last_words
 from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
@@ -37,6 +38,7 @@ from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import order_of, pack_size, place_trials, with_order
 from vadtune.search.trials.trial_data import TrialData
+from vadtune.tracking.commands import next_command
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import is_finished
@@ -65,6 +67,7 @@ class SearchOutcome:
         seconds: How long it took.
         best: The best score and the name of its trial; None without one.
         logged: Whether the MLflow store has everything; if not, `vadtune sync` delivers the rest.
+        folder: Its folder.
     """
 
     run: str
@@ -76,10 +79,16 @@ class SearchOutcome:
     seconds: float
     best: tuple[float, str] | None
     logged: bool
+    folder: Path
 
 
 def run_search(
-    search: SearchFile, data: TrialData, storage: str, store: str | None, pending: PendingRay
+    search: SearchFile,
+    data: TrialData,
+    storage: str,
+    store: str | None,
+    pending: PendingRay,
+    address: str | None = None,
 ) -> SearchOutcome:
     """Runs a search to its end; see ``start.start_search``, which checks the arguments.
 
@@ -89,6 +98,7 @@ def run_search(
         storage: Folder or URI in which a folder for the search is made.
         store: The MLflow store; None for the one that ``tracking.tracking_uri`` returns.
         pending: The Ray that is being started.
+        address: The cluster, if it is not on this machine alone.
 
     Raises:
         SearchError: This version of Ray cannot be used safely.
@@ -120,7 +130,7 @@ def run_search(
         cleanup.callback(tracker.discard)  # ``start`` itself leaves no run if it fails
         write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
     with run_lock(folder):
-        return _run(search, data, tracker, folder, where, set(), pending, size)
+        return _run(search, data, tracker, where, set(), pending, size, address)
 
 
 @contextlib.contextmanager
@@ -153,9 +163,9 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
     search = load_recorded_search(folder / SEARCH_FILE)
     with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
         check_resources(search.search)
-        client = _client(uri, run)
+        client = _client(uri, run, folder)
         if is_finished(folder):
-            sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
+            sync(folder, uri, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         data = TrialData(load_dataset(search.data))
         with pending_ray(data.size) as pending:
@@ -163,20 +173,20 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
             size = pack_size(search, pending.cores)
-            return _run(search, data, tracker, folder, run.tune, known, pending, size)
+            return _run(search, data, tracker, run.tune, known, pending, size, address)
 
 
-def _client(uri: str, run: Run) -> Any:
+def _client(uri: str, run: Run, folder: Path) -> Any:
     """Returns a client of the store that a search was started with, even of a server that does not answer now."""
     try:
-        client = connect_of(run.run, uri)
+        client = connect_of(folder, uri)
     except TrackingError as error:
         if sqlite_path(uri) is not None:
             raise
         logger.warning("%s", error)
         logger.warning("the search continues without it, results are kept until it answers")
         return client_of(uri)
-    check_holds(client, uri, run.run, run.parent_run_id)
+    check_holds(client, uri, folder, run.parent_run_id)
     return client
 
 
@@ -184,11 +194,11 @@ def _run(
     search: SearchFile,
     data: TrialData,
     tracker: Tracker,
-    folder: Path,
     where: str,
     known: set[str],
     pending: PendingRay,
     size: int,
+    address: str | None,
 ) -> SearchOutcome:
     """Runs a search, or the rest of one restored with the trials ``known``; Tune keeps its state at ``where``."""
     run = tracker.search
@@ -196,10 +206,9 @@ def _run(
     budget, total = search.search.time_budget_s, sample_count(search)
     logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
     logger.info("scored on %s", data.scored)
-    name = run if folder.parent == Path("runs").absolute() else folder
-    words = (
-        f"vadtune: error: search {run}: its process was ended from outside, or Ray's; resume it: vadtune resume {name}"
-    )
+    folder = tracker.folder
+    resume = next_command(f"resume {run}", folder=folder, uri=tracker.uri, address=address)
+    words = f"vadtune: error: search {run}: its process was ended from outside, or Ray's; resume it: {resume}"
     with last_words(words), ProgressDisplay(run, search.search.metric) as display, stop_signals() as interrupted:
         meter = GpuMeter(search.search.gpu_hours)
         deadline = None if budget is None else start + budget
@@ -227,15 +236,33 @@ def _run(
                 else:
                     tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
                 if not interrupted:  # before Tune listens for signals
-                    tuner.fit()
+                    _fit(tuner, session)
         except BaseException as error:
             tracker.abandon()
+            if is_full(error):
+                raise _full_disk(str(error), resume) from error
             if isinstance(error, KeyboardInterrupt):
-                logger.info("resume it: vadtune resume %s", name)
+                logger.info("resume it: %s", resume)
             raise
         finally:
             del SESSIONS[run]
-    return _finish(session, time.monotonic() - start)
+    outcome = _finish(session, time.monotonic() - start)
+    if session.full or tracker.is_unwritten:
+        raise _full_disk(session.full or "its log could not be written", resume)
+    return outcome
+
+
+def _fit(tuner: tune.Tuner, session: Session) -> None:
+    """Runs Tune to its end, whose result is not needed; a full disk may have cut short what it reads for that."""
+    try:
+        tuner.fit()
+    except (EOFError, pickle.UnpicklingError):
+        if not session.full and len(session.ended) < session.total:
+            raise
+
+
+def _full_disk(reason: str, resume: str) -> SearchError:
+    return SearchError(f"the disk of the search is full ({reason.partition(';')[0]}); make room, then: {resume}")
 
 
 def _finish(session: Session, seconds: float) -> SearchOutcome:
@@ -256,15 +283,24 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
         at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
     if not stopped_early:
-        session.drop_training_states(time.time())
+        session.keep_last_models(time.time())
     logger.info("search %s: %s after %s", run, "interrupted" if stopped_early else "finished", duration(seconds))
     if not logged and not stopped_early:
         logger.warning(
-            "the store %s did not accept the last results; they are kept, deliver them by: vadtune sync %s",
-            *(without_secrets(tracker.uri), run),
+            "the store %s did not accept the last results; they are kept, deliver them by: %s",
+            *(without_secrets(tracker.uri), next_command(f"sync {run}", folder=tracker.folder, uri=tracker.uri)),
         )
     return SearchOutcome(
-        run, search.name, tracker.uri, stopped_early, session.failures, counts, seconds, session.best, logged
+        run,
+        search.name,
+        tracker.uri,
+        stopped_early,
+        session.failures,
+        counts,
+        seconds,
+        session.best,
+        logged,
+        tracker.folder,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vadtune.artifacts.run_folder import drop_training_states
+from vadtune.artifacts.run_folder import keep_last_model
 from vadtune.config import SearchFile
 from vadtune.search.algorithms.logical_order import LogicalOrder
 from vadtune.search.driver.progress import ProgressDisplay, duration
@@ -68,9 +68,10 @@ class Session:
         alive: Trial id -> time of its last sign of life, by ``time.monotonic``.
         hung: Trial id -> why it was ended as hanging.
         estimated: Whether the time of a trial has been estimated.
-        spent: Last checkpoint of an ended trial whose training states are kept -> when it ended, by ``time.time``.
+        spent: Last checkpoint of an ended trial that has more than its model -> when it ended, by ``time.time``.
         order: The order in which results count; None to take them as they arrive.
         rungs: What ASHA knows: for each rung, highest first, trial id -> score.
+        full: Why a checkpoint could not be written, where the disk is full; empty where it is not.
         start: When the search was begun or resumed, by ``time.monotonic``.
     """
 
@@ -94,6 +95,7 @@ class Session:
     spent: dict[Path, float] = field(default_factory=dict)
     order: LogicalOrder | None = None
     rungs: list[dict[str, float]] = field(default_factory=list)
+    full: str = ""
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -112,13 +114,13 @@ class Session:
             recorded.update(restored)
         self.rungs = rungs
 
-    def drop_training_states(self, saved: float) -> None:
-        """Deletes the training states of trials that had ended at a time, by ``time.time``.
+    def keep_last_models(self, saved: float) -> None:
+        """Deletes training states and earlier checkpoints of trials that had ended at a time, by ``time.time``.
 
         They take most of a search's disk space, and a resume from a snapshot of that time or later needs none of them.
         """
         for checkpoint in [path for path, ended in self.spent.items() if ended < saved]:
-            drop_training_states(checkpoint.parent)
+            keep_last_model(checkpoint)
             del self.spent[checkpoint]
 
     def counts(self) -> Counter[str]:

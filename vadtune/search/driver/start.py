@@ -54,4 +54,4 @@ def start_search(
             with large_imports():
                 from vadtune.search.driver.run import run_search  # imports Tune and MLflow: seconds, as Ray's start
 
-            return run_search(search, data, storage, tracking_uri, pending)
+            return run_search(search, data, storage, tracking_uri, pending, address)

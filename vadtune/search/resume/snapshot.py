@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import SearchError, VadtuneError
+from vadtune.core.reading import check_archive, open_regular
 from vadtune.search.adaptation import VERSIONS
 from vadtune.search.ray_compat import saved_states
 from vadtune.search.resume.pickle_check import NotListedError, check_state
@@ -98,6 +99,17 @@ def atomic_snapshots(folder: Path) -> Iterator[None]:
         yield
 
 
+def _check_bounds(path: Path) -> None:
+    """Raises VadtuneError unless a snapshot is a regular file, and unpacks to what can be expected; or is not there."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_archive(archive, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise VadtuneError(f"{path}: cannot be read ({error}); start the search again") from error
+
+
 def restore_snapshot(folder: Path, tune: str) -> set[str]:
     """Writes the last snapshot as the newest of Tune's files, from which Tune then restores.
 
@@ -114,6 +126,7 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
     """
     check_trusted(folder)
     path = folder / SNAPSHOT_FILE
+    _check_bounds(path)
     try:
         with zipfile.ZipFile(path) as archive:
             files = {Path(name).name: _checked(archive.read(name)) for name in archive.namelist()}

@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
-from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
+from vadtune.artifacts.run_folder import MOST_STATE_BYTES, STATE_FILE, STATE_HASH
 from vadtune.config import SearchFile
+from vadtune.core.reading import read_bounded
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search.resume.retries import Recoverable
 
@@ -79,7 +80,8 @@ class PackedTrial(Recoverable):
         """Loads the training state into the pack."""
         assert checkpoint_dir is not None
         folder = Path(checkpoint_dir)
-        content, sha256 = (folder / STATE_FILE).read_bytes(), (folder / STATE_HASH).read_text()
+        content = read_bounded(folder / STATE_FILE, MOST_STATE_BYTES)
+        sha256 = read_bounded(folder / STATE_HASH).decode()
         self._joined = self._key
         self._epoch = ray.get(_call_with_retry(self._pack.restore, self._joined, content, sha256))
 
