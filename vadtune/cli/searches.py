@@ -107,6 +107,7 @@ def _list_unfinished(storage: Path) -> int:
 @command(
     argument("experiment", nargs="?", metavar="EXPERIMENT", help="only this name (default: all searches)"),
     shared.FORMAT,
+    shared.STORAGE,
     shared.tracking_store(),
 )
 def list_searches(args: argparse.Namespace) -> None:
@@ -121,12 +122,8 @@ def list_searches(args: argparse.Namespace) -> None:
     from vadtune.tracking.store import tracking_uri
     from vadtune.tracking.table_rows import search_rows
 
-    emit(search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here), args.format)
-
-
-def _runs_here(folder: str) -> bool | None:
-    """Returns whether a process of this machine works on a search; None if its folder is not on this machine."""
-    return is_running(Path(folder)) if folder and Path(folder).is_dir() else None
+    uri, storage = tracking_uri(args.tracking_uri), local_folder(args.storage)
+    emit(search_rows(uri, args.experiment, storage=storage, running=is_running), args.format)
 
 
 @command(
@@ -153,6 +150,7 @@ def sync(args: argparse.Namespace) -> None:
         raise ConfigError(f"--into: sends every line to the store it names, got {other} too; leave it out")
     folder = find_run(args.search_run, local_folder(args.storage))
     run = read_run(folder)
+    from vadtune.tracking.places import store_beside
     from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.rejected import rejected_lines
     from vadtune.tracking.store import store_of
@@ -164,7 +162,7 @@ def sync(args: argparse.Namespace) -> None:
             new = sync_into(folder, args.into, run)
             logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
             return
-        uri = store_of(run.tracking_uri, args.tracking_uri)
+        uri = store_of(store_beside(folder, run), args.tracking_uri)
         ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
         sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
     done = f"{sent} bytes delivered" if sent else "nothing is left to send"

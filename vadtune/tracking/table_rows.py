@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vadtune.config import REPORTED_METRICS
 from vadtune.core.errors import ConfigError, unknown_name
@@ -17,24 +18,34 @@ _ALWAYS = ("rank", "trial", "end", "epoch")
 _SECTIONS = ("model", "train", "infer", "data")
 
 
-def search_rows(uri: str, experiment: str | None, *, running: Callable[[str], bool | None]) -> list[dict[str, object]]:
+def search_rows(
+    uri: str, experiment: str | None, *, storage: Path, running: Callable[[Path], bool]
+) -> list[dict[str, object]]:
     """Returns one row per search, newest first: names, state, number of trials by outcome, best score.
 
     Args:
         uri: The MLflow store.
         experiment: Only searches of this experiment; None for all.
-        running: Maps a search's folder to whether a process works on it, or to None where that is unknown.
+        storage: The folder of run folders.
+        running: Maps a run folder to whether a process works on it.
 
     Raises:
         TrackingError: The store does not exist, does not answer, or has no such experiment.
     """
-    client = connect_existing(uri)
+    client = connect_existing(uri, to_read=True)
+
+    def state(search: SearchRun) -> str:
+        if search.status == "RUNNING":  # MLflow keeps this status for ever when the process was killed
+            folder = search.folder(storage)
+            return "running" if folder is None or running(folder) else "killed"
+        return {"FINISHED": "finished", "KILLED": "interrupted"}.get(search.status, "failed")
+
     with readable_errors(uri):
         return [
             {
                 "experiment": search.experiment,
                 "search": search.name,
-                "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
+                "state": state(search),
                 "started": search.started,
                 **(_summary(search) or _counts(list_trials(client, search), search.metric)),
             }
@@ -72,12 +83,6 @@ def _counts(trials: Sequence[Trial], metric: str) -> dict[str, object]:
         "metric": metric,
         "best": best[0].score(metric) if best else None,
     }
-
-
-def _state(search: SearchRun, runs_here: bool | None) -> str:
-    if search.status == "RUNNING":  # MLflow keeps this status for ever when the process was killed
-        return "killed" if runs_here is False else "running"
-    return {"FINISHED": "finished", "KILLED": "interrupted"}.get(search.status, "failed")
 
 
 def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:

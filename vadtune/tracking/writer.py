@@ -137,7 +137,10 @@ class Tracker:
         self._append("tags", trial=trial_id, tags=dict(tags))
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
-        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and the path of its last checkpoint."""
+        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and where its last checkpoint is.
+
+        A checkpoint in the run folder is named relative to it.
+        """
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(

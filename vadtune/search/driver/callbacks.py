@@ -234,7 +234,7 @@ class SearchCallback(Callback):
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:  # otherwise it has no MLflow run
-            checkpoint = _checkpoint_path(trial)
+            checkpoint = _checkpoint_path(trial, self._session.tracker.folder)
             self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _show(self, trials: list[Trial]) -> None:
@@ -258,13 +258,16 @@ class BudgetStopper(Stopper):
         return session.is_spent and not (session.order is not None and session.order.count_all())
 
 
-def _checkpoint_path(trial: Trial) -> str:
-    """Returns the path or URI of a trial's last checkpoint; empty without one."""
+def _checkpoint_path(trial: Trial, folder: Path) -> str:
+    """Returns the path of a trial's last checkpoint, relative to the run folder, or its URI; empty without one."""
     if not trial.checkpoint:
         return ""
     kind = trial.checkpoint.filesystem.type_name
-    scheme = {"gcs": "gs"}.get(kind, kind)
-    return str(trial.checkpoint.path) if kind == "local" else f"{scheme}://{trial.checkpoint.path}"
+    if kind != "local":
+        scheme = {"gcs": "gs"}.get(kind, kind)
+        return f"{scheme}://{trial.checkpoint.path}"
+    path = Path(trial.checkpoint.path)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _shrink(trial: Trial) -> None:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from typing import Any
 import ray
 from ray import tune
 
-from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
+from vadtune.artifacts.run_folder import (
+    SEARCH_FILE,
+    Run,
+    is_uri,
+    local_folder,
+    read_run,
+    run_lock,
+    tune_place,
+    write_run,
+)
 from vadtune.config import SearchFile, load_recorded_search
 from vadtune.core.errors import TrackingError
 from vadtune.core.files import write_atomically
@@ -26,7 +35,7 @@ from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
 from vadtune.search.cluster.join import joined
-from vadtune.search.driver.callbacks import BudgetStopper, SearchCallback
+from vadtune.search.driver.callbacks import BudgetStopper, SearchCallback, short_name
 from vadtune.search.driver.progress import ProgressDisplay, duration
 from vadtune.search.driver.ray_start import PendingRay, ended_with_ray, pending_ray
 from vadtune.search.driver.resources import check_resources
@@ -37,10 +46,11 @@ from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
 from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
 from vadtune.search.trials.placement import order_of, pack_size, place_trials, with_order
 from vadtune.search.trials.trial_data import TrialData
+from vadtune.tracking.places import store_beside
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import client_of, connect, sqlite_path, store_of, tracking_uri
+from vadtune.tracking.store import FOLDER, client_of, connect, sqlite_path, store_of, tracking_uri
 from vadtune.tracking.sync import check_holds, connect_of, sync
 from vadtune.tracking.writer import Tracker
 
@@ -104,6 +114,7 @@ def run_search(
     size = pack_size(search, pending.cores)
     search = with_order(search, size, pending.cores)
     where = f"{kept}/{_TUNE}"
+    recorded = where if is_uri(storage) else _TUNE
     with _nothing_left(folder) as cleanup:
         write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
         tracker = Tracker(client, uri, search.name, run, folder)
@@ -111,14 +122,15 @@ def run_search(
             params=logged_params(search),
             tags={
                 "vadtune.seed": str(search.search.seed),
-                "vadtune.folder": str(folder),
+                FOLDER: str(folder),
                 "vadtune.masks": json.dumps(data.mask_hashes),
                 "vadtune.scored": data.scored,
             },
             artifacts=[folder / SEARCH_FILE],
         )
         cleanup.callback(tracker.discard)  # ``start`` itself leaves no run if it fails
-        write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
+        ids = tracker.experiment_id, tracker.run_id
+        write_run(folder, Run(run, search.name, *ids, without_secrets(uri), recorded, str(folder)))
     with run_lock(folder):
         return _run(search, data, tracker, folder, where, set(), pending, size)
 
@@ -148,7 +160,7 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
         TrackingError: The store does not answer or does not hold the search.
     """
     check_protective()
-    run = read_run(folder)
+    run = _moved_here(folder, read_run(folder))
     uri = store_of(run.tracking_uri, tracking_uri)
     search = load_recorded_search(folder / SEARCH_FILE)
     with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
@@ -159,11 +171,19 @@ def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None
             return None
         data = TrialData(load_dataset(search.data))
         with pending_ray(data.size) as pending:
-            known = restore_snapshot(folder, run.tune)
+            where = tune_place(folder, run)
+            known = restore_snapshot(folder, where)
+            write_run(folder, run)
             tracker = Tracker(client, uri, search.name, run.run, folder)
             tracker.reopen(run.parent_run_id, run.experiment_id)
             size = pack_size(search, pending.cores)
-            return _run(search, data, tracker, folder, run.tune, known, pending, size)
+            return _run(search, data, tracker, folder, where, known, pending, size)
+
+
+def _moved_here(folder: Path, run: Run) -> Run:
+    """Returns run.json's content with the places of today, where the run folder was moved or copied."""
+    tune = run.tune if is_uri(run.tune) or not (folder / _TUNE).is_dir() else _TUNE
+    return replace(run, tracking_uri=store_beside(folder, run), tune=tune, folder=str(folder))
 
 
 def _client(uri: str, run: Run) -> Any:
@@ -251,7 +271,7 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
     logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
         metrics={f"trials_{end}": count for end, count in counts.items()} | metrics,
-        tags={"vadtune.summary": json.dumps(summary)},
+        tags={"vadtune.summary": json.dumps(summary), FOLDER: str(tracker.folder)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
         at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
@@ -295,4 +315,5 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
 
 
 def _trial_folder(trial: Any) -> str:
-    return str(trial.trial_id)
+    """Returns the name of a trial's folder; Tune keeps this function by its name for searches that are resumed."""
+    return f"{short_name(trial)}-{trial.trial_id}"

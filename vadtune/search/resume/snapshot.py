@@ -25,6 +25,7 @@ from vadtune.artifacts.run_folder import SNAPSHOT_FILE, is_uri
 from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.search.adaptation import VERSIONS
 from vadtune.search.ray_compat import saved_states
+from vadtune.search.resume.generator_state import GENERATOR_STATE, adapted_state
 from vadtune.search.resume.upgrade import upgrade_state
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,8 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
             files = {Path(name).name: upgrade_state(archive.read(name)) for name in archive.namelist()}
         state = json.loads(files[f"{_TRIALS}.json"])
         trials = {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
+        if (name := f"{GENERATOR_STATE}.json") in files:
+            files[name] = adapted_state(files[name], tune)
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
