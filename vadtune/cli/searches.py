@@ -154,17 +154,19 @@ def sync(args: argparse.Namespace) -> None:
     from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.rejected import rejected_lines
     from vadtune.tracking.store import store_of
+    from vadtune.tracking.sync import is_synced, sync_into
     from vadtune.tracking.sync import sync as send_rest
-    from vadtune.tracking.sync import sync_into
 
-    with run_lock(folder):
-        if args.into:
+    if args.into:
+        with run_lock(folder):
             new = sync_into(folder, args.into, run)
-            logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
-            return
-        uri = store_of(store_beside(folder, run), args.tracking_uri)
-        ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
-        sent = send_rest(folder, uri, search=run.run, **ids, retry_rejected=args.retry_rejected)
+        logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
+        return
+    uri, sent = store_of(store_beside(folder, run), args.tracking_uri), 0
+    ids = {"search": run.run, "experiment_id": run.experiment_id, "run_id": run.parent_run_id}
+    if args.retry_rejected or is_running(folder) or not is_synced(folder, uri, **ids):
+        with run_lock(folder):
+            sent = send_rest(folder, uri, **ids, retry_rejected=args.retry_rejected)
     done = f"{sent} bytes delivered" if sent else "nothing is left to send"
     logger.info("%s: %s", run.run, done + ("" if rejected_lines(folder) else ", the store has everything"))
 
@@ -224,6 +226,7 @@ def ui(args: argparse.Namespace) -> None:
 
     example: vadtune ui --port 5001
     """
+    from vadtune.tracking.moved_artifacts import correct_artifact_folders
     from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.store import sqlite_path, tracking_uri
 
@@ -243,6 +246,8 @@ def ui(args: argparse.Namespace) -> None:
         raise TrackingError(
             f"{path}: the store must exist, and does not; run `vadtune search` first, or pass --tracking-uri"
         )
+    if path is not None:
+        correct_artifact_folders(path)
     _check_port(args.host, args.port)
     logger.info("MLflow UI on http://%s:%d (Ctrl-C ends it)", args.host, args.port)
     if exposed:

@@ -23,6 +23,7 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from vadtune.core.errors import TrackingError
 from vadtune.core.locks import wait_for_lock
 from vadtune.tracking.empty_store import seeded
+from vadtune.tracking.moved_artifacts import correct_artifact_folders
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 from vadtune.tracking.store_errors import patiently
 
@@ -118,6 +119,8 @@ def connect(uri: str, *, to_read: bool = False) -> MlflowClient:
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
         with _folder_lock(path.parent), seeded(path):
+            if path.exists():
+                correct_artifact_folders(path)
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
     except UnsupportedModelRegistryStoreURIException as error:
         raise unknown from error

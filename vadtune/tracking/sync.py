@@ -15,8 +15,8 @@ from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.rejected import RejectedLines
 from vadtune.tracking.run_log import search_entry
-from vadtune.tracking.runs import check_parent, find_or_create_experiment, find_or_create_parent
-from vadtune.tracking.spool import Spool
+from vadtune.tracking.runs import check_parent, find_or_create_experiment, find_or_create_parent, is_settled
+from vadtune.tracking.spool import Spool, is_delivered
 from vadtune.tracking.store import PARENT, child_runs, connect, sqlite_path
 from vadtune.tracking.store_errors import patiently, readable_errors
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SETTLE_ATTEMPTS = 8
 
 
-def connect_of(search: str, uri: str) -> MlflowClient:
+def connect_of(search: str, uri: str, *, to_read: bool = False) -> MlflowClient:
     """Returns a client of the store that a search was started with.
 
     Raises:
@@ -36,7 +36,7 @@ def connect_of(search: str, uri: str) -> MlflowClient:
             f"the store {path} of {search} must exist, and does not; put it back, or write the search into another "
             f"store: vadtune sync {search} --into URI"
         )
-    return connect(uri)
+    return connect(uri, to_read=to_read)
 
 
 def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> None:
@@ -47,6 +47,16 @@ def check_holds(client: MlflowClient, uri: str, search: str, run_id: str) -> Non
     """
     with readable_errors(uri):
         patiently(lambda: check_parent(client, uri, search, run_id))
+
+
+def is_synced(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str) -> bool:
+    """Returns whether ``sync`` has nothing to do, and changes nothing; arguments and errors are those of ``sync``."""
+    client = connect_of(search, uri, to_read=True)
+    check_holds(client, uri, search, run_id)
+    if not is_delivered(folder):
+        return False
+    with readable_errors(uri):
+        return patiently(lambda: is_settled(client, experiment_id, run_id))
 
 
 def sync(folder: Path, uri: str, *, search: str, experiment_id: str, run_id: str, retry_rejected: bool = False) -> int:
