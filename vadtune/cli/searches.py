@@ -69,23 +69,34 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     shared.STORAGE,
     shared.tracking_store("that of the search"),
     shared.CLUSTER,
+    argument("--samples", type=int, metavar="N", help="have N trials in all, with those there are (default: as begun)"),
+    argument("--time-budget", metavar="TIME", help="run for TIME in all, such as 2h (default: as begun)"),
 )
 def resume(args: argparse.Namespace) -> int:
-    """Complete a search after a crash or Ctrl-C.
+    """Complete a search after a crash or Ctrl-C, or enlarge it.
 
-    Finished trials are kept, unfinished ones continue from their last checkpoint. Without RUN, lists the searches that
-    can be resumed.
+    Finished trials are kept, unfinished ones continue from their last checkpoint. With --samples or --time-budget, a
+    search that has ended goes on too: the sampler knows the trials there are. Without RUN, lists the searches that can
+    be resumed.
 
     example: vadtune resume
     example: vadtune resume digits-20260131-120000-1a2b
+    example: vadtune resume digits-20260131-120000-1a2b --samples 128
     """
+    if args.samples is not None:
+        shared.check_count("--samples", args.samples, "trials")
     storage = local_folder(args.storage)
     if args.search_run is None:
+        if args.samples is not None or args.time_budget is not None:
+            option = "--time-budget" if args.samples is None else "--samples"
+            raise ConfigError(f"RUN: {option} enlarges one search, got no name; see `vadtune list`")
         return _list_unfinished(storage)
     folder = find_run(args.search_run, storage)
-    from vadtune.search.driver.run import resume_search
+    from vadtune.search.driver.resume import resume_search
+    from vadtune.search.resume.enlarge import Enlargement
 
-    outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address)
+    wanted = Enlargement(args.samples, args.time_budget)
+    outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address, wanted=wanted)
     if outcome is None:
         logger.info("%s is complete, nothing to resume", folder.name)
         return 0

@@ -5,6 +5,7 @@ May import core, tables and data. Importing it loads neither PyTorch nor scikit-
 
 from vadtune.config.existence import is_closed_form
 from vadtune.config.search_file import (
+    DEFAULT_SAMPLES,
     SearchFile,
     load_recorded_search,
     load_search,
@@ -29,6 +30,7 @@ from vadtune.config.sections import (
 )
 
 __all__ = [
+    "DEFAULT_SAMPLES",
     "NOISES",
     "REFITS",
     "REPORTED_METRICS",

@@ -22,7 +22,8 @@ from vadtune.data import DataConfig
 
 _SEARCHED: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig, "infer": InferConfig}
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # the budget, and what must be common to all configurations
-_DEFAULT_SAMPLES = 64
+DEFAULT_SAMPLES = 64
+"""Trials of a search that names neither ``samples`` nor a budget."""
 _MOST_POINTS = 100_000  # of a grid
 
 
@@ -33,7 +34,7 @@ class SearchFile:
     Attributes:
         name: Name of the search, and of its MLflow experiment.
         data: The section ``data``.
-        search: The section ``search``, with ``samples`` filled in.
+        search: The section ``search``; ``samples`` is filled in unless a budget or the grid ends the search.
         values: The fixed parameters that the file sets, under dotted keys.
         domains: Dotted key -> domain, sorted so that conditions refer to earlier parameters only.
         tree: The file as nested mappings, with overrides applied and absolute paths.
@@ -215,8 +216,8 @@ def parse_search(tree: Mapping[str, Any], *, strict: bool = False) -> SearchFile
         raise ConfigError(problems)
 
     search = SearchConfig.model_validate(search_values)
-    if search.samples is None and search.sampler != "grid":
-        search = search.model_copy(update={"samples": _DEFAULT_SAMPLES})
+    if search.samples is None and search.sampler != "grid" and search.time_budget is None and search.gpu_hours is None:
+        search = search.model_copy(update={"samples": DEFAULT_SAMPLES})
     trial = TrialConfig.model_validate(fixed)
     # As validated: with absolute paths, since trials run and searches are resumed in other folders.
     data = trial.data.model_dump(exclude_unset=True)

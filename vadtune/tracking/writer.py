@@ -53,7 +53,13 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self._spool = Spool(folder)
         self._last_epoch: dict[str, int] = {}
+        self.ends: dict[str, str] = {}
+        """Trial -> why it ended, of trials that ended in an earlier process."""
         for entry in self._spool.entries():
+            if entry["op"] == "end":
+                self.ends[entry["trial"]] = entry["end"]
+            elif entry["op"] == "start":
+                self.ends.pop(entry["trial"], None)
             if entry["op"] == "metrics":  # a resumed search does not log these again
                 self._last_epoch[entry["trial"]] = max(entry["epoch"], self._last_epoch.get(entry["trial"], -1))
         self._progress = time.monotonic()

@@ -50,7 +50,8 @@ class SearchCallback(Callback):
     def get_state(self) -> dict[str, Any] | None:
         """Returns the state that Tune saves for a resume."""
         rungs = [dict(recorded) for recorded in self._session.rungs]
-        state: dict[str, Any] = {"gpu_seconds": self._session.gpus.seconds, "rungs": rungs}
+        seconds = {"gpu_seconds": self._session.gpus.seconds, "seconds": self._session.seconds}
+        state: dict[str, Any] = {**seconds, "rungs": rungs}
         if (order := self._session.order) is not None:
             state["order"] = order.state()
             last = next((recorded for recorded in rungs if order.ending in recorded), {})
@@ -60,6 +61,9 @@ class SearchCallback(Callback):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the saved state."""
         self._session.gpus.seconds += state["gpu_seconds"]
+        self._session.add_time_before(state.get("seconds", 0.0))
+        if self._session.is_spent:
+            logger.warning("its budget is used up, so that it ends at once; enlarge search.time_budget or .gpu_hours")
         self._session.rungs = state.get("rungs", [])
         if self._session.order is not None:
             self._session.order.restore(state.get("order", {}))
@@ -138,6 +142,8 @@ class SearchCallback(Callback):
                 continue
             if self._session.signals:
                 self._finish(trial, "KILLED", f"interrupted at epoch {_epoch(trial)}")
+            elif _epoch(trial) >= self._session.search.epochs:  # its last checkpoint was being written
+                self._end(trial)
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
@@ -155,10 +161,12 @@ class SearchCallback(Callback):
             )
         self._session.tracker.forget_trials_except(known)
         for trial in trials:
-            if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            end = self._session.tracker.ends.get(trial.trial_id)  # as it was logged, by a budget for example
+            has_begun = bool(trial.last_result or end)
+            if trial.status == Trial.ERROR or (trial.status == Trial.TERMINATED and has_begun):
                 self._start(trial)
                 self._report(trial, trial.last_result)
-                self._end(trial)
+                self._end(trial, end)
         self._session.ended_before = len(self._session.ended)
 
     def _start(self, trial: Trial) -> None:
@@ -187,7 +195,7 @@ class SearchCallback(Callback):
                 "a trial of all epochs takes about %s by the first report: %s of training, %s of scoring", *parts
             )
 
-    def _end(self, trial: Trial) -> None:
+    def _end(self, trial: Trial, logged: str | None = None) -> None:
         if trial.status == Trial.ERROR:
             reason = self._session.hung.get(trial.trial_id) or _reason(trial)
             self._session.scores.pop(short_name(trial), None)
@@ -198,7 +206,7 @@ class SearchCallback(Callback):
             self._record(trial, "FINISHED", "completed")
         else:
             by = self._session.search.search.scheduler
-            self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
+            self._record(trial, "KILLED", logged or f"stopped by {by} at epoch {_epoch(trial)}")
 
     def _gpus_held(self, trials: list[Trial]) -> float:
         """Returns how many GPUs this search reserves: those of its packs, or of the trials that run."""

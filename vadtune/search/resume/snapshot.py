@@ -97,12 +97,13 @@ def atomic_snapshots(folder: Path) -> Iterator[None]:
         yield
 
 
-def restore_snapshot(folder: Path, tune: str) -> set[str]:
+def restore_snapshot(folder: Path, tune: str, samples: int | None = None) -> set[str]:
     """Writes the last snapshot as the newest of Tune's files, from which Tune then restores.
 
     Args:
         folder: The folder of the search.
         tune: Folder or URI in which Tune keeps its state.
+        samples: Number of trials that the search is to have; None if only a budget ends it.
 
     Returns:
         The ids of the trials in the snapshot; empty without a snapshot, where the search starts from its beginning.
@@ -119,7 +120,7 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
         state = json.loads(files[f"{_TRIALS}.json"])
         trials = {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
         if (name := f"{GENERATOR_STATE}.json") in files:
-            files[name] = adapted_state(files[name], tune)
+            files[name] = adapted_state(files[name], tune, samples)
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
