@@ -18,7 +18,7 @@ from vadtune.cli import main
 from vadtune.config import SearchFile, parse_search
 from vadtune.core.errors import ConfigError, SearchError
 from vadtune.search.driver.start import start_search
-from vadtune.search.resume.enlarge import Enlargement, enlarged_search, resumed_search
+from vadtune.search.resume.enlarge import Enlargement, check_same_data, enlarged_search, resumed_search
 from vadtune.tracking.queries import Trial, find_results
 from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import SPOOL_FILE
@@ -65,6 +65,19 @@ def test_how_long_a_search_runs_and_where_may_be_edited(tmp_path: Path) -> None:
     folder = begun(tmp_path, tiny())
     edit(folder, "search", samples=20, time_budget="2h", concurrency=3, cpus_per_trial=1, trial_timeout="5m")
     assert resumed_search(folder).search.samples == 20
+
+
+def test_data_at_another_place_must_be_the_same(tmp_path: Path) -> None:
+    tree = tiny()
+    tree["data"] |= {"source": "file", "path": "/old/table.csv"}
+    folder = begun(tmp_path, tree)
+    log = (folder / SPOOL_FILE).read_text()
+    (folder / SPOOL_FILE).write_text(log.replace('"tags": {}', '"tags": {"vadtune.masks": "{\\"train\\": \\"a\\"}"}'))
+    check_same_data(folder, resumed_search(folder), {"train": "of another version of numpy"})
+    edit(folder, "data", path="/new/table.csv")
+    check_same_data(folder, resumed_search(folder), {"train": "a"})
+    with pytest.raises(SearchError, match=r"data\.path: the data must be that of the search"):
+        check_same_data(folder, resumed_search(folder), {"train": "b"})
 
 
 def test_samples_and_budgets_of_search_files() -> None:

@@ -4,6 +4,7 @@ May import core, tables and data. Importing it loads neither PyTorch nor scikit-
 """
 
 from vadtune.config.existence import is_closed_form
+from vadtune.config.moved_data import DATA_PATHS
 from vadtune.config.search_file import (
     DEFAULT_SAMPLES,
     SearchFile,
@@ -30,6 +31,7 @@ from vadtune.config.sections import (
 )
 
 __all__ = [
+    "DATA_PATHS",
     "DEFAULT_SAMPLES",
     "NOISES",
     "REFITS",

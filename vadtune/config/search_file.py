@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vadtune.config.domains import Choice, Condition, Domain, is_domain, parse_domain
 from vadtune.config.existence import RULES, deciding
 from vadtune.config.messages import messages, problems_of
+from vadtune.config.moved_data import with_moved_data
 from vadtune.config.sections import InferConfig, ModelConfig, SearchConfig, TrainConfig, TrialConfig, flatten, unflatten
 from vadtune.config.yaml_file import apply_overrides, read_yaml
 from vadtune.core.errors import ConfigError, unknown_name
@@ -155,19 +156,24 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchFile:
 def load_recorded_search(path: Path) -> SearchFile:
     """Reads the search file of a run folder, also of one that an earlier version wrote, which checked less.
 
+    Data that was moved with it is found.
+
     Raises:
         ConfigError: With every problem of the file.
     """
-    return parse_search(read_yaml(path))
+    return parse_search(with_moved_data(read_yaml(path), path))
 
 
 def load_trial(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
     """Reads a trial configuration: a search file without domains, its search section optional.
 
+    Data that was moved with it is found.
+
     Raises:
         ConfigError: With every problem of the file; also if it has domains.
     """
-    search = load_search(path, overrides)
+    tree = with_moved_data(read_yaml(Path(path)), Path(path))
+    search = parse_search(apply_overrides(tree, overrides), strict=not overrides)
     if search.domains:
         keys = ", ".join(search.domains)
         raise ConfigError(f"{path}: one value each is needed, got domains for {keys}; run `vadtune search {path}`")

@@ -18,7 +18,14 @@ from vadtune.search.driver.ray_start import pending_ray
 from vadtune.search.driver.resources import check_resources
 from vadtune.search.driver.run import TUNE, SearchOutcome, run_to_end
 from vadtune.search.ray_compat import check_protective
-from vadtune.search.resume.enlarge import NOTHING, Enlargement, enlarged_search, has_all_trials, resumed_search
+from vadtune.search.resume.enlarge import (
+    NOTHING,
+    Enlargement,
+    check_same_data,
+    enlarged_search,
+    has_all_trials,
+    resumed_search,
+)
 from vadtune.search.resume.snapshot import restore_snapshot
 from vadtune.search.trials.placement import pack_size
 from vadtune.search.trials.trial_data import TrialData
@@ -63,6 +70,7 @@ def resume_search(
             sync(folder, uri, search=run.run, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
         data = TrialData(load_dataset(search.data))
+        check_same_data(folder, search, data.mask_hashes)
         with pending_ray(data.size) as pending:
             where = tune_place(folder, run)
             known = restore_snapshot(folder, where, sample_count(search))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vadtune.artifacts.run_folder import SEARCH_FILE
-from vadtune.config import DEFAULT_SAMPLES, SearchFile, load_recorded_search, parse_search
+from vadtune.config import DATA_PATHS, DEFAULT_SAMPLES, SearchFile, load_recorded_search, parse_search
 from vadtune.core.errors import ConfigError, SearchError
 from vadtune.core.text import quoted
-from vadtune.tracking.entries import forgotten_trials
+from vadtune.tracking.entries import Entry, forgotten_trials
 from vadtune.tracking.run_log import logged_params
 from vadtune.tracking.spool import read_entries
 
@@ -17,7 +19,11 @@ CHANGEABLE = (
     *("samples", "time_budget", "gpu_hours"),
     *("concurrency", "cpus_per_trial", "trial_timeout", "accelerator_type"),
 )
-"""Settings of a search that may be changed in the search file of its run folder: how long it runs, and where."""
+"""Settings of a search that may be changed in the search file of its run folder: how long it runs, and where.
+
+Paths of data may be changed too, see ``check_same_data``.
+"""
+_PATHS = {f"data.{key}" for key in DATA_PATHS}
 _MOST_CHANGES = 3  # that a message names
 
 
@@ -61,6 +67,24 @@ def resumed_search(folder: Path) -> SearchFile:
     # Earlier versions took 64 trials also with a budget.
     samples = str(DEFAULT_SAMPLES) if begun.params is None else begun.params.get("search.samples", "None")
     return search if samples == "None" else _with(search, samples=int(samples))
+
+
+def check_same_data(folder: Path, search: SearchFile, mask_hashes: Mapping[str, str]) -> None:
+    """Checks that data which has another path than when a search began has the same masks.
+
+    Raises:
+        SearchError: It has others, so that it has other rows, columns or missing cells.
+    """
+    first = next((entry for entry in _entries(folder) if entry["op"] == "search"), None)
+    if first is None or "vadtune.masks" not in first["tags"]:
+        return
+    params, now = first["params"], logged_params(search)
+    moved = sorted(key for key in _PATHS if params.get(key) != now.get(key))
+    if moved and json.loads(first["tags"]["vadtune.masks"]) != mask_hashes:
+        raise SearchError(
+            f"{moved[0]}: the data must be that of the search, at another place, got other rows, columns or missing "
+            f"cells at {now.get(moved[0])}; name the file that was {params.get(moved[0])}"
+        )
 
 
 def enlarged_search(folder: Path, search: SearchFile, wanted: Enlargement) -> SearchFile:
@@ -107,11 +131,15 @@ def has_all_trials(folder: Path, search: SearchFile) -> bool:
     return limit is not None and len(_begun(folder).trials) >= limit
 
 
-def _begun(folder: Path) -> _Begun:
+def _entries(folder: Path) -> list[Entry]:
     try:
-        entries = list(read_entries(folder))
+        return list(read_entries(folder))
     except FileNotFoundError:
-        entries = []
+        return []
+
+
+def _begun(folder: Path) -> _Begun:
+    entries = _entries(folder)
     params = next((entry["params"] for entry in entries if entry["op"] == "search"), None)
     started = {entry["trial"] for entry in entries if entry["op"] == "start"}
     return _Begun(params, started - forgotten_trials(entries))
@@ -126,7 +154,7 @@ def _with(search: SearchFile, **changes: Any) -> SearchFile:
 def _check_unchanged(path: Path, search: SearchFile, begun: dict[str, str]) -> None:
     """Raises SearchError unless a search file says what the search began with, except for ``CHANGEABLE`` settings."""
     now = logged_params(search)
-    ignored = {f"search.{key}" for key in CHANGEABLE}
+    ignored = {f"search.{key}" for key in CHANGEABLE} | _PATHS
     named = {*search.values, *search.domains, *(f"search.{key}" for key in search.tree.get("search") or {})}
     changes = []
     for key in sorted({*now, *begun} - ignored):
@@ -139,7 +167,7 @@ def _check_unchanged(path: Path, search: SearchFile, begun: dict[str, str]) -> N
         more = f" and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
         raise SearchError(
             f"{path}: a search goes on as it began: {'; '.join(changes[:_MOST_CHANGES])}{more}; put it back, or start "
-            f"another search (only {', '.join(CHANGEABLE)} of search may change)"
+            f"another search (only paths of data and {', '.join(CHANGEABLE)} of search may change)"
         )
 
 
