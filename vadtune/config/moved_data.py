@@ -43,7 +43,6 @@ def _moved(section: Mapping[str, Any], file: Path, prefix: str) -> dict[str, Any
     return changed
 
 
-@cache  # one warning, although each model of an ensemble has a configuration
 def _find(recorded: str, folder: Path) -> str:
     path = Path(recorded)
     if not path.is_absolute() or _exists(path):
@@ -51,9 +50,14 @@ def _find(recorded: str, folder: Path) -> str:
     for start in range(max(1, len(path.parts) - _MOST_PARTS), len(path.parts)):
         for above in (folder, *folder.parents):
             if _exists(found := above.joinpath(*path.parts[start:])):
-                logger.warning("%s is not there, %s is read instead", path, found)
+                _warn(path, found)
                 return str(found)
     return recorded
+
+
+@cache  # once, although each model of an ensemble has a configuration
+def _warn(recorded: Path, found: Path) -> None:
+    logger.warning("%s is not there, %s is read instead", recorded, found)
 
 
 def _exists(path: Path) -> bool:
