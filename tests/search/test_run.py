@@ -20,7 +20,8 @@ from vadtune.cli import main
 from vadtune.config import REPORTED_METRICS, SCHEDULERS, parse_search
 from vadtune.core.errors import ConfigError, SearchError, TrackingError, VadtuneError
 from vadtune.data import load_dataset
-from vadtune.search.driver.run import SearchOutcome, resume_search
+from vadtune.search.driver.resume import resume_search
+from vadtune.search.driver.run import SearchOutcome
 from vadtune.search.driver.start import start_search
 from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.queries import Trial, list_searches, list_trials, resolve_search

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vadtune.core.errors import SearchError, unknown_name
 from vadtune.core.files import write_atomically
-from vadtune.core.locks import try_lock
+from vadtune.core.locks import is_locked, try_lock
 from vadtune.core.reading import read_bounded
 
 SEARCH_FILE, RUN_FILE, SNAPSHOT_FILE = "search.yaml", "run.json", "snapshot.zip"
@@ -39,7 +39,9 @@ class Run:
         experiment_id: The id of the experiment in the MLflow store.
         parent_run_id: The id of the MLflow run that stands for the whole search.
         tracking_uri: The MLflow store, without credentials.
-        tune: Folder or URI of Ray Tune's state and checkpoints.
+        tune: Folder, relative to the run folder, or URI of Ray Tune's state and checkpoints; absolute in searches of
+            earlier versions.
+        folder: Where the run folder was when this was written; empty in searches of earlier versions.
     """
 
     run: str
@@ -48,6 +50,14 @@ class Run:
     parent_run_id: str
     tracking_uri: str
     tune: str
+    folder: str = ""
+
+    @property
+    def written_in(self) -> Path | None:
+        """Where the run folder was when run.json was written; None if that is unknown."""
+        if self.folder:
+            return Path(self.folder)
+        return Path(self.tune).parent if Path(self.tune).is_absolute() else None
 
 
 def is_uri(storage: str) -> bool:
@@ -95,6 +105,20 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def tune_place(folder: Path, run: Run) -> str:
+    """Returns folder or URI of Ray Tune's state and checkpoints, wherever the run folder lies now."""
+    if is_uri(run.tune):
+        return run.tune
+    recorded, here = Path(run.tune), folder / Path(run.tune).name
+    return str(recorded if recorded.is_dir() and not here.is_dir() else here)
+
+
+def moved_with(folder: Path, run: Run, path: Path) -> Path:
+    """Returns where a file beside a run folder is, if both were moved or copied together."""
+    before = run.written_in
+    return path if before is None else Path(os.path.normpath(folder.absolute() / os.path.relpath(path, before)))
+
+
 def run_folders(storage: Path) -> list[Path]:
     """Returns the run folders in ``storage``, sorted by name."""
     return sorted(path.parent for path in storage.glob(f"*/{RUN_FILE}"))
@@ -140,12 +164,12 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_running(folder: Path) -> bool:
-    """Returns whether a process holds the lock of a run folder; writes nothing."""
+    """Returns whether a process holds the lock of a run folder; creates and changes nothing."""
     try:
         lock = os.open(folder / _LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
+    except OSError:  # never run, or by another user
         return False
     try:
-        return not try_lock(lock)
+        return is_locked(lock)
     finally:
         os.close(lock)

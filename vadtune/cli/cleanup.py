@@ -126,8 +126,8 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f}"
 
 
-def disk_of(folder: str) -> float | None:
-    """Returns the MB that a search takes on this machine; None where its folder is not here."""
+def disk_of(folder: Path) -> float:
+    """Returns the MB that a run folder takes."""
     from vadtune.artifacts.disk_use import disk_use
 
-    return round(disk_use(Path(folder)) / 1e6, 1) if folder and Path(folder).is_dir() else None
+    return round(disk_use(folder) / 1e6, 1)

@@ -69,23 +69,34 @@ def report(outcome: SearchOutcome, args: argparse.Namespace) -> int:
     shared.STORAGE,
     shared.tracking_store("that of the search"),
     shared.CLUSTER,
+    argument("--samples", type=int, metavar="N", help="have N trials in all, with those there are (default: as begun)"),
+    argument("--time-budget", metavar="TIME", help="run for TIME in all, such as 2h (default: as begun)"),
 )
 def resume(args: argparse.Namespace) -> int:
-    """Complete a search after a crash or Ctrl-C.
+    """Complete a search after a crash or Ctrl-C, or enlarge it.
 
-    Finished trials are kept, unfinished ones continue from their last checkpoint. Without RUN, lists the searches that
-    can be resumed.
+    Finished trials are kept, unfinished ones continue from their last checkpoint. With --samples or --time-budget, a
+    search that has ended goes on too: the sampler knows the trials there are. Without RUN, lists the searches that can
+    be resumed.
 
     example: vadtune resume
     example: vadtune resume digits-20260131-120000-1a2b
+    example: vadtune resume digits-20260131-120000-1a2b --samples 128
     """
+    if args.samples is not None:
+        shared.check_count("--samples", args.samples, "trials")
     storage = local_folder(args.storage)
     if args.search_run is None:
+        if args.samples is not None or args.time_budget is not None:
+            option = "--time-budget" if args.samples is None else "--samples"
+            raise ConfigError(f"RUN: {option} enlarges one search, got no name; see `vadtune list`")
         return _list_unfinished(storage, args.address)
     folder = find_run(args.search_run, storage)
-    from vadtune.search.driver.run import resume_search
+    from vadtune.search.driver.resume import resume_search
+    from vadtune.search.resume.enlarge import Enlargement
 
-    outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address)
+    wanted = Enlargement(args.samples, args.time_budget)
+    outcome = resume_search(folder, tracking_uri=args.tracking_uri, address=args.address, wanted=wanted)
     if outcome is None:
         logger.info("%s is complete, nothing to resume", folder.name)
         return 0
@@ -110,6 +121,7 @@ def _list_unfinished(storage: Path, address: str | None) -> int:
 @command(
     argument("experiment", nargs="?", metavar="EXPERIMENT", help="only this name (default: all searches)"),
     shared.FORMAT,
+    shared.STORAGE,
     shared.tracking_store(),
 )
 def list_searches(args: argparse.Namespace) -> None:
@@ -124,13 +136,8 @@ def list_searches(args: argparse.Namespace) -> None:
     from vadtune.tracking.store import tracking_uri
     from vadtune.tracking.table_rows import search_rows
 
-    rows = search_rows(tracking_uri(args.tracking_uri), args.experiment, running=_runs_here, disk=disk_of)
-    emit(rows, args.format)
-
-
-def _runs_here(folder: str) -> bool | None:
-    """Returns whether a process of this machine works on a search; None if its folder is not on this machine."""
-    return is_running(Path(folder)) if folder and Path(folder).is_dir() else None
+    uri, storage = tracking_uri(args.tracking_uri), local_folder(args.storage)
+    emit(search_rows(uri, args.experiment, storage=storage, running=is_running, disk=disk_of), args.format)
 
 
 @command(
@@ -157,20 +164,23 @@ def sync(args: argparse.Namespace) -> None:
         raise ConfigError(f"--into: sends every line to the store it names, got {other} too; leave it out")
     folder = find_run(args.search_run, local_folder(args.storage))
     run = read_run(folder)
+    from vadtune.tracking.places import store_beside
     from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.rejected import rejected_lines
     from vadtune.tracking.store import store_of
+    from vadtune.tracking.sync import is_synced, sync_into
     from vadtune.tracking.sync import sync as send_rest
-    from vadtune.tracking.sync import sync_into
 
-    with run_lock(folder):
-        if args.into:
+    if args.into:
+        with run_lock(folder):
             new = sync_into(folder, args.into, run)
-            logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
-            return
-        uri = store_of(run.tracking_uri, args.tracking_uri)
-        ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
-        sent = send_rest(folder, uri, **ids, retry_rejected=args.retry_rejected)
+        logger.info("%s: is in %s now, experiment %s", run.run, without_secrets(args.into), new.experiment)
+        return
+    uri, sent = store_of(store_beside(folder, run), args.tracking_uri), 0
+    ids = {"experiment_id": run.experiment_id, "run_id": run.parent_run_id}
+    if args.retry_rejected or is_running(folder) or not is_synced(folder, uri, **ids):
+        with run_lock(folder):
+            sent = send_rest(folder, uri, **ids, retry_rejected=args.retry_rejected)
     done = f"{sent} bytes delivered" if sent else "nothing is left to send"
     logger.info("%s: %s", run.run, done + ("" if rejected_lines(folder) else ", the store has everything"))
 
@@ -230,6 +240,7 @@ def ui(args: argparse.Namespace) -> None:
 
     example: vadtune ui --port 5001
     """
+    from vadtune.tracking.moved_artifacts import correct_artifact_folders
     from vadtune.tracking.redact import without_secrets
     from vadtune.tracking.store import sqlite_path, tracking_uri
 
@@ -249,6 +260,8 @@ def ui(args: argparse.Namespace) -> None:
         raise TrackingError(
             f"{path}: the store must exist, and does not; run `vadtune search` first, or pass --tracking-uri"
         )
+    if path is not None:
+        correct_artifact_folders(path)
     _check_port(args.host, args.port)
     logger.info("MLflow UI on http://%s:%d (Ctrl-C ends it)", args.host, args.port)
     if exposed:

@@ -4,7 +4,9 @@ May import core, tables and data. Importing it loads neither PyTorch nor scikit-
 """
 
 from vadtune.config.existence import is_closed_form
+from vadtune.config.moved_data import DATA_PATHS
 from vadtune.config.search_file import (
+    DEFAULT_SAMPLES,
     SearchFile,
     load_recorded_search,
     load_search,
@@ -29,6 +31,8 @@ from vadtune.config.sections import (
 )
 
 __all__ = [
+    "DATA_PATHS",
+    "DEFAULT_SAMPLES",
     "NOISES",
     "REFITS",
     "REPORTED_METRICS",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vadtune.config.domains import Choice, Condition, Domain, is_domain, parse_domain
 from vadtune.config.existence import RULES, deciding
 from vadtune.config.messages import messages, problems_of
+from vadtune.config.moved_data import with_moved_data
 from vadtune.config.sections import InferConfig, ModelConfig, SearchConfig, TrainConfig, TrialConfig, flatten, unflatten
 from vadtune.config.yaml_file import apply_overrides, read_yaml
 from vadtune.core.errors import ConfigError, unknown_name
@@ -22,7 +23,8 @@ from vadtune.data import DataConfig
 
 _SEARCHED: dict[str, type[BaseModel]] = {"model": ModelConfig, "train": TrainConfig, "infer": InferConfig}
 _NEVER_SEARCHED = ("train.epochs", "train.seed")  # the budget, and what must be common to all configurations
-_DEFAULT_SAMPLES = 64
+DEFAULT_SAMPLES = 64
+"""Trials of a search that names neither ``samples`` nor a budget."""
 _MOST_POINTS = 100_000  # of a grid
 
 
@@ -33,7 +35,7 @@ class SearchFile:
     Attributes:
         name: Name of the search, and of its MLflow experiment.
         data: The section ``data``.
-        search: The section ``search``, with ``samples`` filled in.
+        search: The section ``search``; ``samples`` is filled in unless a budget or the grid ends the search.
         values: The fixed parameters that the file sets, under dotted keys.
         domains: Dotted key -> domain, sorted so that conditions refer to earlier parameters only.
         tree: The file as nested mappings, with overrides applied and absolute paths.
@@ -154,19 +156,24 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchFile:
 def load_recorded_search(path: Path) -> SearchFile:
     """Reads the search file of a run folder, also of one that an earlier version wrote, which checked less.
 
+    Data that was moved with it is found.
+
     Raises:
         ConfigError: With every problem of the file.
     """
-    return parse_search(read_yaml(path))
+    return parse_search(with_moved_data(read_yaml(path), path))
 
 
 def load_trial(path: str | Path, overrides: Sequence[str] = ()) -> TrialConfig:
     """Reads a trial configuration: a search file without domains, its search section optional.
 
+    Data that was moved with it is found.
+
     Raises:
         ConfigError: With every problem of the file; also if it has domains.
     """
-    search = load_search(path, overrides)
+    tree = with_moved_data(read_yaml(Path(path)), Path(path))
+    search = parse_search(apply_overrides(tree, overrides), strict=not overrides)
     if search.domains:
         keys = ", ".join(search.domains)
         raise ConfigError(f"{path}: one value each is needed, got domains for {keys}; run `vadtune search {path}`")
@@ -215,8 +222,8 @@ def parse_search(tree: Mapping[str, Any], *, strict: bool = False) -> SearchFile
         raise ConfigError(problems)
 
     search = SearchConfig.model_validate(search_values)
-    if search.samples is None and search.sampler != "grid":
-        search = search.model_copy(update={"samples": _DEFAULT_SAMPLES})
+    if search.samples is None and search.sampler != "grid" and search.time_budget is None and search.gpu_hours is None:
+        search = search.model_copy(update={"samples": DEFAULT_SAMPLES})
     trial = TrialConfig.model_validate(fixed)
     # As validated: with absolute paths, since trials run and searches are resumed in other folders.
     data = trial.data.model_dump(exclude_unset=True)

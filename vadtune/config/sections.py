@@ -158,7 +158,7 @@ _Duration = Annotated[Any, AfterValidator(_check_duration)]
 class SearchConfig(Section):
     """The section ``search``: how configurations are proposed, stopped and scored."""
 
-    samples: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] | None = None  # None: 64, or the whole grid
+    samples: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] | None = None  # None: until a budget ends, the grid, or 64
     sampler: Annotated[str, one_of("sampler", SAMPLERS)] = "tpe"
     scheduler: Annotated[str, one_of("scheduler", SCHEDULERS)] = "asha"
     grace_epochs: Annotated[Any, AfterValidator(_check_grace)] = None  # or a share of the epochs; None: a ninth

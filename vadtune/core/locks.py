@@ -21,6 +21,17 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def is_locked(descriptor: int) -> bool:
+    """Returns whether a process has locked the file that is open here, for reading only, by ``try_lock``."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def wait_for_lock(descriptor: int) -> None:
     """Locks an open file or folder once no other process has; does nothing where nothing can be locked."""
     if fcntl is not None:

@@ -29,7 +29,7 @@ from vadtune.evaluation.mask_options import MOST_ROWS
 from vadtune.evaluation.retest import run_retest
 from vadtune.search.driver.ray_start import local_ray
 from vadtune.search.driver.resources import check_resources
-from vadtune.search.driver.run import resume_search
+from vadtune.search.driver.resume import resume_search
 from vadtune.search.driver.start import start_search
 from vadtune.tracking.run_log import find_results_here
 from vadtune.tracking.store import connect

@@ -22,6 +22,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from vadtune.config import DATA_PATHS
 from vadtune.tracking.entries import DAMAGED, Entry, forgotten_trials
 from vadtune.tracking.redact import short_reason
 from vadtune.tracking.rejected import RejectedLines
@@ -33,6 +34,7 @@ from vadtune.tracking.store_errors import RejectedError, is_rejection
 logger = logging.getLogger(__name__)
 
 _METRICS_PER_CALL, _PER_CALL = 800, 100  # MLflow accepts at most 1,000 values, of them 100 parameters and 100 tags
+_PATHS = {f"data.{key}" for key in DATA_PATHS}  # which a search that is resumed elsewhere may change
 _CUT = 5000  # characters of a parameter that are compared; MLflow keeps 6,000
 
 
@@ -216,7 +218,8 @@ class Delivery:
     def _new_params(self, name: str, run: Run, params: Mapping[str, str]) -> dict[str, str]:
         """Returns those parameters of a trial that goes on that its run lacks; MLflow refuses to change a parameter."""
         logged = self._client.get_run(run.info.run_id).data.params
-        changed = [key for key, value in params.items() if logged.get(key, value)[:_CUT] != value[:_CUT]]
+        known = {key: logged.get(key, value) for key, value in params.items() if key not in _PATHS}
+        changed = [key for key, value in known.items() if value[:_CUT] != params[key][:_CUT]]
         if changed:
             old = ", ".join(f"{key} {logged[key]}" for key in changed[:3])
             logger.warning("%s goes on with other parameters, its run keeps those it was begun with: %s", name, old)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from mlflow import MlflowClient
@@ -14,11 +15,14 @@ from mlflow.entities import Run
 from vadtune.config import SELECTABLE_METRICS
 from vadtune.core.errors import TrackingError, unknown_name
 from vadtune.tracking import store
+from vadtune.tracking.places import checkpoint_here, find_run_folder
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.store_errors import readable_errors
 
 ENSEMBLE_TAG = "vadtune.ensemble"
 """Tag of a search's parent run: one line about its last exported ensemble and its scores."""
+STORAGE = Path("runs")
+"""The default folder of run folders."""
 _NEWEST_FIRST = "attributes.start_time DESC"
 
 
@@ -30,7 +34,7 @@ class Trial:
         status: MLflow's: RUNNING, FINISHED, KILLED (stopped early) or FAILED.
         end: Why it ended, in words.
         metrics: The last value of each metric.
-        checkpoint: Where its last checkpoint is; empty without one.
+        checkpoint: Absolute path, or URI, of its last checkpoint; empty without one.
     """
 
     trial_id: str
@@ -67,6 +71,10 @@ class SearchRun:
         """The metric that the search minimises."""
         return self.params.get("search.metric", SELECTABLE_METRICS[0])
 
+    def folder(self, storage: Path = STORAGE) -> Path | None:
+        """Returns its run folder, looked for in ``storage`` first; None if it is not on this machine."""
+        return find_run_folder(self.name, self.tags.get(store.FOLDER, ""), self.tracking_uri, storage)
+
 
 class SearchResults(NamedTuple):
     """A search, its trials in the order they started, and the metric that the search minimises."""
@@ -76,20 +84,21 @@ class SearchResults(NamedTuple):
     metric: str
 
 
-def find_results(name: str, uri: str) -> SearchResults:
-    """Reads a search and its trials from the store.
+def find_results(name: str, uri: str, storage: Path = STORAGE) -> SearchResults:
+    """Reads a search and its trials from the store, and changes nothing there.
 
     Args:
         name: An experiment, whose latest search is read, or the unique name of a search.
         uri: The MLflow store.
+        storage: The folder of run folders, or the run folder, in which checkpoints are looked for first.
 
     Raises:
         TrackingError: The store does not exist, does not answer, or has no such search.
     """
-    client = store.connect_existing(uri)
+    client = store.connect_existing(uri, to_read=True)
     with readable_errors(uri):
         search = resolve_search(client, uri, name)
-        return SearchResults(search, list_trials(client, search), search.metric)
+        return SearchResults(search, list_trials(client, search, storage), search.metric)
 
 
 def resolve_search(client: MlflowClient, uri: str, name: str) -> SearchRun:
@@ -130,8 +139,9 @@ def list_searches(client: MlflowClient, uri: str, experiment: str | None = None)
     ]
 
 
-def list_trials(client: MlflowClient, search: SearchRun) -> list[Trial]:
-    """Returns the trials of a search in the order they started."""
+def list_trials(client: MlflowClient, search: SearchRun, storage: Path = STORAGE) -> list[Trial]:
+    """Returns the trials of a search in the order they started, with checkpoints as ``find_results`` finds them."""
+    folder = search.folder(storage)
     trials = [
         Trial(
             trial_id=run.data.tags.get(store.TRIAL_ID, ""),
@@ -142,7 +152,9 @@ def list_trials(client: MlflowClient, search: SearchRun) -> list[Trial]:
             epoch=int(run.data.metrics.get("epoch", 0)),
             params=dict(run.data.params),
             metrics=dict(run.data.metrics),
-            checkpoint=run.data.tags.get(store.CHECKPOINT, ""),
+            checkpoint=checkpoint_here(
+                run.data.tags.get(store.CHECKPOINT, ""), search.name, folder, search.tags.get(store.FOLDER, "")
+            ),
         )
         for run in store.child_runs(client, search.experiment_id, search.run_id)
     ]

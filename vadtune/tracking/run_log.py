@@ -15,6 +15,7 @@ from vadtune.artifacts.run_folder import RUN_FILE, SEARCH_FILE, Run, read_run, r
 from vadtune.config import SearchFile, load_recorded_search
 from vadtune.core.errors import SearchError, TrackingError
 from vadtune.tracking.entries import Entry, forgotten_trials
+from vadtune.tracking.places import checkpoint_here, store_beside
 from vadtune.tracking.queries import SearchResults, SearchRun, Trial, find_results
 from vadtune.tracking.spool import SPOOL_FILE, read_entries
 
@@ -25,7 +26,7 @@ def find_results_here(name: str, uri: str, storage: Path) -> SearchResults:
     """Reads a search and its trials from the store, or from its run folder where the store does not have it.
 
     Args:
-        name: An experiment, whose latest search is read, or the unique name of a search.
+        name: An experiment, whose latest search is read, the unique name of a search, or the path of its run folder.
         uri: The MLflow store.
         storage: The folder of run folders.
 
@@ -33,7 +34,9 @@ def find_results_here(name: str, uri: str, storage: Path) -> SearchResults:
         TrackingError: Neither the store nor a run folder has it.
     """
     try:
-        return find_results(name, uri)
+        if (Path(name) / RUN_FILE).is_file():
+            return find_results(read_run(Path(name)).run, uri, Path(name))
+        return find_results(name, uri, storage)
     except TrackingError as error:
         folder = _find_folder(name, storage)
         if folder is None:
@@ -67,11 +70,15 @@ def read_results(folder: Path) -> SearchResults:
         run_id=run.parent_run_id,
         status=status,
         started=f"{datetime.fromtimestamp(entries[0]['time'] / 1000):%Y-%m-%d %H:%M}" if entries else "",
-        tracking_uri=run.tracking_uri,
+        tracking_uri=store_beside(folder, run),
         tags=tags,
         params=first["params"],
     )
-    return SearchResults(search, _trials(entries), search.metric)
+    trials = [
+        replace(trial, checkpoint=checkpoint_here(trial.checkpoint, run.run, folder.absolute()))
+        for trial in _trials(entries)
+    ]
+    return SearchResults(search, trials, search.metric)
 
 
 def search_entry(folder: Path) -> Entry:

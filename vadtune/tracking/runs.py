@@ -164,6 +164,15 @@ class TrialRuns:
         return self._runs
 
 
+def is_settled(client: MlflowClient, experiment_id: str, parent_run_id: str) -> bool:
+    """Returns whether all runs of a search have ended and each exists once."""
+    if client.get_run(parent_run_id).info.status == "RUNNING":
+        return False
+    if child_runs(client, experiment_id, parent_run_id, condition="status = 'RUNNING'"):
+        return False
+    return not TrialRuns(client, experiment_id, parent_run_id, new=False).look_up()
+
+
 def is_empty(run: Run) -> bool:
     """Returns whether nothing was logged to a run."""
     data = run.data

@@ -126,6 +126,15 @@ def read_entries(folder: Path) -> Iterator[Entry]:
             yield entry
 
 
+def is_delivered(folder: Path) -> bool:
+    """Returns whether the store has received all lines of a log; changes nothing."""
+    try:
+        mark = int((folder / DELIVERED_FILE).read_text())
+        return mark >= (folder / SPOOL_FILE).read_bytes().rfind(b"\n") + 1
+    except (OSError, ValueError):
+        return False
+
+
 def is_finished(folder: Path) -> bool:
     """Returns whether the last search logged in a folder finished; False if it was interrupted or killed."""
     last = b""

@@ -23,11 +23,12 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from vadtune.core.errors import TrackingError
 from vadtune.core.locks import wait_for_lock
 from vadtune.tracking.empty_store import seeded
+from vadtune.tracking.moved_artifacts import correct_artifact_folders
 from vadtune.tracking.redact import HIDDEN, short_reason, without_secrets
 from vadtune.tracking.store_errors import next_step, patiently
 
 TRIAL_ID, TRIAL_END, CHECKPOINT, SEARCH_RUN = "vadtune.trial_id", "vadtune.end", "vadtune.checkpoint", "vadtune.search"
-PARENT, RUN_NAME = "mlflow.parentRunId", "mlflow.runName"
+PARENT, RUN_NAME, FOLDER = "mlflow.parentRunId", "mlflow.runName", "vadtune.folder"
 """Tag names of runs."""
 
 _REACH_SECONDS = 8.0
@@ -71,8 +72,12 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, *, to_read: bool = False) -> MlflowClient:
     """Returns a client of a store that answers; creates a missing sqlite file.
+
+    Args:
+        uri: The store.
+        to_read: Whether nothing will be written; a sqlite file then need not be writable, and nothing is created in it.
 
     Raises:
         TrackingError: MLflow does not support the URI, a server did not answer within 10 seconds, or a file cannot be
@@ -109,9 +114,14 @@ def connect(uri: str) -> MlflowClient:
             is_server = uri.startswith(("http://", "https://"))  # whose answers may be lost
             seconds = _DATABRICKS_SECONDS if uri.startswith("databricks") else _REACH_SECONDS
             return within(seconds, lambda: patiently(attempt, attempts=3 if is_server else 1))
+        if to_read:
+            _check_readable(path)
+            return attempt()
         if not os.access(path if path.exists() else path.parent, os.W_OK):  # MLflow would retry for minutes
             raise OSError(f"{path} cannot be written")
         with _folder_lock(path.parent), seeded(path):
+            if path.exists():
+                correct_artifact_folders(path)
             return attempt()  # without a time limit: creating a database on a busy disk takes seconds
     except UnsupportedModelRegistryStoreURIException as error:
         raise unknown from error
@@ -120,6 +130,18 @@ def connect(uri: str) -> MlflowClient:
         raise TrackingError(
             f"the tracking store {shown} must answer, got: {reason}; {next_step(reason, 'start the server')}"
         ) from error
+
+
+def _check_readable(path: Path) -> None:
+    """Raises OSError unless a sqlite file can be read, and has what MLflow would write into it when it opens it."""
+    path.open("rb").close()
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            found = database.execute("SELECT 1 FROM experiments, alembic_version WHERE experiment_id = 0").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"{path} is no database of MLflow ({error})") from error
+    if found is None:
+        raise OSError(f"{path} is no database of MLflow (it lacks the default experiment)")
 
 
 @contextlib.contextmanager
@@ -136,8 +158,8 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def connect_existing(uri: str) -> MlflowClient:
-    """Returns a client of a store that exists; unlike ``connect``, never creates a sqlite file.
+def connect_existing(uri: str, *, to_read: bool = False) -> MlflowClient:
+    """Returns a client of a store that exists; as ``connect``, but never creates a sqlite file.
 
     Raises:
         TrackingError: It does not exist or does not answer.
@@ -148,7 +170,7 @@ def connect_existing(uri: str) -> MlflowClient:
             f"the tracking store {path} does not exist; run this where `vadtune search` ran, or pass the URI of the "
             "store by --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    return connect(uri)
+    return connect(uri, to_read=to_read)
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

@@ -16,8 +16,8 @@ from vadtune.tracking.delivery import Delivery
 from vadtune.tracking.redact import short_reason, without_secrets
 from vadtune.tracking.rejected import RejectedLines
 from vadtune.tracking.run_log import search_entry
-from vadtune.tracking.runs import check_parent, find_or_create_experiment, find_or_create_parent
-from vadtune.tracking.spool import Spool
+from vadtune.tracking.runs import check_parent, find_or_create_experiment, find_or_create_parent, is_settled
+from vadtune.tracking.spool import Spool, is_delivered
 from vadtune.tracking.store import PARENT, child_runs, connect, sqlite_path
 from vadtune.tracking.store_errors import patiently, readable_errors
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _SETTLE_ATTEMPTS = 8
 
 
-def connect_of(folder: Path, uri: str) -> MlflowClient:
+def connect_of(folder: Path, uri: str, *, to_read: bool = False) -> MlflowClient:
     """Returns a client of the store that a search was started with.
 
     Raises:
@@ -37,7 +37,7 @@ def connect_of(folder: Path, uri: str) -> MlflowClient:
             f"the store {path} of {folder.name} must exist, and does not; put it back, or write the search into "
             f"another store: {next_command(f'sync {folder.name} --into URI', folder=folder)}"
         )
-    return connect(uri)
+    return connect(uri, to_read=to_read)
 
 
 def check_holds(client: MlflowClient, uri: str, folder: Path, run_id: str) -> None:
@@ -48,6 +48,16 @@ def check_holds(client: MlflowClient, uri: str, folder: Path, run_id: str) -> No
     """
     with readable_errors(uri):
         patiently(lambda: check_parent(client, uri, folder, run_id))
+
+
+def is_synced(folder: Path, uri: str, *, experiment_id: str, run_id: str) -> bool:
+    """Returns whether ``sync`` has nothing to do, and changes nothing; arguments and errors are those of ``sync``."""
+    client = connect_of(folder, uri, to_read=True)
+    check_holds(client, uri, folder, run_id)
+    if not is_delivered(folder):
+        return False
+    with readable_errors(uri):
+        return patiently(lambda: is_settled(client, experiment_id, run_id))
 
 
 def sync(folder: Path, uri: str, *, experiment_id: str, run_id: str, retry_rejected: bool = False) -> int:

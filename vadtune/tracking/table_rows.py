@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vadtune.config import REPORTED_METRICS
 from vadtune.core.errors import ConfigError, unknown_name
@@ -18,31 +19,39 @@ _SECTIONS = ("model", "train", "infer", "data")
 
 
 def search_rows(
-    uri: str, experiment: str | None, *, running: Callable[[str], bool | None], disk: Callable[[str], float | None]
+    uri: str, experiment: str | None, *, storage: Path, running: Callable[[Path], bool], disk: Callable[[Path], float]
 ) -> list[dict[str, object]]:
     """Returns one row per search, newest first: names, state, number of trials by outcome, best score, disk space.
 
     Args:
         uri: The MLflow store.
         experiment: Only searches of this experiment; None for all.
-        running: Maps a search's folder to whether a process works on it, or to None where that is unknown.
-        disk: Maps a search's folder to its size in MB, or to None where that is unknown.
+        storage: The folder of run folders.
+        running: Maps a run folder to whether a process works on it.
+        disk: Maps a run folder to its size in MB.
 
     Raises:
         TrackingError: The store does not exist, does not answer, or has no such experiment.
     """
-    client = connect_existing(uri)
+    client = connect_existing(uri, to_read=True)
+
+    def state(search: SearchRun, folder: Path | None) -> str:
+        if search.status == "RUNNING":  # MLflow keeps this status for ever when the process was killed
+            return "running" if folder is None or running(folder) else "killed"
+        return {"FINISHED": "finished", "KILLED": "interrupted"}.get(search.status, "failed")
+
     with readable_errors(uri):
         return [
             {
                 "experiment": search.experiment,
                 "search": search.name,
-                "state": _state(search, running(search.tags.get("vadtune.folder", ""))),
+                "state": state(search, folder),
                 "started": search.started,
                 **(_summary(search) or _counts(list_trials(client, search), search.metric)),
-                "disk_mb": disk(search.tags.get("vadtune.folder", "")),
+                "disk_mb": None if folder is None else disk(folder),
             }
             for search in list_searches(client, uri, experiment)
+            for folder in [search.folder(storage)]
         ]
 
 
@@ -76,12 +85,6 @@ def _counts(trials: Sequence[Trial], metric: str) -> dict[str, object]:
         "metric": metric,
         "best": best[0].score(metric) if best else None,
     }
-
-
-def _state(search: SearchRun, runs_here: bool | None) -> str:
-    if search.status == "RUNNING":  # MLflow keeps this status for ever when the process was killed
-        return "killed" if runs_here is False else "running"
-    return {"FINISHED": "finished", "KILLED": "interrupted"}.get(search.status, "failed")
 
 
 def trial_rows(trials: Sequence[Trial], metric: str) -> list[dict[str, object]]:

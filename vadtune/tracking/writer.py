@@ -54,7 +54,13 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self._spool = Spool(folder)
         self._last_epoch: dict[str, int] = {}
+        self.ends: dict[str, str] = {}
+        """Trial -> why it ended, of trials that ended in an earlier process."""
         for entry in self._spool.entries():
+            if entry["op"] == "end":
+                self.ends[entry["trial"]] = entry["end"]
+            elif entry["op"] == "start":
+                self.ends.pop(entry["trial"], None)
             if entry["op"] == "metrics":  # a resumed search does not log these again
                 self._last_epoch[entry["trial"]] = max(entry["epoch"], self._last_epoch.get(entry["trial"], -1))
         self._progress = time.monotonic()
@@ -138,7 +144,10 @@ class Tracker:
         self._append("tags", trial=trial_id, tags=dict(tags))
 
     def end_trial(self, trial_id: str, *, status: str, end: str, checkpoint: str = "") -> None:
-        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and the path of its last checkpoint."""
+        """Ends a trial's run as FINISHED, KILLED or FAILED, with why it ended and where its last checkpoint is.
+
+        A checkpoint in the run folder is named relative to it.
+        """
         self._append("end", trial=trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def finish(

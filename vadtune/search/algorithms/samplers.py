@@ -61,12 +61,9 @@ def first_points(search: SearchFile) -> list[dict[str, Any]]:
     return grid[: search.search.samples]
 
 
-def sample_count(search: SearchFile) -> int:
-    """Returns the number of trials of a search."""
-    if search.search.sampler == "grid":
-        return len(first_points(search))
-    assert search.search.samples is not None
-    return search.search.samples
+def sample_count(search: SearchFile) -> int | None:
+    """Returns the number of trials of a search; None if only a budget ends it."""
+    return len(first_points(search)) if search.search.sampler == "grid" else search.search.samples
 
 
 class _End(NamedTuple):

@@ -9,6 +9,7 @@ import optuna
 
 from vadtune.config import SearchFile
 from vadtune.config.domains import Choice, Domain, Range, Steps
+from vadtune.core.errors import ConfigError
 
 _TRIES = 20  # draws per requested configuration before a small space counts as exhausted
 
@@ -44,6 +45,9 @@ def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[st
         search: The search file. The sampler ``grid`` gives its grid in order, or a random part of it; any other gives
             ``search.initial``, then random draws that depend on ``search.seed`` only.
         samples: How many to draw, fewer from a smaller space; None for ``search.samples``, or the whole grid.
+
+    Raises:
+        ConfigError: Neither says how many.
     """
     wanted = search.search.samples if samples is None else samples
     if search.search.sampler == "grid":
@@ -52,7 +56,8 @@ def draw_configurations(search: SearchFile, samples: int | None) -> list[dict[st
             return grid
         chosen = sorted(random.Random(search.search.seed).sample(range(len(grid)), wanted))
         return [grid[index] for index in chosen]
-    assert wanted is not None, "only a grid has no number of samples"
+    if wanted is None:
+        raise ConfigError("search.samples: a number is needed here, got only a budget; pass --samples 64, for example")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=search.search.seed))
     for point in search.search.initial:

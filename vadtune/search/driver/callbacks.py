@@ -52,7 +52,8 @@ class SearchCallback(Callback):
     def get_state(self) -> dict[str, Any] | None:
         """Returns the state that Tune saves for a resume."""
         rungs = [dict(recorded) for recorded in self._session.rungs]
-        state: dict[str, Any] = {"gpu_seconds": self._session.gpus.seconds, "rungs": rungs}
+        seconds = {"gpu_seconds": self._session.gpus.seconds, "seconds": self._session.seconds}
+        state: dict[str, Any] = {**seconds, "rungs": rungs}
         if (order := self._session.order) is not None:
             state["order"] = order.state()
             last = next((recorded for recorded in rungs if order.ending in recorded), {})
@@ -62,6 +63,9 @@ class SearchCallback(Callback):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the saved state."""
         self._session.gpus.seconds += state["gpu_seconds"]
+        self._session.add_time_before(state.get("seconds", 0.0))
+        if self._session.is_spent:
+            logger.warning("its budget is used up, so that it ends at once; enlarge search.time_budget or .gpu_hours")
         self._session.rungs = state.get("rungs", [])
         if self._session.order is not None:
             self._session.order.restore(state.get("order", {}))
@@ -144,6 +148,8 @@ class SearchCallback(Callback):
                 continue
             if self._session.signals:
                 self._finish(trial, "KILLED", f"interrupted at epoch {_epoch(trial)}")
+            elif _epoch(trial) >= self._session.search.epochs:  # its last checkpoint was being written
+                self._end(trial)
             else:
                 budget = "GPU-hours" if self._session.gpus.is_spent else "time budget"
                 self._record(trial, "KILLED", f"stopped by {budget} at epoch {_epoch(trial)}")
@@ -162,10 +168,12 @@ class SearchCallback(Callback):
             )
         self._session.tracker.forget_trials_except(known)
         for trial in trials:
-            if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            end = self._session.tracker.ends.get(trial.trial_id)  # as it was logged, by a budget for example
+            has_begun = bool(trial.last_result or end)
+            if trial.status == Trial.ERROR or (trial.status == Trial.TERMINATED and has_begun):
                 self._start(trial)
                 self._report(trial, trial.last_result)
-                self._end(trial)
+                self._end(trial, end)
         self._session.ended_before = len(self._session.ended)
 
     def _start(self, trial: Trial) -> None:
@@ -194,7 +202,7 @@ class SearchCallback(Callback):
                 "a trial of all epochs takes about %s by the first report: %s of training, %s of scoring", *parts
             )
 
-    def _end(self, trial: Trial) -> None:
+    def _end(self, trial: Trial, logged: str | None = None) -> None:
         if trial.status == Trial.ERROR:
             reason = self._session.hung.get(trial.trial_id) or _reason(trial)
             self._session.scores.pop(short_name(trial), None)
@@ -205,7 +213,7 @@ class SearchCallback(Callback):
             self._record(trial, "FINISHED", "completed")
         else:
             by = self._session.search.search.scheduler
-            self._record(trial, "KILLED", f"stopped by {by} at epoch {_epoch(trial)}")
+            self._record(trial, "KILLED", logged or f"stopped by {by} at epoch {_epoch(trial)}")
 
     def _spend(self, trial: Trial) -> None:
         if trial.checkpoint and trial.checkpoint.filesystem.type_name == "local":
@@ -245,7 +253,7 @@ class SearchCallback(Callback):
 
     def _finish(self, trial: Trial, status: str, end: str) -> None:
         if trial.trial_id in self._session.started:  # otherwise it has no MLflow run
-            checkpoint = _checkpoint_path(trial)
+            checkpoint = _checkpoint_path(trial, self._session.tracker.folder)
             self._session.tracker.end_trial(trial.trial_id, status=status, end=end, checkpoint=checkpoint)
 
     def _show(self, trials: list[Trial]) -> None:
@@ -269,13 +277,16 @@ class BudgetStopper(Stopper):
         return session.is_spent and not (session.order is not None and session.order.count_all())
 
 
-def _checkpoint_path(trial: Trial) -> str:
-    """Returns the path or URI of a trial's last checkpoint; empty without one."""
+def _checkpoint_path(trial: Trial, folder: Path) -> str:
+    """Returns the path of a trial's last checkpoint, relative to the run folder, or its URI; empty without one."""
     if not trial.checkpoint:
         return ""
     kind = trial.checkpoint.filesystem.type_name
-    scheme = {"gcs": "gs"}.get(kind, kind)
-    return str(trial.checkpoint.path) if kind == "local" else f"{scheme}://{trial.checkpoint.path}"
+    if kind != "local":
+        scheme = {"gcs": "gs"}.get(kind, kind)
+        return f"{scheme}://{trial.checkpoint.path}"
+    path = Path(trial.checkpoint.path)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _shrink(trial: Trial) -> None:

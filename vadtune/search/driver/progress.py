@@ -52,8 +52,8 @@ class ProgressDisplay:
         """Returns whether the display should be refreshed."""
         return time.monotonic() - self._shown >= (_REFRESH_SECONDS if self._live else _PLAIN_SECONDS)
 
-    def show(self, ended: int, total: int, state: str) -> None:
-        """Shows how many trials ended, as a bar, and the state of the search as one line of text."""
+    def show(self, ended: int, total: int | None, state: str) -> None:
+        """Shows how many trials ended, as a bar if their number is known, and the state of the search as a line."""
         self._shown = time.monotonic()
         if self._live is None:
             logger.info("%s: %s", self._title, state)

@@ -1,4 +1,4 @@
-"""Builds, runs and resumes a search."""
+"""Builds a search and runs it to its end."""
 
 from __future__ import annotations
 
@@ -18,37 +18,32 @@ from typing import Any
 import ray
 from ray import tune
 
-from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, read_run, run_lock, write_run
-from vadtune.config import SearchFile, load_recorded_search
-from vadtune.core.errors import SearchError, TrackingError
+from vadtune.artifacts.run_folder import SEARCH_FILE, Run, is_uri, local_folder, run_lock, write_run
+from vadtune.config import SearchFile
+from vadtune.core.errors import SearchError
 from vadtune.core.files import is_full, write_atomically
 from vadtune.core.processes import large_imports, last_words
-from vadtune.data import load_dataset
 from vadtune.search.algorithms.samplers import Searcher, sample_count
 from vadtune.search.algorithms.schedulers import SCHEDULERS
-from vadtune.search.cluster.join import joined
-from vadtune.search.driver.callbacks import BudgetStopper, SearchCallback
+from vadtune.search.driver.callbacks import BudgetStopper, SearchCallback, short_name
 from vadtune.search.driver.progress import ProgressDisplay, duration
-from vadtune.search.driver.ray_start import PendingRay, ended_with_ray, pending_ray
-from vadtune.search.driver.resources import check_resources
+from vadtune.search.driver.ray_start import PendingRay, ended_with_ray
 from vadtune.search.driver.session import SESSIONS, GpuMeter, Session
 from vadtune.search.driver.signals import stop_signals
 from vadtune.search.ray_compat import adapted_tune, asha_rungs, check_protective
 from vadtune.search.resume.retries import MAX_RETRIES, is_transient_failure
-from vadtune.search.resume.snapshot import atomic_snapshots, restore_snapshot
+from vadtune.search.resume.snapshot import atomic_snapshots
 from vadtune.search.trials.placement import order_of, pack_size, place_trials, with_order
 from vadtune.search.trials.trial_data import TrialData
 from vadtune.tracking.commands import next_command
 from vadtune.tracking.redact import without_secrets
 from vadtune.tracking.run_log import logged_params
-from vadtune.tracking.spool import is_finished
-from vadtune.tracking.store import client_of, connect, sqlite_path, store_of, tracking_uri
-from vadtune.tracking.sync import check_holds, connect_of, sync
+from vadtune.tracking.store import FOLDER, connect, tracking_uri
 from vadtune.tracking.writer import Tracker
 
 logger = logging.getLogger(__name__)
 
-_TUNE = "tune"
+TUNE = "tune"
 _SNAPSHOT_SHARE = 0.1  # of the time of a search, at most
 _INTERRUPTED_SECONDS = 1.5  # how long Ctrl-C waits for the MLflow store; a resume sends the rest
 
@@ -113,7 +108,8 @@ def run_search(
     kept = f"{storage.rstrip('/')}/{run}" if is_uri(storage) else str(folder)
     size = pack_size(search, pending.cores)
     search = with_order(search, size, pending.cores)
-    where = f"{kept}/{_TUNE}"
+    where = f"{kept}/{TUNE}"
+    recorded = where if is_uri(storage) else TUNE
     with _nothing_left(folder) as cleanup:
         write_atomically(folder / SEARCH_FILE, search.to_yaml().encode())
         tracker = Tracker(client, uri, search.name, run, folder)
@@ -121,16 +117,17 @@ def run_search(
             params=logged_params(search),
             tags={
                 "vadtune.seed": str(search.search.seed),
-                "vadtune.folder": str(folder),
+                FOLDER: str(folder),
                 "vadtune.masks": json.dumps(data.mask_hashes),
                 "vadtune.scored": data.scored,
             },
             artifacts=[folder / SEARCH_FILE],
         )
         cleanup.callback(tracker.discard)  # ``start`` itself leaves no run if it fails
-        write_run(folder, Run(run, search.name, tracker.experiment_id, tracker.run_id, without_secrets(uri), where))
+        ids = tracker.experiment_id, tracker.run_id
+        write_run(folder, Run(run, search.name, *ids, without_secrets(uri), recorded, str(folder)))
     with run_lock(folder):
-        return _run(search, data, tracker, where, set(), pending, size, address)
+        return run_to_end(search, data, tracker, where, set(), pending, size, address)
 
 
 @contextlib.contextmanager
@@ -142,55 +139,7 @@ def _nothing_left(folder: Path) -> Iterator[contextlib.ExitStack]:
         cleanup.pop_all()  # it has started: nothing is called
 
 
-def resume_search(folder: Path, *, tracking_uri: str | None, address: str | None = None) -> SearchOutcome | None:
-    """Completes a search that was interrupted or killed.
-
-    Args:
-        folder: The folder of the search.
-        tracking_uri: The MLflow store; None for the one that the search was started with.
-        address: Address of a running Ray cluster; None to start a Ray on this machine.
-
-    Returns:
-        How the search ended; None if it was complete.
-
-    Raises:
-        SearchError: The folder holds no search that can be resumed.
-        TrackingError: The store does not answer or does not hold the search.
-    """
-    check_protective()
-    run = read_run(folder)
-    uri = store_of(run.tracking_uri, tracking_uri)
-    search = load_recorded_search(folder / SEARCH_FILE)
-    with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
-        check_resources(search.search)
-        client = _client(uri, run, folder)
-        if is_finished(folder):
-            sync(folder, uri, experiment_id=run.experiment_id, run_id=run.parent_run_id)
-            return None
-        data = TrialData(load_dataset(search.data))
-        with pending_ray(data.size) as pending:
-            known = restore_snapshot(folder, run.tune)
-            tracker = Tracker(client, uri, search.name, run.run, folder)
-            tracker.reopen(run.parent_run_id, run.experiment_id)
-            size = pack_size(search, pending.cores)
-            return _run(search, data, tracker, run.tune, known, pending, size, address)
-
-
-def _client(uri: str, run: Run, folder: Path) -> Any:
-    """Returns a client of the store that a search was started with, even of a server that does not answer now."""
-    try:
-        client = connect_of(folder, uri)
-    except TrackingError as error:
-        if sqlite_path(uri) is not None:
-            raise
-        logger.warning("%s", error)
-        logger.warning("the search continues without it, results are kept until it answers")
-        return client_of(uri)
-    check_holds(client, uri, folder, run.parent_run_id)
-    return client
-
-
-def _run(
+def run_to_end(
     search: SearchFile,
     data: TrialData,
     tracker: Tracker,
@@ -204,7 +153,8 @@ def _run(
     run = tracker.search
     start = time.monotonic()
     budget, total = search.search.time_budget_s, sample_count(search)
-    logger.info("search %s: %d trials; MLflow: %s", run, total, without_secrets(tracker.uri))
+    trials = "trials until its budget is used up" if total is None else f"{total} trials"
+    logger.info("search %s: %s; MLflow: %s", run, trials, without_secrets(tracker.uri))
     logger.info("scored on %s", data.scored)
     folder = tracker.folder
     resume = next_command(f"resume {run}", folder=folder, uri=tracker.uri, address=address)
@@ -234,7 +184,7 @@ def _run(
                 if known:
                     tuner = tune.Tuner.restore(where, trainable=trainable, resume_unfinished=True)
                 else:
-                    tuner = _tuner(search, run, trainable, where.removesuffix(f"/{_TUNE}"))
+                    tuner = _tuner(search, run, trainable, where.removesuffix(f"/{TUNE}"))
                 if not interrupted:  # before Tune listens for signals
                     _fit(tuner, session)
         except BaseException as error:
@@ -257,7 +207,7 @@ def _fit(tuner: tune.Tuner, session: Session) -> None:
     try:
         tuner.fit()
     except (EOFError, pickle.UnpicklingError):
-        if not session.full and len(session.ended) < session.total:
+        if not session.full and not session.has_all:
             raise
 
 
@@ -269,7 +219,7 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
     """Logs the end of a search to MLflow and to the log."""
     search, tracker, run = session.search, session.tracker, session.tracker.search
     counts = dict(session.counts())
-    stopped_early = bool(session.signals) and len(session.ended) < session.total
+    stopped_early = bool(session.signals) and not session.has_all
     metrics = {f"best_{search.search.metric}": session.best[0]} if session.best else {}
     if search.search.gpus_per_trial:
         metrics["gpu_hours"] = round(session.gpus.hours, 6)
@@ -278,7 +228,7 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
     logged = tracker.finish(
         status="KILLED" if stopped_early else "FINISHED",
         metrics={f"trials_{end}": count for end, count in counts.items()} | metrics,
-        tags={"vadtune.summary": json.dumps(summary)},
+        tags={"vadtune.summary": json.dumps(summary), FOLDER: str(tracker.folder)},
         artifacts={"summary.json": json.dumps(summary, indent=1) + "\n"},
         at_most=_INTERRUPTED_SECONDS if stopped_early else None,
     )
@@ -305,11 +255,11 @@ def _finish(session: Session, seconds: float) -> SearchOutcome:
 
 
 def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.Tuner:
-    config = search.search
+    config, samples = search.search, sample_count(search)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            num_samples=sample_count(search),
+            num_samples=-1 if samples is None else samples,
             search_alg=Searcher(search),
             scheduler=SCHEDULERS[config.scheduler](search),
             metric=None if config.scheduler == "none" else config.metric,
@@ -319,7 +269,7 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
             trial_dirname_creator=_trial_folder,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE,
+            name=TUNE,
             storage_path=storage,
             callbacks=[SearchCallback(run)],
             stop=BudgetStopper(run),
@@ -331,4 +281,5 @@ def _tuner(search: SearchFile, run: str, trainable: Any, storage: str) -> tune.T
 
 
 def _trial_folder(trial: Any) -> str:
-    return str(trial.trial_id)
+    """Returns the name of a trial's folder; Tune keeps this function by its name for searches that are resumed."""
+    return f"{short_name(trial)}-{trial.trial_id}"

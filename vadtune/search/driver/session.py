@@ -54,7 +54,7 @@ class Session:
         search: The search file.
         tracker: Writes to MLflow.
         display: Shows the progress.
-        total: Number of trials.
+        total: Number of trials; None if only a budget ends the search.
         signals: The stop signals received so far.
         deadline: End of the time budget, by ``time.monotonic``; None without a budget.
         gpus: Counts the GPU-hours used.
@@ -73,12 +73,13 @@ class Session:
         rungs: What ASHA knows: for each rung, highest first, trial id -> score.
         full: Why a checkpoint could not be written, where the disk is full; empty where it is not.
         start: When the search was begun or resumed, by ``time.monotonic``.
+        seconds_before: How long it ran before it was resumed.
     """
 
     search: SearchFile
     tracker: Tracker
     display: ProgressDisplay
-    total: int
+    total: int | None
     signals: list[int]
     deadline: float | None
     gpus: GpuMeter
@@ -97,6 +98,23 @@ class Session:
     rungs: list[dict[str, float]] = field(default_factory=list)
     full: str = ""
     start: float = field(default_factory=time.monotonic)
+    seconds_before: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the search has run, with the time before it was resumed."""
+        return self.seconds_before + time.monotonic() - self.start
+
+    def add_time_before(self, seconds: float) -> None:
+        """Counts time before a resume, which is part of the time budget."""
+        self.seconds_before += seconds
+        if self.deadline is not None:
+            self.deadline -= seconds
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all trials have ended; never if only a budget ends the search."""
+        return self.total is not None and len(self.ended) >= self.total
 
     @property
     def is_spent(self) -> bool:
@@ -134,12 +152,13 @@ class Session:
         trials = f"{running} running, {counts['completed']} completed, {counts['stopped']} stopped, {failed} failed"
         best = f"best {self.best[0]:.4f} ({self.best[1]})" if self.best else "no score yet"
         left, now_ended = "", len(self.ended) - self.ended_before
-        if now_ended and len(self.ended) < self.total:
-            seconds = elapsed / now_ended * (self.total - len(self.ended))
-            if self.deadline is not None and (rest := self.deadline - time.monotonic()) > 0:
-                seconds = min(seconds, rest)
-            left = f", about {duration(seconds)} left"
-        return f"{len(self.ended)}/{self.total} trials: {trials}; {best}; {duration(elapsed)}{left}"
+        rest = 0.0 if self.deadline is None else self.deadline - time.monotonic()
+        until = [rest] if rest > 0 else []
+        if self.total is None or (now_ended and len(self.ended) < self.total):
+            until += [] if self.total is None else [elapsed / now_ended * (self.total - len(self.ended))]
+            left = f", about {duration(min(until))} left" if until else ""
+        of = "" if self.total is None else f"/{self.total}"
+        return f"{len(self.ended)}{of} trials: {trials}; {best}; {duration(elapsed)}{left}"
 
 
 SESSIONS: dict[str, Session] = {}

@@ -26,6 +26,7 @@ from vadtune.core.errors import SearchError, VadtuneError
 from vadtune.core.reading import check_archive, open_regular
 from vadtune.search.adaptation import VERSIONS
 from vadtune.search.ray_compat import saved_states
+from vadtune.search.resume.generator_state import GENERATOR_STATE, adapted_state
 from vadtune.search.resume.pickle_check import NotListedError, check_state
 from vadtune.search.resume.upgrade import OLD_NAMES, upgrade_state
 
@@ -110,12 +111,13 @@ def _check_bounds(path: Path) -> None:
         raise VadtuneError(f"{path}: cannot be read ({error}); start the search again") from error
 
 
-def restore_snapshot(folder: Path, tune: str) -> set[str]:
+def restore_snapshot(folder: Path, tune: str, samples: int | None = None) -> set[str]:
     """Writes the last snapshot as the newest of Tune's files, from which Tune then restores.
 
     Args:
         folder: The folder of the search.
         tune: Folder or URI in which Tune keeps its state.
+        samples: Number of trials that the search is to have; None if only a budget ends it.
 
     Returns:
         The ids of the trials in the snapshot; empty without a snapshot, where the search starts from its beginning.
@@ -132,6 +134,8 @@ def restore_snapshot(folder: Path, tune: str) -> set[str]:
             files = {Path(name).name: _checked(archive.read(name)) for name in archive.namelist()}
         state = json.loads(files[f"{_TRIALS}.json"])
         trials = {json.loads(trial)["trial_id"] for trial, _ in state["trial_data"]}
+        if (name := f"{GENERATOR_STATE}.json") in files:
+            files[name] = adapted_state(files[name], tune, samples)
     except FileNotFoundError:
         return set()
     except NotListedError as error:

@@ -35,7 +35,7 @@ def pack_size(search: SearchFile, cores: int | None) -> int:
     if search.search.pack != "auto":
         return int(search.search.pack)
     if search.search.gpus_per_trial and _gpus(cores):
-        size = min(_GPU_PACK, sample_count(search))
+        size = min(_GPU_PACK, sample_count(search) or _GPU_PACK)
         logger.info("search.pack %d: a GPU trains configurations of one shape together", size)
         return size
     logger.info("search.pack 1: a CPU trains configurations one by one")
