@@ -122,9 +122,8 @@ def test_a_terminal_is_asked(
 
 
 def test_the_disk_space_of_a_search_is_listed(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
-    client = connect(finished.search.uri)
-    client.set_tag(finished.search.run_id, "vadtune.folder", str(finished.folder / "tune"))
-    assert main(["list", "--tracking-uri", finished.search.uri, "--format", "json"]) == 0
+    storage = ["--storage", str(finished.folder)]
+    assert main(["list", "--tracking-uri", finished.search.uri, "--format", "json", *storage]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    size = sum(path.stat().st_size for path in (finished.folder / "tune").rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in finished.folder.rglob("*") if path.is_file())
     assert row["disk_mb"] == pytest.approx(size / 1e6, abs=0.05)

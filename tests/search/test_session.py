@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vadtune.artifacts.run_folder import STATE_FILE, STATE_HASH
-from vadtune.search.driver.session import Session
+from vadtune.search.driver.session import GpuMeter, Session
 
 
 def session(**values: Any) -> Session:
@@ -53,3 +53,17 @@ def test_the_time_left_is_estimated_from_trials_ended_since_the_resume() -> None
     assert session(ended=ENDED, ended_before=3).line(1).endswith(", about 10m 00s left")
     assert session(ended=ENDED, deadline=time.monotonic() + 60.2).line(1).endswith(", about 1m 00s left")
     assert session(ended=ENDED, total=4).line(0).endswith("; 1m 40s")
+
+
+def test_a_search_that_only_a_budget_ends_has_no_number_of_trials() -> None:
+    assert session(ended=ENDED, total=None).line(1).startswith("4 trials: ")
+    until = time.monotonic() + 60.2
+    assert session(ended=ENDED, total=None, deadline=until).line(1).endswith(", about 1m 00s left")
+
+
+def test_time_before_a_resume_is_part_of_the_budget() -> None:
+    resumed = session(gpus=GpuMeter(None), deadline=time.monotonic() + 3600)
+    assert not resumed.is_spent
+    resumed.add_time_before(3601)
+    assert resumed.is_spent
+    assert resumed.seconds >= 3701

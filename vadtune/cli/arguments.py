@@ -85,7 +85,7 @@ ENSEMBLE = argument(
 )
 STORAGE = argument("--storage", default="runs", metavar="DIR", help="folder of the searches (default: runs)")
 EXPERIMENT = (
-    argument("experiment", metavar="EXPERIMENT", help="name of the search"),
+    argument("experiment", metavar="EXPERIMENT", help="name of the search, or its run folder"),
     argument("--run", dest="search_run", metavar="RUN", help="run of the search (default: the latest)"),
     STORAGE,
     tracking_store(),

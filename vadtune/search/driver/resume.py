@@ -61,11 +61,11 @@ def resume_search(
     run = _moved_here(folder, read_run(folder))
     uri = store_of(run.tracking_uri, tracking_uri)
     with joined(address) if address else contextlib.nullcontext(), run_lock(folder):
+        client = _client(uri, run, folder)
         search = resumed_search(folder)
         if wanted:
             search = enlarged_search(folder, search, wanted)
         check_resources(search.search)
-        client = _client(uri, run, folder)
         if is_finished(folder) and (not wanted or has_all_trials(folder, search)):
             sync(folder, uri, experiment_id=run.experiment_id, run_id=run.parent_run_id)
             return None
