@@ -181,10 +181,9 @@ def run_to_end(
                 atomic_snapshots(folder),
             ):
                 session.pack_gpus = int(ray.cluster_resources().get("GPU", 0))  # each trains a pack, see place_trials
-                if known:
+                tuner = _tuner(search, run, trainable, where.removesuffix(f"/{TUNE}"))
+                if known:  # from the file that the line above has written anew, and the snapshot that was put back
                     tuner = tune.Tuner.restore(where, trainable=trainable, resume_unfinished=True)
-                else:
-                    tuner = _tuner(search, run, trainable, where.removesuffix(f"/{TUNE}"))
                 if not interrupted:  # before Tune listens for signals
                     _fit(tuner, session)
         except BaseException as error:

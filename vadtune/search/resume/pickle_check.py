@@ -27,7 +27,6 @@ _CALLED = {
     "optuna.trial._state.TrialState",
     "pyarrow._fs.FileSystem._from_uri",
     *(f"pyarrow._{kind}.{name}._reconstruct" for kind, name in (("s3fs", "S3FileSystem"), ("gcsfs", "GcsFileSystem"))),
-    "ray.air._internal.usage.AirEntrypoint",
     "vadtune.config.search_file.parse_search",
 }
 """What a state may call: data types, and functions without effects."""
@@ -56,17 +55,14 @@ _NAMED = {
     "ray.train._internal.checkpoint_manager._CheckpointManager",
     "ray.train._internal.session._TrainingResult",
     *(f"ray.train._internal.storage.{name}" for name in ("StorageContext", "_FilesystemSyncer", "_upload_to_fs_path")),
-    *(f"ray.tune.{name}" for name in ("Checkpoint", "CheckpointConfig", "FailureConfig", "RunConfig")),
+    *(f"ray.tune.{name}" for name in ("Checkpoint", "CheckpointConfig")),
     "ray.tune.execution.placement_groups.PlacementGroupFactory",
     "ray.tune.experiment.experiment.Experiment",
-    "ray.tune.schedulers.async_hyperband._Bracket",
-    "ray.tune.tune_config.TuneConfig",
     "uuid.UUID",
-    *(f"vadtune.search.algorithms.samplers.{name}" for name in ("Searcher", "_End")),
-    *(f"vadtune.search.algorithms.schedulers.{name}" for name in ("AshaSkippingClosedForm", "Fifo")),
+    "vadtune.search.algorithms.samplers._End",
     "vadtune.search.algorithms.space.suggest",
     "vadtune.search.algorithms.trial_history.RecentTrials",
-    *(f"vadtune.search.driver.callbacks.{name}" for name in ("BudgetStopper", "SearchCallback")),
+    "vadtune.search.driver.callbacks.BudgetStopper",
     "vadtune.search.driver.run._trial_folder",
 }
 """What a state may name, as the class of an object or to keep a reference, but not call."""

@@ -33,8 +33,8 @@ from vadtune.search.resume.upgrade import OLD_NAMES, upgrade_state
 logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
-_TUNER, _ERROR = "tuner.pkl", "error.pkl"
-_STATES = (_TRIALS, "searcher-state", "search_gen_state", "callback-states")  # Tune loads the last file of each
+_ERROR = "error.pkl"
+_STATES = (_TRIALS, "searcher-state", "search_gen_state", "callback-states", "tuner.pkl")
 
 
 def saved_at(folder: Path) -> float:
@@ -149,13 +149,6 @@ def restore_snapshot(folder: Path, tune: str, samples: int | None = None) -> set
         for name, content in files.items():
             with filesystem.open_output_stream(f"{place}/{Path(name).stem}-{now}{Path(name).suffix}") as stream:
                 stream.write(content)
-        with filesystem.open_input_stream(f"{place}/{_TUNER}") as stream:
-            content = stream.read()
-        if (upgraded := _checked(content)) != content:
-            with filesystem.open_output_stream(f"{place}/{_TUNER}") as stream:
-                stream.write(upgraded)
-    except NotListedError as error:
-        raise SearchError(f"{tune}/{_TUNER}: {error}; resume only searches of your own") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise VadtuneError(f"{tune}: cannot be written ({error}); make room, or set its credentials") from error
     return trials
@@ -168,7 +161,7 @@ def _checked(content: bytes) -> bytes:
 
 
 def _delete_states(filesystem: fs.FileSystem, place: str) -> None:
-    """Deletes what Tune would load beside the snapshot: states that it saved before, and the errors of trials."""
+    """Deletes what Tune would load beside the snapshot: states that it saved before, its own, and errors of trials."""
     for info in filesystem.get_file_info(fs.FileSelector(place, recursive=True)):
         is_state = info.base_name.startswith(_STATES) and info.path == f"{place}/{info.base_name}"
         if is_state or info.base_name == _ERROR:
