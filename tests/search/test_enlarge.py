@@ -117,7 +117,6 @@ def test_an_enlarged_search_has_what_was_asked_for(tmp_path: Path) -> None:
         ({"samples": 4}, (3, None), r"--samples: counts the trials there are too, 4 so far, got 3; pass more"),
         ({"samples": 4}, (None, "2h"), r"--time-budget: .* has all its 4 trials, got 2h; pass --samples too"),
         ({"time_budget": "1h"}, (None, "30m"), r"--time-budget: counts the time .*, 1h as begun, got 30m; pass more"),
-        ({"scheduler": "hyperband"}, (20, None), r"any scheduler but hyperband, got one with hyperband; start another"),
         ({"samples": 9}, (None, "soon"), r"search\.time_budget: takes a duration .*got 'soon'"),
         (
             {"sampler": "grid", "samples": 2},

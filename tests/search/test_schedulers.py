@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from vadtune.config import SearchConfig, SearchFile, parse_search
@@ -71,3 +72,15 @@ def test_a_denser_curve_is_an_option() -> None:
     assert report_epochs(SearchConfig(report=100), 250) == [28, 84, 100, 200, 250]
     assert report_epochs(SearchConfig(report=100, scheduler="none"), 250) == [100, 200, 250]
     assert len(report_epochs(SearchConfig(scheduler="none"), 250)) == 10
+
+
+def test_after_a_resume_hyperband_waits_for_no_trial_that_had_ended() -> None:
+    scheduler = SCHEDULERS["hyperband"](search_file(9, scheduler="hyperband"))
+    scheduler.set_search_properties("val_missing_rmse", "min")
+    controller: Any = SimpleNamespace(search_alg=SimpleNamespace())
+    ended, waiting = (Trial("x", stub=True) for _ in range(2))
+    ended.status, waiting.status = Trial.TERMINATED, Trial.PENDING
+    for trial in (ended, waiting):
+        scheduler.on_trial_add(controller, trial)
+    assert list(scheduler._trial_info) == [waiting]
+    assert scheduler.choose_trial_to_run(controller) is waiting

@@ -70,8 +70,16 @@ class AshaSkippingClosedForm(_FirstWaiting, ASHAScheduler):
             self.on_trial_remove(tune_controller, trial)
 
 
-def _hyperband(file: SearchFile) -> TrialScheduler:
-    return HyperBandScheduler(time_attr=EPOCH, max_t=file.epochs + 1, reduction_factor=file.search.reduction_factor)
+class Hyperband(HyperBandScheduler):
+    """HyperBand whose brackets do not wait for the trials that had ended before a resume."""
+
+    def __init__(self, file: SearchFile) -> None:
+        super().__init__(time_attr=EPOCH, max_t=file.epochs + 1, reduction_factor=file.search.reduction_factor)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Puts a trial into a bracket. See TrialScheduler."""
+        if not trial.is_finished():
+            super().on_trial_add(tune_controller, trial)
 
 
 def _median(file: SearchFile) -> TrialScheduler:
@@ -81,7 +89,7 @@ def _median(file: SearchFile) -> TrialScheduler:
 
 SCHEDULERS: dict[str, Callable[[SearchFile], TrialScheduler]] = {
     "asha": AshaSkippingClosedForm,
-    "hyperband": _hyperband,
+    "hyperband": Hyperband,
     "median": _median,
     "none": lambda file: Fifo(),
 }

@@ -95,11 +95,6 @@ def enlarged_search(folder: Path, search: SearchFile, wanted: Enlargement) -> Se
     """
     before = search.search
     changes: dict[str, Any] = {}
-    if before.scheduler == "hyperband":  # its brackets would wait for trials that have ended
-        raise ConfigError(
-            "--samples, --time-budget: enlarge searches with any scheduler but hyperband, got one with hyperband; "
-            "start another search"
-        )
     if wanted.samples is not None:
         if before.sampler == "grid":
             raise ConfigError(
