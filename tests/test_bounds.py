@@ -174,6 +174,7 @@ SEARCH_FILES: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "message"), SEARCH_FILES, ids=lambda value: getattr(value, "__name__", None))
 def test_a_search_file_beyond_all_bounds_is_refused(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
     make(tmp_path / "search.yaml")
@@ -182,6 +183,7 @@ def test_a_search_file_beyond_all_bounds_is_refused(make: Callable[[Path], None]
     assert "SECRET" not in line
 
 
+@pytest.mark.slow
 def test_thousands_of_unknown_keys_are_told_soon_and_some_of_them_only(tmp_path: Path) -> None:
     unknown_keys(tmp_path / "search.yaml")
     ended = run("validate", "search.yaml", folder=tmp_path)

@@ -222,6 +222,7 @@ def survives(path: Path, content: bytes) -> None:
         load_search(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.sampled_from(["name", "data", "model", "train", "infer", "search", "other"]), tree=TREES)
 def test_no_section_crashes_the_loader(place: str, tree: Any, tmp_path: Path) -> None:

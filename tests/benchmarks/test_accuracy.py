@@ -71,6 +71,7 @@ def test_holes_of_a_table_are_neither_given_nor_scored() -> None:
     assert np.isnan(task.rows.test[task.cells]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PEERS)
 def test_hidden_values_reach_no_peer(method: str) -> None:
     order = np.random.RandomState(0).permutation(len(TABLE))

@@ -279,6 +279,7 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
     assert f"example: vadtune {command} " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(places: dict[str, str]) -> None:
     results = [sys.executable, "-m", "vadtune", "results", places["experiment"], "--tracking-uri", places["store"]]
     with subprocess.Popen(results, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -152,6 +152,7 @@ def test_many_metrics_are_written_in_few_commits_and_all_of_them(
     assert len(calls) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["create_run", "log_batch"])
 def test_a_store_that_fails_for_a_while_loses_nothing(
     call: str, store: tuple[MlflowClient, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

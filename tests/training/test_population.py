@@ -392,6 +392,7 @@ def test_learned_noise_tells_which_column_is_noisy(iris: IncompleteDataset) -> N
     )
 
 
+@pytest.mark.slow
 def test_the_defaults_of_the_published_code_score_as_they_do_there() -> None:
     """Its dense Adam goes on moving rows between their batches: further by the root of the batches of an epoch."""
     pace = 1e-3 * math.sqrt(40)
