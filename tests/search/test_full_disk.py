@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -26,7 +27,8 @@ class Disk:
     def fill(self, *, free: int = 0) -> None:
         """Leaves so many bytes free."""
         status = os.statvfs(self.folder)
-        self._filler.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - free)))
+        with contextlib.suppress(OSError):  # a search that runs takes what was left
+            self._filler.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - free)))
 
     def make_room(self) -> None:
         self._filler.unlink(missing_ok=True)
