@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-# Tests without Ray run two at a time, a file's tests in one process, each process with one thread.
+# Tests run two at a time, a file's tests in one process, each process with one thread.
 WORKERS ?= 2
 FAST := not ray and not chaos and not slow
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
@@ -31,10 +31,11 @@ test-fast: install
 
 test: lint test-only
 
-# Without lint, which needs the types of the newest numpy.
+# Without lint, which needs the types of the newest numpy. Tests with Ray mostly wait, so two run at a time; those that
+# fail beside another are run once more alone, and must pass then.
 test-only: install
 	$(PARALLEL) -m 'not ray and not chaos'
-	$(BIN)/python -m pytest -m 'ray and not chaos'
+	$(PARALLEL) -m 'ray and not chaos' || $(BIN)/python -m pytest -m 'ray and not chaos' --last-failed --last-failed-no-failures none
 
 # Also kills nodes, servers and drivers. These tests race with a busy machine, so those that fail are run once more, and
 # must pass then.
