@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -127,3 +128,13 @@ def test_the_disk_space_of_a_search_is_listed(finished: Finished, capsys: pytest
     (row,) = json.loads(capsys.readouterr().out)
     size = sum(path.stat().st_size for path in finished.folder.rglob("*") if path.is_file())
     assert row["disk_mb"] == pytest.approx(size / 1e6, abs=0.05)
+
+
+def test_the_copy_of_a_project_is_deleted_from_its_own_store(iris: IncompleteDataset, tmp_path: Path) -> None:
+    original = tmp_path / "original"
+    original.mkdir()
+    search = Finished(original, finished_search(original, iris)).search
+    copy = shutil.copytree(original, tmp_path / "copy")
+    assert main(["delete", str(copy), "--mlflow", "--yes"]) == 0
+    assert connect(search.uri).get_run(search.run_id).info.lifecycle_stage == "active"
+    assert connect(f"sqlite:///{copy / 'mlflow.db'}").get_run(search.run_id).info.lifecycle_stage == "deleted"

@@ -84,11 +84,12 @@ def delete(args: argparse.Namespace) -> None:
         rows = [{"what": "folder", "where": str(folder), "size": f"{_megabytes(disk_use(folder))} MB"}]
         runs = None
         if args.mlflow:
+            from vadtune.tracking.places import store_beside
             from vadtune.tracking.redact import without_secrets
             from vadtune.tracking.removal import SearchRuns
             from vadtune.tracking.store import store_of
 
-            uri = store_of(run.tracking_uri, args.tracking_uri)
+            uri = store_of(store_beside(folder, run), args.tracking_uri)
             runs = SearchRuns(folder, run, uri)
             rows.append({"what": "MLflow runs", "where": without_secrets(uri), "size": f"{len(runs.ids)} runs"})
         print_table(rows)
