@@ -43,11 +43,7 @@ def plan_pruning(folder: Path, keep: int) -> Pruning:
             f"{next_command(f'resume {folder.name}', folder=folder)}"
         )
 
-    def here(checkpoint: str) -> Path:
-        path = Path(checkpoint)
-        return folder / "tune" / path.parent.name / path.name
-
-    best = [here(trial.checkpoint) for trial in ranked(found.trials, found.metric) if trial.checkpoint]
+    best = [Path(trial.checkpoint) for trial in ranked(found.trials, found.metric) if trial.checkpoint]
     kept = [path for path in best if any(path.glob(f"*/{MANIFEST}"))][:keep]
-    last = {here(trial.checkpoint) for trial in found.trials if trial.checkpoint}
+    last = {Path(trial.checkpoint) for trial in found.trials if trial.checkpoint}
     return Pruning(kept, unneeded(folder, kept, last))

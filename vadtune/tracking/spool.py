@@ -129,8 +129,7 @@ def read_entries(folder: Path) -> Iterator[Entry]:
 def is_delivered(folder: Path) -> bool:
     """Returns whether the store has received all lines of a log; changes nothing."""
     try:
-        mark = int((folder / DELIVERED_FILE).read_text())
-        return mark >= (folder / SPOOL_FILE).read_bytes().rfind(b"\n") + 1
+        return int(read_bounded(folder / DELIVERED_FILE)) >= end_of_lines(folder / SPOOL_FILE)
     except (OSError, ValueError):
         return False
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _TRIALS = "experiment_state"
 _ERROR = "error.pkl"
-_STATES = (_TRIALS, "searcher-state", "search_gen_state", "callback-states", "tuner.pkl")
+_STATES = (_TRIALS, "searcher-state", GENERATOR_STATE, "callback-states", "tuner.pkl")
 
 
 def saved_at(folder: Path) -> float:
