@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vadtune.config import SearchFile
-from vadtune.core.memory import return_freed_memory
 from vadtune.data import HeldOut, Scaler, SearchData
 from vadtune.search.algorithms.schedulers import EPOCH, next_report, report_epochs
 from vadtune.search.resume.retries import Recoverable
@@ -82,7 +81,6 @@ class TrainTrial(Recoverable):
         device = "cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu"
         self._evaluation = self._posteriors = None
         self.__dict__.pop("_population", None)  # its memory is free before the next one needs it
-        return_freed_memory()
         self._population = Population([trial], self._data.train, device)
         self._due = report_epochs(settings, trial.train.epochs)
         return True
